@@ -1,0 +1,171 @@
+"""Encoders on disk: `model.safetensors` and `config.json` in one folder.
+
+The fingerprint identifies an encoder by architecture and weights. An index stores it and refuses
+any other encoder; a submodel extracted from a model keeps its parent's, since it answers the
+same index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from matvit.config import MatViTConfig
+from matvit.preprocess import Preprocess
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+SETTINGS = "config.json"
+BUNDLED = Path(__file__).parent / "weights"
+_KEYS = {
+    "format_version", "name", "fingerprint", "weights", "submodel", "model", "preprocess",
+    "training",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A stored encoder.
+
+    Attributes:
+        name: What to call it.
+        config: Architecture of the full model.
+        preprocess: How images become its input.
+        tensors: float32 weights under timm's names.
+        training: How the weights came to be; free-form.
+        submodel: For an extracted submodel, what was cut; None for a full MatViT.
+        fingerprint: Identity of the full encoder; computed from the weights if empty.
+    """
+
+    name: str
+    config: MatViTConfig
+    preprocess: Preprocess
+    tensors: Mapping[str, Tensor]
+    training: dict[str, Any] = field(default_factory=dict)
+    submodel: str | None = None
+    fingerprint: str = ""
+
+
+def fingerprint(config: MatViTConfig, tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits that change with the architecture or with any weight of the encoder.
+
+    The classification head is left out: it takes no part in embedding.
+
+    Args:
+        config: Architecture.
+        tensors: Weights under timm's names; compared as float32.
+    """
+    shape = {key: value for key, value in config.to_dict().items() if key != "num_classes"}
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
+    for key in sorted(key for key in tensors if not key.startswith("head.")):
+        values = tensors[key].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"\n{key} {tuple(values.shape)}\n".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def bundled() -> list[str]:
+    """Names of the encoders that come with the package."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{SETTINGS}"))
+
+
+def locate(source: str | Path) -> Path:
+    """Find a checkpoint folder: a bundled name, or a path.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    if str(source) in bundled():
+        return BUNDLED / str(source)
+    folder = Path(source)
+    if (folder / SETTINGS).is_file():
+        return folder
+    raise FileNotFoundError(
+        f"no encoder {str(source)!r}: bundled encoders are {', '.join(bundled()) or 'none'}; "
+        f"or give a folder that holds {SETTINGS} and {WEIGHTS}"
+    )
+
+
+def write(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a checkpoint; weights first, settings last, each in one step.
+
+    An interrupted write leaves files whose fingerprints disagree, which `read` refuses.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights_fingerprint = fingerprint(checkpoint.config, checkpoint.tensors)
+    settings = {
+        "format_version": FORMAT_VERSION,
+        "name": checkpoint.name,
+        "fingerprint": checkpoint.fingerprint or weights_fingerprint,
+        "weights": weights_fingerprint,
+        "submodel": checkpoint.submodel,
+        "model": checkpoint.config.to_dict(),
+        "preprocess": checkpoint.preprocess.to_dict(),
+        "training": checkpoint.training,
+    }
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as staging:
+        weights, description = Path(staging) / WEIGHTS, Path(staging) / SETTINGS
+        tensors = {k: v.detach().to("cpu", dtype).clone() for k, v in checkpoint.tensors.items()}
+        save_file(tensors, weights, metadata={"format": "pt"})
+        description.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        weights.replace(folder / WEIGHTS)
+        description.replace(folder / SETTINGS)
+    return folder
+
+
+def read(source: str | Path) -> Checkpoint:
+    """Read a checkpoint, whole or extracted, and check that the weights are those written.
+
+    Raises:
+        FileNotFoundError: If there is no such encoder.
+        ValueError: If a file is damaged or of another version.
+    """
+    folder = locate(source)
+    settings = _read_settings(folder / SETTINGS)
+    try:
+        stored = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {folder / WEIGHTS}: {error}") from error
+    config = MatViTConfig.from_dict(settings["model"])
+    tensors = {key: value.float() for key, value in stored.items()}
+    found = fingerprint(config, tensors)
+    if found != settings["weights"]:
+        raise ValueError(
+            f"{folder / WEIGHTS} is damaged or was changed: its fingerprint is {found}, "
+            f"{SETTINGS} says {settings['weights']}; restore both files from where they came"
+        )
+    return Checkpoint(
+        name=settings["name"],
+        config=config,
+        preprocess=Preprocess.from_dict(settings["preprocess"]),
+        tensors=tensors,
+        training=settings["training"],
+        submodel=settings["submodel"],
+        fingerprint=settings["fingerprint"],
+    )
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    if not isinstance(settings, dict) or set(settings) != _KEYS:
+        raise ValueError(f"{path} does not describe an encoder; expected keys {sorted(_KEYS)}")
+    if settings["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {settings['format_version']}, "
+            f"this program reads version {FORMAT_VERSION}"
+        )
+    return settings

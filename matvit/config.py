@@ -1,0 +1,119 @@
+"""The shape of a MatViT, in timm's own words."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatViTConfig:
+    """Architecture of a nested Vision Transformer.
+
+    Every field is the `timm.models.vision_transformer.VisionTransformer` argument of the same
+    name, so a timm model's settings can be copied over unchanged.
+
+    Args:
+        img_size: Side of the square input, in pixels.
+        patch_size: Side of a patch, in pixels.
+        embed_dim: Token width D; also the dimension of the embeddings.
+        depth: Number of blocks.
+        num_heads: Attention heads per block.
+        mlp_ratio: Hidden units of the full feed-forward network, in units of `embed_dim`.
+        num_classes: Classes of the training head; 0 for none. The head is not part of the encoder.
+        global_pool: `"token"` reads the class token, `"avg"` averages the patch tokens.
+        class_token: Whether there is a class token.
+        reg_tokens: Number of register tokens.
+        qkv_bias: Bias in the query, key and value projections.
+        qk_norm: Normalise queries and keys.
+        init_values: Initial value of layer scale; None for no layer scale.
+        no_embed_class: Give no position embedding to class and register tokens.
+        pre_norm: Normalise the tokens before the first block.
+        fc_norm: Normalise after pooling instead of before; None follows timm (after `"avg"`).
+        dynamic_img_size: Accept other input sizes by resampling the position embedding.
+
+    Raises:
+        ValueError: If the sizes do not fit together.
+    """
+
+    img_size: int
+    patch_size: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    num_classes: int = 0
+    global_pool: Literal["token", "avg"] = "token"
+    class_token: bool = True
+    reg_tokens: int = 0
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    init_values: float | None = None
+    no_embed_class: bool = False
+    pre_norm: bool = False
+    fc_norm: bool | None = None
+    dynamic_img_size: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.img_size % self.patch_size:
+            raise ValueError(
+                f"img_size must be a multiple of patch_size {self.patch_size}, got {self.img_size}"
+            )
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim must be a multiple of num_heads {self.num_heads}, got {self.embed_dim}"
+            )
+        if self.hidden_dim < 8 or self.hidden_dim % 8:
+            raise ValueError(
+                "embed_dim * mlp_ratio must be a multiple of 8, since the smallest trained "
+                f"size keeps one eighth of it; got {self.hidden_dim}"
+            )
+        if self.global_pool not in ("token", "avg"):
+            raise ValueError(f"global_pool must be 'token' or 'avg', got {self.global_pool!r}")
+        if self.global_pool == "token" and not self.class_token:
+            raise ValueError("global_pool='token' reads the class token; set class_token=True")
+        if self.num_classes < 0 or self.reg_tokens < 0:
+            raise ValueError("num_classes and reg_tokens cannot be negative")
+
+    @property
+    def hidden_dim(self) -> int:
+        """Hidden units of every full feed-forward network."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Class and register tokens."""
+        return int(self.class_token) + self.reg_tokens
+
+    def tokens(self, img_size: int | None = None) -> int:
+        """Tokens per image, prefix tokens included.
+
+        Raises:
+            ValueError: If `img_size` is not a positive multiple of the patch size.
+        """
+        size = self.img_size if img_size is None else img_size
+        if size < self.patch_size or size % self.patch_size:
+            raise ValueError(f"img_size must be a multiple of {self.patch_size}, got {size}")
+        return (size // self.patch_size) ** 2 + self.prefix_tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MatViTConfig:
+        """Read the fields back.
+
+        Raises:
+            ValueError: If a key is unknown or missing.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown model settings {unknown}; known: {sorted(known)}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"incomplete model settings: {error}") from error

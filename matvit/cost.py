@@ -1,0 +1,83 @@
+"""What an encoder costs: multiply-accumulates and parameters, in closed form.
+
+Counting rule: one MAC is one multiplication and one addition, so torch's FLOP counter reads
+twice these numbers. Matrix products are counted, attention included; biases, norms, softmax and
+activations are not. For N tokens of dimension D, per block:
+
+    query, key, value and output projections   4 N D^2
+    attention scores and weighted sum          2 N^2 D
+    feed-forward network                       2 N D width
+
+Only the last line shrinks with the submodel, so the smallest trained size of a ViT-B/16 still
+costs 44 % of the full encoder. The classification head is no part of the encoder.
+"""
+
+from __future__ import annotations
+
+from matvit.config import MatViTConfig
+from matvit.submodel import Submodel
+
+
+def count_macs(config: MatViTConfig, submodel: Submodel, img_size: int | None = None) -> int:
+    """Multiply-accumulates of embedding one image.
+
+    Args:
+        config: The full model.
+        submodel: The part of it that runs.
+        img_size: Side of the input in pixels; the model's own if None.
+
+    Raises:
+        ValueError: If the submodel is not one of this model's, or the size does not fit.
+    """
+    check_submodel(config, submodel)
+    tokens, dim = config.tokens(img_size), config.embed_dim
+    patches = tokens - config.prefix_tokens
+    patch_embedding = patches * 3 * config.patch_size**2 * dim
+    attention = config.depth * (4 * tokens * dim**2 + 2 * tokens**2 * dim)
+    feed_forward = 2 * tokens * dim * sum(submodel.widths)
+    return patch_embedding + attention + feed_forward
+
+
+def count_params(config: MatViTConfig, submodel: Submodel) -> int:
+    """Parameters of the extracted encoder, biases, norms and embeddings included."""
+    check_submodel(config, submodel)
+    return (
+        _stem_params(config)
+        + config.depth * _attention_params(config)
+        + sum(
+            (2 * width * config.embed_dim) + width + config.embed_dim for width in submodel.widths
+        )
+    )
+
+
+def check_submodel(config: MatViTConfig, submodel: Submodel) -> None:
+    """Refuse a submodel of another model.
+
+    Raises:
+        ValueError: If depth or hidden width differ.
+    """
+    if len(submodel.widths) != config.depth or submodel.hidden_dim != config.hidden_dim:
+        raise ValueError(
+            f"submodel {submodel} is for {len(submodel.widths)} blocks of {submodel.hidden_dim} "
+            f"hidden units, this model has {config.depth} of {config.hidden_dim}"
+        )
+
+
+def _stem_params(config: MatViTConfig) -> int:
+    """Patch, position and prefix embeddings, and the norms outside the blocks."""
+    dim = config.embed_dim
+    patches = (config.img_size // config.patch_size) ** 2
+    positions = patches if config.no_embed_class else patches + config.prefix_tokens
+    projection = 3 * config.patch_size**2 * dim + (0 if config.pre_norm else dim)
+    norms = 2 * dim * (1 + int(config.pre_norm))
+    return projection + (positions + config.prefix_tokens) * dim + norms
+
+
+def _attention_params(config: MatViTConfig) -> int:
+    """Attention of one block, with the block's two norms and layer scales."""
+    dim = config.embed_dim
+    qkv = 3 * dim * dim + (3 * dim if config.qkv_bias else 0)
+    output = dim * dim + dim
+    norms = 4 * dim + (4 * (dim // config.num_heads) if config.qk_norm else 0)
+    layer_scale = 2 * dim if config.init_values else 0
+    return qkv + output + norms + layer_scale

@@ -1,0 +1,61 @@
+"""Which submodels are worth considering.
+
+References:
+    MatFormer, section 3.3 (Mix'n'Match): any size in any block gives a working encoder; the
+    paper's rule of thumb keeps widths non-decreasing with depth, in the smallest steps.
+    https://arxiv.org/abs/2310.07707
+"""
+
+from __future__ import annotations
+
+from itertools import combinations_with_replacement
+
+from matvit.config import MatViTConfig
+from matvit.cost import count_macs
+from matvit.submodel import Granularity, Submodel
+
+
+def trained_sizes(config: MatViTConfig) -> list[Submodel]:
+    """Return the four sizes that training optimises: S, M, L, XL."""
+    return [
+        Submodel.uniform(size, depth=config.depth, hidden_dim=config.hidden_dim)
+        for size in Granularity
+    ]
+
+
+def mix_n_match(config: MatViTConfig, limit: int | None = None) -> list[Submodel]:
+    """Return the submodels whose widths never decrease with depth, cheapest first.
+
+    There are C(depth + 3, 3) of them, the four trained sizes included: 84 for 6 blocks, 455
+    for 12.
+
+    Args:
+        config: The model they are cut from.
+        limit: Keep at most this many, spread evenly over the range of MACs, the smallest and
+            the largest always among them. None keeps all.
+
+    Raises:
+        ValueError: If `limit` is below 2.
+    """
+    widths = [size.width(config.hidden_dim) for size in Granularity]
+    submodels = [
+        Submodel(chosen, config.hidden_dim)
+        for chosen in combinations_with_replacement(widths, config.depth)
+    ]
+    submodels.sort(key=lambda submodel: (count_macs(config, submodel), submodel.widths))
+    return submodels if limit is None else _spread(config, submodels, limit)
+
+
+def _spread(config: MatViTConfig, submodels: list[Submodel], limit: int) -> list[Submodel]:
+    """Pick `limit` of the submodels (sorted by cost) closest to evenly spaced costs."""
+    if limit < 2:
+        raise ValueError(f"limit must be at least 2 (the smallest and the largest), got {limit}")
+    costs = {submodel: count_macs(config, submodel) for submodel in submodels}
+    low, high = costs[submodels[0]], costs[submodels[-1]]
+    targets = [low + (high - low) * step / (limit - 1) for step in range(limit)]
+    # Of several mixes at one cost, the one in the smallest steps: the least spread of widths.
+    picked = {
+        min(submodels, key=lambda s: (abs(costs[s] - target), s.widths[-1] - s.widths[0]))
+        for target in targets
+    }
+    return sorted(picked, key=lambda submodel: (costs[submodel], submodel.widths))

@@ -1,0 +1,186 @@
+"""From an image file to the pixels an encoder sees: the one place where that is decided.
+
+Corpus, query and training all come through here, so the two sides of a search cannot drift
+apart. The settings and the version of this code travel with every checkpoint and every index as
+a fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+ImageLike = str | Path | bytes | Image.Image
+
+DECODING_VERSION = 1
+"""Raised whenever the same file would come out as other pixels; part of the fingerprint."""
+
+MAX_PIXELS = 178_956_970
+"""Larger images are refused before they are decoded (Pillow's own limit for an error)."""
+
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
+_WHITE = (255, 255, 255, 255)
+
+
+class Decoded(NamedTuple):
+    """An image as the encoder sees it, and how large it was.
+
+    Attributes:
+        pixels: uint8, shape (image_size, image_size, 3), RGB.
+        width: Original width in pixels, after orientation.
+        height: Original height in pixels, after orientation.
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How an image becomes the input of an encoder.
+
+    Args:
+        image_size: Side of the square input in pixels.
+        fit: `"crop"` scales the shorter side and keeps the centre, `"squash"` keeps everything
+            and gives up the aspect ratio.
+        interpolation: `"bicubic"` or `"bilinear"`, both antialiased.
+        mean: Subtracted per channel, on the scale 0..1.
+        std: Divided by per channel, on the scale 0..1.
+    """
+
+    image_size: int = 224
+    fit: Literal["crop", "squash"] = "crop"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+        if self.fit not in ("crop", "squash"):
+            raise ValueError(f"fit must be 'crop' or 'squash', got {self.fit!r}")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(
+                f"interpolation must be 'bicubic' or 'bilinear', got {self.interpolation!r}"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError("mean and std need three values each, and std above 0")
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change when any setting or the decoding code changes."""
+        spec = json.dumps([DECODING_VERSION, self.to_dict()], sort_keys=True)
+        return hashlib.sha256(spec.encode()).hexdigest()[:16]
+
+    def decode(self, source: ImageLike) -> Decoded:
+        """Read an image: orientation applied, transparency on white, first frame, RGB, resized.
+
+        Args:
+            source: Path, the bytes of a file, or an opened Pillow image.
+
+        Raises:
+            FileNotFoundError: If `source` is a path where nothing is.
+            ValueError: If it cannot be read as an image; the message says why.
+        """
+        if isinstance(source, (str, Path)) and not Path(source).exists():
+            raise FileNotFoundError(f"no such image: {source}")
+        try:
+            return self._decode(source)
+        except Exception as error:  # a damaged file makes Pillow raise almost anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"not a readable image: {_strip_address(reason)}") from error
+
+    def pixels(self, source: ImageLike) -> NDArray[np.uint8]:
+        """Read an image as uint8 RGB of shape (image_size, image_size, 3); see `decode`."""
+        return self.decode(source).pixels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
+        """Read the settings back.
+
+        Raises:
+            ValueError: If a key is unknown.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown preprocessing settings {unknown}; known: {sorted(known)}")
+        return cls(**values)
+
+    def _decode(self, source: ImageLike) -> Decoded:
+        image = source if isinstance(source, Image.Image) else _open(source)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
+        if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # orientations that turn by 90 degrees
+            width, height = height, width
+        # A large JPEG is decoded at a fraction of its size, still twice what is needed or more.
+        image.draft("RGB", (2 * self.image_size, 2 * self.image_size))
+        image = _to_rgb(ImageOps.exif_transpose(image))
+        return Decoded(self._resize(image), width, height)
+
+    def _resize(self, image: Image.Image) -> NDArray[np.uint8]:
+        size = (self.image_size, self.image_size)
+        method = Image.Resampling[self.interpolation.upper()]
+        if self.fit == "squash":
+            return np.asarray(image.resize(size, method))
+        return np.asarray(ImageOps.fit(image, size, method))
+
+
+def _strip_address(message: str) -> str:
+    """Drop the `<_io.BytesIO object at 0x...>` that Pillow puts into its messages."""
+    return message.split(" <_io")[0]
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Formats worth trusting with unknown files (no EPS: it starts an interpreter)."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _open(source: str | Path | bytes) -> Image.Image:
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if not data:
+        raise ValueError("the file is empty")
+    return Image.open(io.BytesIO(data), formats=_formats())
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Bring any Pillow mode to 8-bit RGB without clipping and without losing transparency."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _gray_to_rgb(np.asarray(image))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _gray_to_rgb(values: NDArray[Any]) -> Image.Image:
+    """Scale gray values of 16 bits or more, or floats, to 8 bits: `convert` would clip them."""
+    if values.dtype.kind == "f":
+        if not math.isfinite(float(values.sum())):
+            raise ValueError("gray values are not finite")
+        scaled = values * 255 if values.max() <= 1 else values
+    else:
+        scaled = values.astype(np.int64) >> 8
+    return Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")

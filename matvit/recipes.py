@@ -1,0 +1,126 @@
+"""Named ways to train an encoder, each a frozen configuration.
+
+A recipe is a list of phases. Phases differ in what they train (which sizes, at which weights)
+and at which input size; one learning-rate schedule runs through all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from matvit.config import MatViTConfig
+from matvit.preprocess import Preprocess
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of training.
+
+    Args:
+        epochs: Passes over the data; fractions allowed.
+        img_size: Side of the input in pixels.
+        sizes: Submodels trained in every step, as people write them.
+        weights: Weight of each size's loss.
+        micro_batch: Images per forward pass; gradients of a step are added up over them, so this
+            decides speed and memory only.
+    """
+
+    epochs: float
+    img_size: int
+    sizes: tuple[str, ...] = ("S", "M", "L", "XL")
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    micro_batch: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a training run, but for the data and the seed.
+
+    Args:
+        name: What to call it.
+        model: Architecture; the number of classes is taken from the data.
+        phases: What is trained, in order.
+        batch_size: Images per step.
+        learning_rate: Peak of the schedule.
+        weight_decay: Applied to matrices only, not to biases, norms and embeddings.
+        warmup_steps: Steps of linear warm-up; a cosine to zero follows.
+        label_smoothing: Of the cross-entropy.
+        clip_norm: Largest gradient norm.
+        drop_path_rate: Stochastic depth.
+        min_area: Smallest share of an image that a random crop keeps.
+        jitter: Strength of the brightness and contrast changes.
+        ema_decay: Decay of the averaged weights, which are the ones that are kept.
+    """
+
+    name: str
+    model: MatViTConfig
+    phases: tuple[Phase, ...]
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 200
+    label_smoothing: float = 0.1
+    clip_norm: float = 1.0
+    drop_path_rate: float = 0.0
+    min_area: float = 0.35
+    jitter: float = 0.2
+    ema_decay: float = 0.999
+
+    def preprocess(self) -> Preprocess:
+        """Return the preprocessing of the encoder that this recipe trains."""
+        return Preprocess(image_size=self.model.img_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every setting as plain JSON values."""
+        return asdict(self)
+
+
+_VIT = MatViTConfig(
+    img_size=64, patch_size=8, embed_dim=256, depth=6, num_heads=4, dynamic_img_size=True
+)
+
+JOINT64 = Recipe(
+    name="joint64",
+    model=_VIT,
+    phases=(Phase(epochs=30, img_size=64),),
+    drop_path_rate=0.05,
+)
+"""The paper's objective from the first step to the last, at full resolution."""
+
+TINY64_CPU = Recipe(
+    name="tiny64-cpu",
+    model=_VIT,
+    phases=(
+        Phase(epochs=7, img_size=32, sizes=("XL",), weights=(1.0,), micro_batch=256),
+        Phase(epochs=1.5, img_size=32, micro_batch=256),
+        Phase(epochs=0.5, img_size=64),
+    ),
+)
+"""A first encoder on two CPU cores: most steps at a quarter of the tokens and full width only,
+then all four sizes jointly, at last at full resolution."""
+
+APART_S = replace(
+    TINY64_CPU,
+    name="apart-s",
+    model=replace(_VIT, mlp_ratio=0.5),
+    phases=(
+        Phase(epochs=4, img_size=32, sizes=("XL",), weights=(1.0,), micro_batch=256),
+        Phase(epochs=0.5, img_size=64, sizes=("XL",), weights=(1.0,)),
+    ),
+)
+"""An ordinary small ViT of the cost of S, trained on its own: the baseline that cannot ask
+another encoder's index."""
+
+RECIPES = {recipe.name: recipe for recipe in (JOINT64, TINY64_CPU, APART_S)}
+
+
+def recipe(name: str) -> Recipe:
+    """Look a recipe up by name.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; known: {', '.join(sorted(RECIPES))}")
+    return RECIPES[name]

@@ -1,0 +1,319 @@
+"""The training loop: a recipe, labelled images and a seed become an encoder.
+
+A run folder is an encoder like any other (`model.safetensors`, `config.json`), with the recipe
+(`recipe.json`), the log (`log.jsonl`, one object per report) and the state to resume from
+(`state.pt`) beside it. Everything random is derived from the seed and the step, so a resumed run
+takes the very steps that an uninterrupted one would have taken.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from tqdm import tqdm
+
+from matvit.augment import augment
+from matvit.embed import normalize_pixels, resolve_device, resolve_precision
+from matvit.evaluate_training import top1_per_size
+from matvit.losses import joint_cross_entropy
+from matvit.model import MatViT
+from matvit.optimizers import build_optimizers
+from matvit.recipes import Phase, Recipe
+from matvit.training_data import LabelledPixels
+
+STATE = "state.pt"
+LOG = "log.jsonl"
+_REPORT_EVERY = 50
+_VALIDATION_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which phase and which learning rate a step has.
+
+    Args:
+        recipe: The recipe.
+        images: Images in the training set.
+
+    Raises:
+        ValueError: If the recipe amounts to no step at all.
+    """
+
+    recipe: Recipe
+    images: int
+
+    def __post_init__(self) -> None:
+        if self.total_steps < 1:
+            raise ValueError(f"recipe {self.recipe.name} has no steps on {self.images} images")
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step; all of them if there are fewer than the recipe asks for."""
+        return min(self.recipe.batch_size, self.images)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in one pass; the rest of the images wait for the next shuffle."""
+        return self.images // self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all phases."""
+        return sum(self._steps(phase) for phase in self.recipe.phases)
+
+    def phase(self, step: int) -> Phase:
+        """Return the phase that a step belongs to."""
+        for phase in self.recipe.phases:
+            step -= self._steps(phase)
+            if step < 0:
+                return phase
+        return self.recipe.phases[-1]
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine to zero at the last step."""
+        warmup = min(self.recipe.warmup_steps, self.total_steps // 10)
+        if step < warmup:
+            return self.recipe.learning_rate * (step + 1) / warmup
+        done = (step - warmup) / max(1, self.total_steps - warmup)
+        return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+    def _steps(self, phase: Phase) -> int:
+        return round(phase.epochs * self.steps_per_epoch)
+
+
+class Trainer:
+    """A run in progress: weights, their average, the optimiser and the step.
+
+    Args:
+        recipe: What to do.
+        data: Labelled images, decoded at the recipe's image size.
+        seed: Decides initial weights, order and augmentation.
+        device: `auto`, `cpu` or `cuda`.
+    """
+
+    def __init__(
+        self, recipe: Recipe, data: LabelledPixels, *, seed: int = 0, device: str = "auto"
+    ) -> None:
+        self.recipe, self.data, self.seed = recipe, data, seed
+        self.schedule = Schedule(recipe, len(data))
+        self.device = resolve_device(device)
+        self.step = 0
+        torch.manual_seed(seed)
+        config = replace(recipe.model, num_classes=len(data.class_names))
+        self.model = MatViT(
+            config, recipe.preprocess(), recipe.name, drop_path_rate=recipe.drop_path_rate
+        ).to(self.device)
+        self.averaged = copy.deepcopy(self.model).requires_grad_(False)
+        _use_trainable_attention(self.model)
+        self.optimizers = build_optimizers(
+            self.model, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self._images = torch.from_numpy(data.pixels).permute(0, 3, 1, 2)
+        self._labels = torch.from_numpy(data.labels)
+
+    def train_step(self) -> Tensor:
+        """Take one step.
+
+        Returns:
+            The loss of each size trained, in the order of the phase's sizes.
+
+        Raises:
+            FloatingPointError: If the loss is not finite.
+        """
+        phase = self.schedule.phase(self.step)
+        images, labels = self._batch(phase.img_size)
+        self.model.train()
+        torch.manual_seed(_mix(self.seed, self.step, 1))  # stochastic depth
+        losses = torch.zeros(len(phase.sizes), device=self.device)
+        for part in range(0, len(images), phase.micro_batch):
+            chunk = slice(part, part + phase.micro_batch)
+            share = len(images[chunk]) / len(images)
+            losses += share * self._backward(phase, images[chunk], labels[chunk], share)
+        self._update()
+        return losses
+
+    def state(self) -> dict[str, Any]:
+        """Return everything needed to go on from this step."""
+        return {
+            "step": self.step,
+            "seed": self.seed,
+            "recipe": json.dumps(self.recipe.to_dict(), sort_keys=True),
+            "images": len(self.data),
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: If it belongs to another recipe, seed or data set.
+        """
+        mine = self.state()
+        for key in ("recipe", "seed", "images"):
+            if state[key] != mine[key]:
+                raise ValueError(
+                    f"cannot resume: {key} was {state[key]!r} and is now {mine[key]!r}; "
+                    "resume with what the run was started with"
+                )
+        self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
+        self.step = state["step"]
+
+    def _batch(self, img_size: int) -> tuple[Tensor, Tensor]:
+        """Return the augmented, normalised images of this step and their classes."""
+        epoch, position = divmod(self.step, self.schedule.steps_per_epoch)
+        shuffle = Generator().manual_seed(_mix(self.seed, epoch, 2))
+        order = torch.randperm(len(self.data), generator=shuffle)
+        rows = order[position * self.schedule.batch_size :][: self.schedule.batch_size]
+        images = augment(
+            self._images[rows].to(self.device),
+            img_size,
+            min_area=self.recipe.min_area,
+            jitter=self.recipe.jitter,
+            generator=Generator().manual_seed(_mix(self.seed, self.step, 3)),
+        )
+        images = normalize_pixels(images, self.model.preprocess)
+        return images, self._labels[rows].to(self.device)
+
+    def _backward(self, phase: Phase, images: Tensor, labels: Tensor, share: float) -> Tensor:
+        """Add the gradients of some images, and return each size's mean loss on them."""
+        with self._autocast():
+            loss, per_size = joint_cross_entropy(
+                self.model,
+                images,
+                labels,
+                [self.model.submodel(size) for size in phase.sizes],
+                phase.weights,
+                label_smoothing=self.recipe.label_smoothing,
+            )
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss.item()} at step {self.step}")
+        (loss * share).backward()
+        return per_size
+
+    def _update(self) -> None:
+        """Apply the gradients and forget them."""
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.schedule.learning_rate(self.step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.model.eval()
+        self.step += 1
+        self._average()
+
+    def _average(self) -> None:
+        """Update the averaged weights; the average starts short and grows to full length."""
+        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
+        kept, now = list(self.averaged.parameters()), list(self.model.parameters())
+        torch._foreach_lerp_(kept, [value.detach() for value in now], 1 - decay)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = resolve_precision(self.device, "auto")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def train(
+    recipe: Recipe,
+    data: LabelledPixels,
+    out: str | Path,
+    *,
+    validation: LabelledPixels | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    resume: bool = False,
+    checkpoint_minutes: float = 5.0,
+    progress: bool = False,
+) -> MatViT:
+    """Run a recipe to its end and leave the encoder (its averaged weights) in `out`.
+
+    Raises:
+        FileExistsError: If `out` already holds a run and `resume` is not set.
+        FileNotFoundError: If `resume` is set and there is nothing to resume.
+        ValueError: If the state in `out` belongs to another run.
+    """
+    out = Path(out)
+    trainer = Trainer(recipe, data, seed=seed, device=device)
+    _start(trainer, out, resume=resume)
+    saved = time.monotonic()
+    steps = range(trainer.step, trainer.schedule.total_steps)
+    bar = tqdm(steps, desc=recipe.name, unit="step", disable=not progress)
+    for step in bar:
+        phase = trainer.schedule.phase(step)
+        losses = trainer.train_step()
+        if trainer.step % _REPORT_EVERY == 0:
+            report = dict(zip(phase.sizes, losses.tolist(), strict=True))
+            bar.set_postfix({size: f"{loss:.3f}" for size, loss in report.items()})
+            _log(out, {"step": trainer.step, "loss": report, "img_size": phase.img_size})
+        if time.monotonic() - saved > 60 * checkpoint_minutes:
+            _save_state(trainer, out)
+            saved = time.monotonic()
+    _save_state(trainer, out)
+    return _finish(trainer, out, validation)
+
+
+def _start(trainer: Trainer, out: Path, *, resume: bool) -> None:
+    """Make the run folder, or pick up the state in it."""
+    if resume:
+        if not (out / STATE).exists():
+            raise FileNotFoundError(f"nothing to resume in {out}: no {STATE}; start without resume")
+        trainer.restore(torch.load(out / STATE, map_location="cpu", weights_only=True))
+        return
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty; choose another folder, or resume the run in it")
+    out.mkdir(parents=True, exist_ok=True)
+    description = {"recipe": trainer.recipe.to_dict(), "seed": trainer.seed}
+    (out / "recipe.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def _finish(trainer: Trainer, out: Path, validation: LabelledPixels | None) -> MatViT:
+    model = trainer.averaged
+    training: dict[str, Any] = {
+        "recipe": trainer.recipe.to_dict(),
+        "seed": trainer.seed,
+        "steps": trainer.step,
+        "images": len(trainer.data),
+        "classes": len(trainer.data.class_names),
+    }
+    if validation is not None:
+        training["top1"] = top1_per_size(model, validation.sample(_VALIDATION_IMAGES))
+        _log(out, {"step": trainer.step, "top1": training["top1"]})
+    model.save(out, training=training)
+    return model
+
+
+def _save_state(trainer: Trainer, out: Path) -> None:
+    partial = out / f".{STATE}.partial"
+    torch.save(trainer.state(), partial)
+    partial.replace(out / STATE)
+
+
+def _log(out: Path, record: dict[str, Any]) -> None:
+    with (out / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": round(time.time(), 1), **record}) + "\n")
+
+
+def _use_trainable_attention(model: MatViT) -> None:
+    """On a CPU, the backward pass of fused attention takes about twice that of plain matmuls."""
+    if model.device.type == "cpu":
+        for module in model.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
+
+
+def _mix(seed: int, count: int, purpose: int) -> int:
+    """Derive independent seeds for every step and purpose."""
+    return (seed * 1_000_003 + count) * 8 + purpose

@@ -1,0 +1,103 @@
+"""Labelled images decoded once and kept in memory, for training at a fixed small size."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from matvit.data import NO_LABEL, ImageSet
+from matvit.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class LabelledPixels:
+    """Decoded images and their classes.
+
+    Attributes:
+        pixels: uint8, shape (images, size, size, 3).
+        labels: int64, shape (images,).
+        class_names: Name of each class.
+        skipped: Images left out because they could not be read or have no label.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    class_names: list[str]
+    skipped: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def sample(self, count: int) -> LabelledPixels:
+        """At most `count` images, evenly spaced over the set."""
+        rows = np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)
+        return LabelledPixels(
+            self.pixels[rows], self.labels[rows], self.class_names, len(self) - len(rows)
+        )
+
+    @classmethod
+    def load(
+        cls, path: str | Path, preprocess: Preprocess, *, progress: bool = False
+    ) -> LabelledPixels:
+        """Decode every labelled image of a folder or of Parquet files.
+
+        Args:
+            path: What `ImageSet.open` takes.
+            preprocess: Decides the pixels; its `image_size` the memory needed, 3 * size^2 bytes
+                an image.
+            progress: Show a progress bar on stderr.
+
+        Raises:
+            FileNotFoundError: If nothing is at `path`.
+            ValueError: If the images have no labels, or none can be read.
+        """
+        images = ImageSet.open(path)
+        if images.labels is None or images.class_names is None:
+            raise ValueError(
+                f"{path} has no labels; training needs a folder per class, or a 'label' column"
+            )
+        size = preprocess.image_size
+        pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
+        kept: list[int] = []
+        bar = tqdm(total=len(images), desc="decode", unit="img", disable=not progress)
+        for row, decoded in enumerate(_decode_in_order(images, preprocess)):
+            if decoded is not None and images.labels[row] != NO_LABEL:
+                pixels[len(kept)] = decoded
+                kept.append(row)
+            bar.update()
+        bar.close()
+        if not kept:
+            raise ValueError(f"none of the {len(images)} images in {path} can be read")
+        return cls(
+            pixels[: len(kept)], images.labels[kept], images.class_names, len(images) - len(kept)
+        )
+
+
+def _decode_in_order(
+    images: ImageSet, preprocess: Preprocess
+) -> Iterator[NDArray[np.uint8] | None]:
+    """Decode on all cores (Pillow releases the GIL), a bounded number of images ahead."""
+
+    def decode(data: bytes | OSError) -> NDArray[np.uint8] | None:
+        try:
+            return None if isinstance(data, OSError) else preprocess.pixels(data)
+        except ValueError:
+            return None
+
+    workers = os.cpu_count() or 1
+    pending: deque[Future[NDArray[np.uint8] | None]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for data in images.read_range(0, len(images)):
+            pending.append(pool.submit(decode, data))
+            if len(pending) >= 64 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

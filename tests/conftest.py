@@ -1,0 +1,36 @@
+"""Small models and images that many tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from matvit.config import MatViTConfig
+from matvit.model import MatViT
+from matvit.preprocess import Preprocess
+
+TINY = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> MatViT:
+    """An untrained encoder of 16 px images with two blocks of 64 hidden units."""
+    torch.manual_seed(0)
+    return MatViT(TINY, Preprocess(image_size=16), "tiny")
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path) -> Path:
+    """Twelve distinct PNG images of 24 x 20 px in three class folders."""
+    root = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        folder = root / ("apple", "bread", "cheese")[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    return root

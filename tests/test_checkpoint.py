@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from matvit import checkpoint
+from matvit.config import MatViTConfig
+from matvit.model import MatViT
+from matvit.preprocess import Preprocess
+
+
+@pytest.fixture
+def model() -> MatViT:
+    torch.manual_seed(3)
+    config = MatViTConfig(
+        img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3
+    )
+    return MatViT(config, Preprocess(image_size=16, fit="squash", mean=(0.1, 0.2, 0.3)), "little")
+
+
+def test_what_is_loaded_equals_what_was_saved_bit_for_bit(model, tmp_path):
+    loaded = MatViT.load(model.save(tmp_path / "enc", training={"recipe": "none"}))
+    assert loaded.config == model.config
+    assert loaded.preprocess == model.preprocess
+    assert loaded.name == "little"
+    assert loaded.fingerprint == model.fingerprint
+    images = torch.randn(2, 3, 16, 16)
+    for size in ("S", "M", "L", "XL"):
+        assert torch.equal(loaded(images, size), model(images, size))
+    assert torch.equal(loaded.backbone.head.weight, model.backbone.head.weight)
+    assert checkpoint.read(tmp_path / "enc").training == {"recipe": "none"}
+
+
+def test_float16_storage_halves_the_file_and_round_trips_from_then_on(model, tmp_path):
+    full = model.save(tmp_path / "full") / checkpoint.WEIGHTS
+    half = model.save(tmp_path / "half", dtype=torch.float16) / checkpoint.WEIGHTS
+    assert half.stat().st_size < 0.7 * full.stat().st_size
+    loaded = MatViT.load(tmp_path / "half")
+    again = MatViT.load(loaded.save(tmp_path / "again", dtype=torch.float16))
+    assert loaded.fingerprint == again.fingerprint != model.fingerprint
+    assert loaded(torch.ones(1, 3, 16, 16)).dtype == torch.float32
+
+
+def test_saving_replaces_an_earlier_checkpoint(model, tmp_path):
+    model.save(tmp_path)
+    with torch.no_grad():
+        model.backbone.cls_token.add_(1)
+    model.save(tmp_path)
+    assert MatViT.load(tmp_path).fingerprint == model.fingerprint
+    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint.SETTINGS, checkpoint.WEIGHTS]
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(FileNotFoundError, match="no encoder 'matvit-huge': bundled encoders are"):
+        MatViT.load("matvit-huge")
+
+
+def test_changed_weights_are_found(model, tmp_path):
+    model.save(tmp_path)
+    weights = tmp_path / checkpoint.WEIGHTS
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 0x40
+    weights.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged or was changed"):
+        MatViT.load(tmp_path)
+
+
+def test_a_truncated_weights_file_is_named(model, tmp_path):
+    model.save(tmp_path)
+    weights = tmp_path / checkpoint.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"cannot read .*model\.safetensors"):
+        MatViT.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, "format version 99, this program reads version 1"),
+        ({"surprise": 1}, "does not describe an encoder"),
+        ({"submodel": "S"}, "holds the extracted submodel S"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(model, tmp_path, change, message):
+    model.save(tmp_path)
+    path = tmp_path / checkpoint.SETTINGS
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=message):
+        MatViT.load(tmp_path)
+
+
+def test_settings_that_are_no_json_are_refused(model, tmp_path):
+    model.save(tmp_path)
+    (tmp_path / checkpoint.SETTINGS).write_text("{")
+    with pytest.raises(ValueError, match=r"cannot read .*config\.json"):
+        MatViT.load(tmp_path)
+
+
+def test_every_bundled_encoder_loads_and_is_small():
+    for name in checkpoint.bundled():
+        assert MatViT.load(name).name == name
+        assert (checkpoint.locate(name) / checkpoint.WEIGHTS).stat().st_size <= 25e6

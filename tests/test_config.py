@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from matvit.config import MatViTConfig
+
+SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+def test_round_trip_through_json_values():
+    config = MatViTConfig(**SIZES, reg_tokens=3, init_values=1e-5)
+    assert MatViTConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"img_size": 20}, "img_size must be a multiple of patch_size 8, got 20"),
+        ({"num_heads": 3}, "embed_dim must be a multiple of num_heads 3, got 16"),
+        ({"mlp_ratio": 0.25}, "multiple of 8.*got 4"),
+        ({"mlp_ratio": 0.8}, "multiple of 8.*got 12"),
+        ({"global_pool": "map"}, "global_pool must be 'token' or 'avg', got 'map'"),
+        ({"class_token": False}, "reads the class token"),
+        ({"reg_tokens": -1}, "cannot be negative"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        MatViTConfig(**{**SIZES, **change})
+
+
+def test_unknown_and_missing_keys_are_refused():
+    with pytest.raises(ValueError, match=r"unknown model settings \['widht'\]"):
+        MatViTConfig.from_dict({**SIZES, "widht": 3})
+    with pytest.raises(ValueError, match="incomplete model settings.*depth"):
+        MatViTConfig.from_dict({k: v for k, v in SIZES.items() if k != "depth"})
+
+
+def test_tokens_count_patches_and_prefix():
+    config = MatViTConfig(**SIZES, reg_tokens=2)
+    assert config.tokens() == 4 + 3
+    assert config.tokens(32) == 16 + 3
+    with pytest.raises(ValueError, match="multiple of 8, got 12"):
+        config.tokens(12)

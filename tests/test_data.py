@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from matvit.data import ImageSet
+
+
+def write_parquet(path: Path, rows: int, *, first: int = 0, named: bool = True, label=None) -> None:
+    """A file in the Hugging Face layout, two rows to a row group."""
+    images = [
+        {"bytes": f"image {first + i}".encode(), "path": f"p/{first + i}.jpg" if named else None}
+        for i in range(rows)
+    ]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {"image": pa.array(images, kind)}
+    if label is not None:
+        columns["label"] = pa.array(label)
+    table = pa.table(columns)
+    features = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    pq.write_table(table, path, row_group_size=2)
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(photo_folder):
+    images = ImageSet.open(photo_folder)
+    names = [images.name(i) for i in range(len(images))]
+    assert names == sorted(
+        p.relative_to(photo_folder).as_posix() for p in photo_folder.rglob("*.png")
+    )
+    assert images.read(3) == (photo_folder / names[3]).read_bytes()
+    assert list(images.read_range(2, 5)) == [images.read(i) for i in (2, 3, 4)]
+    assert images.stat(0) == (
+        (photo_folder / names[0]).stat().st_size,
+        (photo_folder / names[0]).stat().st_mtime_ns,
+    )
+
+
+def test_the_first_folder_is_the_class(photo_folder):
+    (photo_folder / "loose.PNG").write_bytes(b"x")
+    (photo_folder / "apple" / "deep").mkdir()
+    (photo_folder / "apple" / "deep" / "z.jpeg").write_bytes(b"x")
+    images = ImageSet.open(photo_folder)
+    assert images.class_names == ["apple", "bread", "cheese"]
+    label = {images.name(i): int(images.labels[i]) for i in range(len(images))}
+    assert label["apple/deep/z.jpeg"] == 0
+    assert label["bread/01.png"] == 1
+    assert label["loose.PNG"] == -1
+
+
+def test_images_without_folders_have_no_labels(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    images = ImageSet.open(tmp_path)
+    assert images.labels is None
+    assert images.class_names is None
+
+
+def test_hidden_and_other_files_are_passed_over(tmp_path):
+    for name in ("a.jpg", ".b.jpg", "notes.txt", ".trash/c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    images = ImageSet.open(tmp_path)
+    assert [images.name(i) for i in range(len(images))] == ["a.jpg"]
+
+
+def test_a_file_that_vanished_comes_as_its_error(photo_folder):
+    images = ImageSet.open(photo_folder)
+    (photo_folder / images.name(1)).unlink()
+    first, gone, third = images.read_range(0, 3)
+    assert isinstance(gone, FileNotFoundError)
+    assert (first, third) == (images.read(0), images.read(2))
+
+
+def test_parquet_files_are_read_as_one_list(tmp_path):
+    write_parquet(tmp_path / "b.parquet", 3, first=5, label=[1, 0, 1])
+    write_parquet(tmp_path / "a.parquet", 5, label=[0, 0, 1, 1, 0])
+    images = ImageSet.open(tmp_path)
+    expected = [f"image {i}".encode() for i in range(8)]
+    assert list(images.read_range(0, 8)) == [images.read(i) for i in range(8)] == expected
+    assert [images.name(i) for i in (0, 7)] == ["p/0.jpg", "p/7.jpg"]
+    assert images.labels.tolist() == [0, 0, 1, 1, 0, 1, 0, 1]
+    assert images.class_names == ["cat", "dog"]
+    assert images.stat(6) == (7, (tmp_path / "b.parquet").stat().st_mtime_ns)
+    with pytest.raises(IndexError, match="image 8 of 8"):
+        images.read(8)
+
+
+def test_parquet_rows_without_a_path_are_named_by_file_and_row(tmp_path):
+    write_parquet(tmp_path / "a.parquet", 3, named=False)
+    write_parquet(tmp_path / "b.parquet", 5, named=False)
+    images = ImageSet.open(tmp_path)
+    assert images.name(2) == "a.parquet#2"
+    assert images.name(7) == "b.parquet#4"
+    assert images.labels is None
+
+
+def test_one_file_or_a_pattern_of_files(tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", 2)
+    write_parquet(tmp_path / "train-1.parquet", 2)
+    write_parquet(tmp_path / "val-0.parquet", 3)
+    assert len(ImageSet.open(tmp_path / "val-0.parquet")) == 3
+    assert len(ImageSet.open(tmp_path / "train-*.parquet")) == 4
+    with pytest.raises(FileNotFoundError, match="test-"):
+        ImageSet.open(tmp_path / "test-*.parquet")
+
+
+def test_parquet_labels_may_be_words_or_missing(tmp_path):
+    write_parquet(tmp_path / "w.parquet", 3, label=["dog", None, "ant"])
+    images = ImageSet.open(tmp_path)
+    assert images.class_names == ["ant", "dog"]
+    assert images.labels.tolist() == [1, -1, 0]
+
+
+def test_images_may_be_a_plain_binary_column(tmp_path):
+    pq.write_table(pa.table({"image": pa.array([b"a", b"b"])}), tmp_path / "x.parquet")
+    images = ImageSet.open(tmp_path)
+    assert images.read(1) == b"b"
+    assert images.name(1) == "x.parquet#1"
+
+
+def test_what_cannot_be_opened_says_what_was_wanted(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder or file: .*gone"):
+        ImageSet.open(tmp_path / "gone")
+    with pytest.raises(ValueError, match="no images in"):
+        ImageSet.open(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"notes\.txt is a file; expected a folder"):
+        ImageSet.open(tmp_path / "notes.txt")
+    (tmp_path / "bad.parquet").write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match=r"cannot read .*bad\.parquet"):
+        ImageSet.open(tmp_path / "bad.parquet")
+    pq.write_table(pa.table({"photo": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match=r"no column 'image' \(found \['photo'\]\)"):
+        ImageSet.open(tmp_path / "other.parquet")
+    write_parquet(tmp_path / "high.parquet", 2, label=[0, 7])
+    with pytest.raises(ValueError, match="labels outside its 2 class names"):
+        ImageSet.open(tmp_path / "high.parquet")
+
+
+def test_labels_are_int64(photo_folder):
+    assert ImageSet.open(photo_folder).labels.dtype == np.int64

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from matvit.config import MatViTConfig
+from matvit.losses import joint_cross_entropy
+from matvit.model import MatViT
+
+CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3)
+SIZES = ("S", "M", "L", "XL")
+
+
+@pytest.fixture
+def model() -> MatViT:
+    torch.manual_seed(0)
+    return MatViT(CONFIG).double()
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(5, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 0])
+
+
+def one_by_one(model, batch, size, smoothing=0.0):
+    images, labels = batch
+    scores = model.classify(model.pool(model.features(images, [model.submodel(size)])))[0]
+    chances = scores.float().softmax(dim=1)
+    target = torch.nn.functional.one_hot(labels, 3) * (1 - smoothing) + smoothing / 3
+    return -(target * chances.log()).sum(dim=1).mean()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_joint_loss_is_the_weighted_mean_of_the_sizes(model, batch, smoothing):
+    submodels = [model.submodel(size) for size in SIZES]
+    weights = (1.0, 2.0, 3.0, 4.0)
+    total, each = joint_cross_entropy(model, *batch, submodels, weights, label_smoothing=smoothing)
+    alone = torch.stack([one_by_one(model, batch, size, smoothing) for size in SIZES])
+    torch.testing.assert_close(each, alone.detach(), rtol=1e-5, atol=1e-5)  # logits are float32
+    expected = (alone * torch.tensor(weights)).sum() / 10
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_joint_gradients_are_the_sum_of_separate_ones(model, batch):
+    submodels = [model.submodel(size) for size in SIZES]
+    joint_cross_entropy(model, *batch, submodels, (1.0,) * 4)[0].backward()
+    together = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    for size in SIZES:
+        (one_by_one(model, batch, size) / 4).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, together[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(), (1.0,), (1.0, 0.0)])
+def test_weights_must_be_one_per_size_and_positive(model, batch, weights):
+    submodels = [model.submodel("S"), model.submodel("XL")]
+    with pytest.raises(ValueError, match="expected 2 weights above 0"):
+        joint_cross_entropy(model, *batch, submodels, weights)

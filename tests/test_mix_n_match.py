@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from itertools import product
+from math import comb
+
+import numpy as np
+import pytest
+
+from matvit.config import MatViTConfig
+from matvit.cost import count_macs
+from matvit.mix_n_match import mix_n_match, trained_sizes
+
+CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=5, num_heads=2)
+
+
+def test_trained_sizes_are_the_four_of_the_paper():
+    assert [str(submodel) for submodel in trained_sizes(CONFIG)] == ["S", "M", "L", "XL"]
+
+
+def test_mixes_are_exactly_the_non_decreasing_ones():
+    found = {submodel.widths for submodel in mix_n_match(CONFIG)}
+    every = product((8, 16, 32, 64), repeat=CONFIG.depth)
+    assert found == {widths for widths in every if list(widths) == sorted(widths)}
+    assert len(mix_n_match(CONFIG)) == comb(CONFIG.depth + 3, 3)
+
+
+def test_mixes_come_cheapest_first_without_repeats():
+    mixes = mix_n_match(CONFIG)
+    costs = [count_macs(CONFIG, submodel) for submodel in mixes]
+    assert costs == sorted(costs)
+    assert len(set(mixes)) == len(mixes)
+
+
+@pytest.mark.parametrize("limit", [2, 3, 8, 1000])
+def test_a_limit_keeps_both_ends_and_spreads_the_rest(limit):
+    mixes = mix_n_match(CONFIG, limit)
+    costs = [count_macs(CONFIG, submodel) for submodel in mixes]
+    assert 2 <= len(mixes) <= limit
+    assert [str(mixes[0]), str(mixes[-1])] == ["S", "XL"]
+    assert costs == sorted(set(costs))
+    even = (costs[-1] - costs[0]) / (limit - 1)
+    every = sorted({count_macs(CONFIG, submodel) for submodel in mix_n_match(CONFIG)})
+    # Each pick lies within half of the widest gap between costs of its even place.
+    assert max(np.diff(costs)) <= even + max(np.diff(every))
+
+
+def test_a_limit_below_two_is_refused():
+    with pytest.raises(ValueError, match=r"at least 2 .*got 1"):
+        mix_n_match(CONFIG, 1)

@@ -1,0 +1,181 @@
+"""Decoding against pictures whose pixels are known beforehand."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from matvit import preprocess as module
+from matvit.preprocess import Preprocess
+
+SMALL = Preprocess(image_size=8, fit="squash")
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(width: int = 8, height: int = 8) -> Image.Image:
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_an_image_of_the_right_size_is_left_alone():
+    image = noise()
+    assert np.array_equal(SMALL.pixels(encoded(image)), np.asarray(image))
+
+
+def test_path_bytes_and_pillow_image_give_the_same_pixels(tmp_path):
+    image = noise(30, 20)
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(image))
+    expected = SMALL.pixels(path)
+    for source in (str(path), path.read_bytes(), image):
+        assert np.array_equal(SMALL.pixels(source), expected)
+
+
+def test_crop_keeps_the_centre_and_squash_keeps_everything():
+    stripes = np.zeros((8, 24, 3), dtype=np.uint8)
+    stripes[:, :8], stripes[:, 8:16], stripes[:, 16:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    image = Image.fromarray(stripes)
+    assert (Preprocess(image_size=8, fit="crop").pixels(image) == (0, 255, 0)).all()
+    squashed = SMALL.pixels(image)
+    assert squashed[0, 0, 0] > 200
+    assert squashed[0, -1, 2] > 200
+
+
+def test_orientation_is_applied():
+    image = Image.new("RGB", (16, 8), "black")
+    image.paste("white", (0, 0, 8, 8))  # left half white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned: show it a quarter turn clockwise
+    decoded = SMALL.decode(encoded(image, "JPEG", exif=exif, quality=95))
+    assert (decoded.width, decoded.height) == (8, 16)
+    assert decoded.pixels[0].mean() > 200 > 50 > decoded.pixels[-1].mean()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_shown_on_white(mode):
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    if mode == "P":
+        data = encoded(image.convert("P"), transparency=0)
+    else:
+        data = encoded(image.convert(mode))
+    assert (SMALL.pixels(data) == 255).all()
+
+
+def test_sixteen_bit_gray_is_scaled_not_clipped():
+    gray = np.full((8, 8), 0x8000, dtype=np.uint16)
+    assert (SMALL.pixels(encoded(Image.fromarray(gray))) == 0x80).all()
+    assert (SMALL.pixels(encoded(Image.fromarray(gray), "TIFF")) == 0x80).all()
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.5, 127), (200.0, 200)])
+def test_float_gray_is_read_on_either_scale(value, expected):
+    gray = Image.fromarray(np.full((8, 8), value, dtype=np.float32))
+    assert (SMALL.pixels(encoded(gray, "TIFF")) == expected).all()
+
+
+def test_float_gray_with_nan_is_refused():
+    gray = Image.fromarray(np.full((8, 8), np.nan, dtype=np.float32))
+    with pytest.raises(ValueError, match="not a readable image: gray values are not finite"):
+        SMALL.pixels(encoded(gray, "TIFF"))
+
+
+def test_cmyk_gray_palette_and_bilevel_become_rgb():
+    for mode in ("CMYK", "L", "P", "1"):
+        data = encoded(noise().convert(mode), "TIFF")
+        assert SMALL.pixels(data).shape == (8, 8, 3)
+
+
+def test_an_animation_shows_its_first_frame():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (SMALL.pixels(data) == (255, 0, 0)).all()
+
+
+def test_a_large_jpeg_is_decoded_small_and_reports_its_size():
+    image = noise(64, 48).resize((1600, 1200))
+    decoded = Preprocess(image_size=32).decode(encoded(image, "JPEG"))
+    assert (decoded.width, decoded.height) == (1600, 1200)
+    difference = np.abs(decoded.pixels.astype(int) - Preprocess(image_size=32).pixels(image))
+    assert difference.mean() < 3
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + checksum
+
+
+def _bomb() -> bytes:
+    """A PNG of a few bytes that claims 60,000 x 60,000 pixels."""
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(b""))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"this is a text file", "cannot identify image file$"),
+        (encoded(noise(64, 64), "JPEG")[:700], "truncated"),
+        (encoded(noise(64, 64))[:2000], "truncated|broken"),
+        (_bomb(), "exceeds limit|more than the limit"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "cannot identify"),
+    ],
+)
+def test_unreadable_images_say_why(data, reason):
+    with pytest.raises(ValueError, match=f"^not a readable image: .*({reason})"):
+        SMALL.pixels(data)
+
+
+def test_images_over_the_limit_are_refused_before_decoding(monkeypatch):
+    monkeypatch.setattr(module, "MAX_PIXELS", 63)
+    with pytest.raises(ValueError, match="8 x 8 pixels, more than the limit of 63"):
+        SMALL.pixels(encoded(noise()))
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such image: .*gone.png"):
+        SMALL.pixels(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match="not a readable image: .*directory"):
+        SMALL.pixels(tmp_path)
+
+
+def test_fingerprint_follows_every_setting_and_the_code_version(monkeypatch):
+    base = Preprocess(image_size=8)
+    others = [
+        Preprocess(image_size=16),
+        Preprocess(image_size=8, fit="squash"),
+        Preprocess(image_size=8, interpolation="bilinear"),
+        Preprocess(image_size=8, mean=(0.5, 0.5, 0.5)),
+        Preprocess(image_size=8, std=(0.5, 0.5, 0.5)),
+    ]
+    assert len({base.fingerprint, *(other.fingerprint for other in others)}) == 6
+    assert base.fingerprint == Preprocess.from_dict(base.to_dict()).fingerprint
+    before = base.fingerprint
+    monkeypatch.setattr(module, "DECODING_VERSION", 2)
+    assert base.fingerprint != before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_size": 0},
+        {"fit": "pad"},
+        {"interpolation": "nearest"},
+        {"mean": (0.5, 0.5)},
+        {"std": (0.5, 0.0, 0.5)},
+        {"sharpen": True},
+    ],
+)
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(ValueError, match="must|need|unknown"):
+        Preprocess.from_dict(settings)

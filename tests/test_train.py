@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from matvit.config import MatViTConfig
+from matvit.model import MatViT
+from matvit.recipes import Phase, Recipe
+from matvit.train import STATE, Schedule, Trainer, train
+from matvit.training_data import LabelledPixels
+
+RECIPE = Recipe(
+    name="test",
+    model=MatViTConfig(
+        img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, dynamic_img_size=True
+    ),
+    phases=(
+        Phase(epochs=2, img_size=8, sizes=("XL",), weights=(1.0,)),
+        Phase(epochs=3, img_size=16),
+    ),
+    batch_size=8,
+    drop_path_rate=0.2,
+)
+
+
+def colours(count: int = 30) -> LabelledPixels:
+    """Noisy red, green and blue images, classes 0, 1 and 2."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    pixels = rng.integers(0, 80, (count, 16, 16, 3), dtype=np.uint8)
+    pixels[np.arange(count), :, :, labels] += 150
+    return LabelledPixels(pixels, labels, ["red", "green", "blue"], 0)
+
+
+def same_weights(first: MatViT, second: MatViT) -> bool:
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_training_learns_every_size(tmp_path):
+    recipe = replace(RECIPE, phases=(Phase(epochs=60, img_size=16),), ema_decay=0.9)
+    model = train(recipe, colours(), tmp_path / "run", validation=colours(60), device="cpu")
+    top1 = json.loads((tmp_path / "run" / "config.json").read_text())["training"]["top1"]
+    assert set(top1) == {"S", "M", "L", "XL"}
+    assert min(top1.values()) > 0.9
+    assert same_weights(MatViT.load(tmp_path / "run"), model)
+
+
+def test_the_seed_decides_everything():
+    def weights(seed: int) -> torch.Tensor:
+        trainer = Trainer(RECIPE, colours(), seed=seed, device="cpu")
+        for _ in range(4):
+            trainer.train_step()
+        return trainer.model.backbone.blocks[0].mlp.fc1.weight.detach()
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
+    whole = train(RECIPE, colours(), tmp_path / "whole", device="cpu")
+    trainer = Trainer(RECIPE, colours(), device="cpu")
+    for _ in range(7):  # into the second phase
+        trainer.train_step()
+    (tmp_path / "cut").mkdir()
+    torch.save(trainer.state(), tmp_path / "cut" / STATE)
+    resumed = train(RECIPE, colours(), tmp_path / "cut", resume=True, device="cpu")
+    assert same_weights(whole, resumed)
+
+
+def test_splitting_a_batch_changes_only_rounding():
+    def step(micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        phase = Phase(epochs=1, img_size=16, micro_batch=micro_batch)
+        trainer = Trainer(replace(RECIPE, phases=(phase,), drop_path_rate=0.0), colours())
+        losses = trainer.train_step()
+        return losses, trainer.model.backbone.patch_embed.proj.weight.detach()
+
+    (whole, weights), (parts, split_weights) = step(8), step(3)
+    torch.testing.assert_close(parts, whole, rtol=0.02, atol=0.02)  # bfloat16 on some machines
+    assert (weights - split_weights).abs().max() <= 2 * RECIPE.learning_rate
+
+
+def test_a_full_width_phase_trains_no_other_size():
+    trainer = Trainer(RECIPE, colours(), device="cpu")
+    assert trainer.train_step().shape == (1,)
+
+
+def test_the_averaged_weights_are_kept_and_differ_from_the_last(tmp_path):
+    trainer = Trainer(RECIPE, colours(), device="cpu")
+    for _ in range(5):
+        trainer.train_step()
+    assert not same_weights(trainer.averaged, trainer.model)
+    assert not any(parameter.requires_grad for parameter in trainer.averaged.parameters())
+
+
+def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path):
+    (tmp_path / "precious.txt").write_text("x")
+    with pytest.raises(FileExistsError, match="is not empty; choose another folder, or resume"):
+        train(RECIPE, colours(), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume in .*: no state\.pt"):
+        train(RECIPE, colours(), tmp_path, resume=True)
+    assert (tmp_path / "precious.txt").read_text() == "x"
+
+
+def test_resuming_another_run_is_refused():
+    state = Trainer(RECIPE, colours(), seed=1, device="cpu").state()
+    with pytest.raises(ValueError, match="cannot resume: seed was 1 and is now 2"):
+        Trainer(RECIPE, colours(), seed=2, device="cpu").restore(state)
+    other = Trainer(replace(RECIPE, learning_rate=1.0), colours(), seed=1, device="cpu")
+    with pytest.raises(ValueError, match="cannot resume: recipe was"):
+        other.restore(state)
+
+
+def test_the_log_and_the_recipe_are_readable(tmp_path):
+    recipe = replace(RECIPE, phases=(Phase(epochs=20, img_size=16),))
+    train(recipe, colours(), tmp_path / "run", device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["step"] == 50
+    assert set(lines[0]["loss"]) == {"S", "M", "L", "XL"}
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"]["name"] == "test"
+
+
+def test_schedule_warms_up_and_ends_near_zero():
+    schedule = Schedule(replace(RECIPE, phases=(Phase(epochs=100, img_size=16),)), 80)
+    rates = [schedule.learning_rate(step) for step in range(schedule.total_steps)]
+    peak = rates.index(max(rates))
+    assert len(rates) == 1000
+    assert 95 <= peak <= 105
+    assert max(rates) == pytest.approx(RECIPE.learning_rate)
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 1e-5 * max(rates) * 10
+
+
+def test_schedule_walks_through_the_phases():
+    schedule = Schedule(RECIPE, 32)
+    assert [schedule.phase(step).img_size for step in (0, 7, 8, 19)] == [8, 8, 16, 16]
+    assert schedule.total_steps == 20
+
+
+def test_a_recipe_without_steps_is_refused():
+    with pytest.raises(ValueError, match="recipe test has no steps on 30 images"):
+        Schedule(replace(RECIPE, phases=(Phase(epochs=0.01, img_size=16),)), 30)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    trainer = Trainer(RECIPE, colours(), device="cpu")
+    with torch.no_grad():
+        trainer.model.backbone.patch_embed.proj.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
+        trainer.train_step()
