@@ -1,6 +1,6 @@
 """One Vision Transformer, hundreds of encoders: nested models, submodels, cost and training."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from matvit.config import MatViTConfig
 from matvit.cost import count_macs, count_params
@@ -32,7 +32,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import what needs torch only when it is asked for."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,6 +26,7 @@ from matvit.preprocess import Preprocess
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 SETTINGS = "config.json"
+DEFAULT = "matvit-tiny64"
 BUNDLED = Path(__file__).parent / "weights"
 _KEYS = {
     "format_version", "name", "fingerprint", "weights", "submodel", "model", "preprocess",

@@ -90,6 +90,10 @@ class ImageSet(ABC):
             OSError: If the file is gone.
         """
 
+    def is_there(self) -> bool:
+        """Whether the folder or the files still exist; without them every image would fail."""
+        return bool(_matches(self.root))
+
     def read_range(self, start: int, stop: int) -> Iterator[bytes | OSError]:
         """Read a run of images in order; an unreadable file comes as its error, not raised."""
         for index in range(start, stop):

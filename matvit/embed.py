@@ -18,6 +18,8 @@ from matvit.submodel import Granularity, Submodel
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
+_FEW = 4
+
 
 class Encoder(Protocol):
     """What search needs of an encoder: a `MatViT`, or a submodel extracted from one."""
@@ -37,7 +39,7 @@ class Encoder(Protocol):
     def submodel(self, spec: Submodel | Granularity | str | None = None) -> Submodel:
         """Resolve what a caller wrote; None is the largest size this encoder has."""
 
-    def __call__(self, images: Tensor, submodel: Submodel | str | None = None) -> Tensor:
+    def encode(self, images: Tensor, submodel: Submodel | str | None = None) -> Tensor:
         """Embed normalised images of shape (batch, 3, height, width), to length one."""
 
 
@@ -56,8 +58,10 @@ def embed(
         pixels: Images as `Preprocess.pixels` makes them.
         submodel: What runs; None is the encoder's full size.
         batch_size: Images per forward pass.
-        precision: `"auto"` computes in bfloat16 where the machine has instructions for it and
-            in float32 elsewhere. The two agree to a cosine of at least 0.999.
+        precision: `"auto"` computes in bfloat16 where the machine gains from it and in float32
+            elsewhere: on a CPU without the instructions, and there for a few images, where
+            casting the weights costs more than it saves. The two agree to a cosine of at least
+            0.999.
 
     Returns:
         float32 embeddings of length one, in the order of `pixels`.
@@ -66,11 +70,13 @@ def embed(
         ValueError: If the submodel is not one of the encoder's, or an embedding is not finite.
     """
     chosen = encoder.submodel(submodel)
+    if precision == "auto" and encoder.device.type == "cpu" and len(pixels) < _FEW:
+        precision = "float32"
     parts = [np.empty((0, encoder.config.embed_dim), dtype=np.float32)]
     with torch.inference_mode(), _autocast(encoder.device, precision):
         for start in range(0, len(pixels), batch_size):
             images = to_input(pixels[start : start + batch_size], encoder)
-            parts.append(encoder(images, chosen).float().cpu().numpy())
+            parts.append(encoder.encode(images, chosen).float().cpu().numpy())
     vectors = np.concatenate(parts)
     if not np.isfinite(vectors).all():
         raise ValueError(
@@ -78,7 +84,8 @@ def embed(
             "its weights are damaged or it needs precision='float32'"
         )
     # bfloat16 leaves the length off by up to 1 %; the index stores cosines.
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Float[ndarray, "images dim"] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
 
 
 def to_input(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from timm.layers import Mlp
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -50,7 +50,7 @@ class ExtractedViT(VisionTransformer):
         super().__init__(**{**config.to_dict(), "num_classes": 0})
         for block, width in zip(self.blocks, submodel.widths, strict=True):
             block.mlp = Mlp(config.embed_dim, width, act_layer=nn.GELU)
-        self.head = UnitNorm()
+        setattr(self, "head", UnitNorm())  # noqa: B010 -- timm declares a linear head or none
         self.config, self.preprocess = config, preprocess
         self.name, self.fingerprint, self.widths = name, fingerprint, submodel
         self.eval()
@@ -79,7 +79,7 @@ class ExtractedViT(VisionTransformer):
             )
         return self.widths
 
-    def forward(
+    def encode(
         self,
         images: Float[Tensor, "batch 3 height width"],
         submodel: Submodel | str | None = None,
@@ -90,7 +90,7 @@ class ExtractedViT(VisionTransformer):
             ValueError: If another submodel is asked for.
         """
         self.submodel(submodel)
-        embeddings: Tensor = super().forward(images)
+        embeddings: Tensor = self(images)
         return embeddings
 
 
@@ -148,6 +148,20 @@ def load_extracted(folder: str | Path) -> ExtractedViT:
     encoder = ExtractedViT(config, submodel, stored.preprocess, stored.name, stored.fingerprint)
     encoder.load_state_dict(stored.tensors)
     return encoder
+
+
+def load_encoder(
+    source: str | Path, *, device: str | torch.device = "cpu"
+) -> MatViT | ExtractedViT:
+    """Load whatever encoder is there: a whole MatViT, or a submodel extracted from one.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged.
+    """
+    if checkpoint.read(source).submodel is None:
+        return MatViT.load(source, device=device)
+    return load_extracted(source).to(device)
 
 
 def _slice(tensors: Mapping[str, Tensor], submodel: Submodel) -> dict[str, Tensor]:

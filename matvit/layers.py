@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxtyping import Float
-from timm.layers import Mlp
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.nn.functional import linear
@@ -29,7 +29,7 @@ class NestedMlp(Mlp):
         Raises:
             ValueError: If `width` is outside 1..hidden_dim.
         """
-        hidden_dim = self.fc1.out_features
+        hidden_dim = len(self.fc1.weight)
         width = hidden_dim if width is None else width
         # A Python slice would clip in silence and the cost reported would be wrong.
         if not 1 <= width <= hidden_dim:
@@ -37,7 +37,8 @@ class NestedMlp(Mlp):
         bias = self.fc1.bias
         hidden = linear(x, self.fc1.weight[:width], None if bias is None else bias[:width])
         hidden = self.drop1(self.act(hidden))
-        return self.drop2(linear(hidden, self.fc2.weight[:, :width], self.fc2.bias))
+        out: Tensor = self.drop2(linear(hidden, self.fc2.weight[:, :width], self.fc2.bias))
+        return out
 
 
 class NestedBlock(Block):
@@ -45,7 +46,8 @@ class NestedBlock(Block):
 
     def attend(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """Self-attention with its residual: the part that all submodels share."""
-        return x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        out: Tensor = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        return out
 
     def feed_forward(
         self, x: Float[Tensor, "batch tokens dim"], width: int | None = None
@@ -55,4 +57,5 @@ class NestedBlock(Block):
         Raises:
             ValueError: If `width` is outside 1..hidden_dim.
         """
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x), width)))
+        out: Tensor = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x), width)))
+        return out

@@ -156,6 +156,15 @@ class MatViT(nn.Module):
         """
         return normalize(self.pool(self.features(images, [self.submodel(submodel)])[0]), dim=-1)
 
+    def encode(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        submodel: Submodel | str | None = None,
+    ) -> Float[Tensor, "batch dim"]:
+        """Do what calling the model does; the name that all encoders share."""
+        embeddings: Tensor = self(images, submodel)
+        return embeddings
+
     def features(
         self, images: Float[Tensor, "batch 3 height width"], submodels: Sequence[Submodel]
     ) -> Float[Tensor, "submodels batch tokens dim"]:
@@ -183,12 +192,13 @@ class MatViT(nn.Module):
             attended = block.attend(torch.cat(states)).chunk(len(states))
             states = [block.feed_forward(attended[state], width) for state, width in distinct]
             state_of = [distinct.index(branch) for branch in branches]
-        return self.backbone.norm(torch.stack([states[state] for state in state_of]))
+        tokens: Tensor = self.backbone.norm(torch.stack([states[state] for state in state_of]))
+        return tokens
 
     def pool(self, features: Float[Tensor, "*batch tokens dim"]) -> Float[Tensor, "*batch dim"]:
         """Reduce tokens to one vector per image, not normalised."""
-        pooled = self.backbone.forward_head(features.flatten(0, -3), pre_logits=True)
-        return pooled.unflatten(0, features.shape[:-2])
+        pooled: Tensor = self.backbone.forward_head(features.flatten(0, -3), pre_logits=True)
+        return pooled.view(*features.shape[:-2], pooled.shape[-1])
 
     def classify(self, pooled: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch classes"]:
         """Class scores of pooled vectors, from the head that training uses.
@@ -198,12 +208,16 @@ class MatViT(nn.Module):
         """
         if self.config.num_classes == 0:
             raise ValueError("this encoder has no classification head (num_classes is 0)")
-        return self.backbone.head(pooled)
+        logits: Tensor = self.backbone.head(pooled)
+        return logits
 
     def _stem(self, images: Float[Tensor, "batch 3 height width"]) -> Tensor:
         """Everything before the first block: patches, positions, prefix tokens."""
-        tokens = self.backbone._pos_embed(self.backbone.patch_embed(images))
-        return self.backbone.norm_pre(self.backbone.patch_drop(tokens))
+        patches = self.backbone.patch_drop(
+            self.backbone._pos_embed(self.backbone.patch_embed(images))
+        )
+        tokens: Tensor = self.backbone.norm_pre(patches)
+        return tokens
 
     def _check_images(self, images: Tensor) -> None:
         size, patch = self.config.img_size, self.config.patch_size

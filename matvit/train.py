@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers.attention import Attention
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
@@ -200,7 +201,7 @@ class Trainer:
             )
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {loss.item()} at step {self.step}")
-        (loss * share).backward()
+        torch.autograd.backward(loss * share)
         return per_size
 
     def _update(self) -> None:
@@ -218,8 +219,9 @@ class Trainer:
     def _average(self) -> None:
         """Update the averaged weights; the average starts short and grows to full length."""
         decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
-        kept, now = list(self.averaged.parameters()), list(self.model.parameters())
-        torch._foreach_lerp_(kept, [value.detach() for value in now], 1 - decay)
+        kept = [value.data for value in self.averaged.parameters()]
+        now = [value.data for value in self.model.parameters()]
+        torch._foreach_lerp_(kept, now, 1 - decay)
 
     def _autocast(self) -> torch.autocast:
         dtype = resolve_precision(self.device, "auto")
@@ -310,8 +312,8 @@ def _use_trainable_attention(model: MatViT) -> None:
     """On a CPU, the backward pass of fused attention takes about twice that of plain matmuls."""
     if model.device.type == "cpu":
         for module in model.modules():
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = False
+            if isinstance(module, Attention):
+                setattr(module, "fused_attn", False)  # noqa: B010 -- timm declares it final
 
 
 def _mix(seed: int, count: int, purpose: int) -> int:

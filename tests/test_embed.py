@@ -43,6 +43,11 @@ def test_bfloat16_agrees_with_float32(tiny_model):
     assert (exact * rounded).sum(axis=1).min() >= 0.999
 
 
+def test_a_few_images_on_a_cpu_are_embedded_in_float32(tiny_model):
+    few = pixels(3)
+    assert np.array_equal(embed(tiny_model, few), embed(tiny_model, few, precision="float32"))
+
+
 def test_extracted_encoder_embeds_like_its_parent(tiny_model):
     small = extract(tiny_model, "S")
     expected = embed(tiny_model, pixels(), "S", precision="float32")

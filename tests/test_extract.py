@@ -59,7 +59,7 @@ def test_extracted_encoder_refuses_other_sizes(model, images):
     small = extract(model, "S")
     assert str(small.submodel(None)) == str(small.submodel("3xS")) == "S"
     with pytest.raises(ValueError, match="is the extracted submodel S and holds no XL"):
-        small(images, "XL")
+        small.encode(images, "XL")
 
 
 def test_saved_extracted_encoder_loads_to_the_same(model, images, tmp_path):

@@ -80,7 +80,7 @@ def test_nesting_is_a_partial_order():
     assert not parse("3xS,3xXL") <= parse("L")
     assert not parse("L") <= parse("3xS,3xXL")
     with pytest.raises(ValueError, match="different models"):
-        parse("S") <= parse("S", depth=5)
+        _ = parse("S") <= parse("S", depth=5)
 
 
 def test_is_full_only_at_every_hidden_unit():

@@ -1,0 +1,1 @@
+"""Faces: the `matvit` command and the Streamlit page."""

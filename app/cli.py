@@ -1,0 +1,368 @@
+"""The `matvit` command.
+
+torch, timm and FAISS are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from app.console import (
+    BAD_USAGE,
+    DONE_WITH_FAILURES,
+    FAILED,
+    one_line,
+    say,
+    show,
+    show_json,
+    show_progress,
+)
+
+if TYPE_CHECKING:
+    from indexing import ImageIndex
+    from matvit.embed import Encoder
+    from matvit.model import MatViT
+    from matvit.submodel import Submodel
+    from retrieval import Retriever
+
+cli = typer.Typer(
+    help="Image search: embed the database once with the full encoder, ask it with smaller ones.",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+index_cli = typer.Typer(help="Build and inspect image indexes.")
+cli.add_typer(index_cli, name="index")
+
+
+# Some versions of typer bring a click of their own; this is whichever one it raises.
+ClickException: type[typer.BadParameter] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+
+
+class Device(StrEnum):
+    """Where the encoder runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+DeviceOption = Annotated[Device, typer.Option(help="Where the encoder runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option(help="Bundled encoder or checkpoint folder [default: the index's own]."),
+]
+IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")]
+HitsOption = Annotated[int, typer.Option("-k", min=1, help="Hits per query.")]
+
+
+@cli.command()
+def demo(
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Your own photos [default: handwritten digits from scikit-learn]."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for index and report.")] = Path("matvit-demo"),
+    encoder: Annotated[str, typer.Option(help="Encoder to use.")] = "",
+    device: DeviceOption = Device.AUTO,
+) -> None:
+    """Show the whole story in one go, on your own photos with --images."""
+    from app.demo import run_demo
+    from retrieval.report import format_table
+
+    made = run_demo(_load(encoder, device), out, images, progress=show_progress())
+    show(format_table(made.frontier))
+    say(f"Report: {made.report}/frontier.png, report.csv, report.json")
+    say(f"Open the page: matvit app {made.index} --report {made.report}/report.json")
+    _exit_with_failures(made.failures)
+
+
+@cli.command()
+def train(
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="Folder with a folder per class, or Parquet files."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the encoder, its log and its state.")],
+    recipe: Annotated[str, typer.Option(help="Named recipe.")] = "joint64",
+    validation: Annotated[
+        str | None, typer.Option(help="Labelled images to classify at the end.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: DeviceOption = Device.AUTO,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state.")] = False,
+) -> None:
+    """Train a MatViT from scratch on labelled images."""
+    from matvit.recipes import recipe as find_recipe
+    from matvit.train import train as run
+    from matvit.training_data import LabelledPixels
+
+    try:
+        chosen = find_recipe(recipe)
+    except ValueError as error:
+        _bad_usage(error)
+    watched = show_progress()
+    images = LabelledPixels.load(data, chosen.preprocess(), progress=watched)
+    held_out = (
+        LabelledPixels.load(validation, chosen.preprocess(), progress=watched)
+        if validation
+        else None
+    )
+    run(
+        chosen, images, out, validation=held_out, seed=seed, device=device.value,
+        resume=resume, progress=watched,
+    )  # fmt: skip
+    say(f"Trained on {len(images):,} images ({images.skipped:,} skipped); the encoder is in {out}.")
+    _exit_with_failures(images.skipped)
+
+
+@cli.command()
+def extract(
+    encoder: Annotated[
+        str, typer.Argument(metavar="ENCODER", help="Bundled encoder or checkpoint folder.")
+    ],
+    submodel: Annotated[str, typer.Option(help="S, M, L, XL, or per block: 4xS,2xXL.")],
+    out: Annotated[Path, typer.Option(help="Folder for the small encoder.")],
+) -> None:
+    """Cut a submodel out of an encoder, as a plain timm ViT that asks the same indexes."""
+    from matvit.extract import extract as cut
+    from matvit.extract import save_extracted
+
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty; choose another folder")
+    model = _load(encoder, Device.CPU)
+    small = cut(model, _resolve(model, submodel))
+    save_extracted(small, out)
+    count = sum(parameter.numel() for parameter in small.parameters())
+    say(f"{model.name} {small.widths}: {count:,} parameters in {out}.")
+
+
+@index_cli.command("build")
+def index_build(
+    images: Annotated[
+        str, typer.Argument(metavar="IMAGES", help="Folder of images, or Parquet files.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the new index.")],
+    encoder: Annotated[str, typer.Option(help="Bundled encoder or checkpoint folder.")] = "",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
+    device: DeviceOption = Device.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Embed all images once, at full size, into a new index."""
+    from indexing import Corpus, ImageIndex
+
+    model = _load(encoder, device)
+    corpus = Corpus.open(images)
+    index = ImageIndex.build(model, corpus, out, batch_size=batch_size, progress=show_progress())
+    _report_failures(index)
+    if as_json:
+        show_json(index.info())
+    else:
+        show(f"{len(index):,} images in {out}, embedded by {model.name} at full size.")
+    _exit_with_failures(len(index.failures))
+
+
+@index_cli.command("info")
+def index_info(
+    index: IndexArgument,
+    failures: Annotated[
+        bool, typer.Option("--failures", help="List the images that could not be read.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what an index holds, and which encoder may ask it."""
+    from indexing import ImageIndex
+
+    opened = ImageIndex.open(index)
+    info = opened.info()
+    if failures:
+        for failure in opened.failures:
+            show(f"{failure.path}\t{failure.error}\t{failure.message}")
+        return
+    if as_json:
+        show_json(info)
+        return
+    encoder, preprocess = info["encoder"], info["preprocess"]
+    show(f"{info['images']:,} images, {info['failures']:,} failed, {info['bytes']:,} bytes")
+    show(f"kind        {info['kind']}, generation {info['generation']}")
+    show(f"encoder     {encoder['name']} ({encoder['fingerprint']}), {encoder['dim']} dimensions")
+    show(f"preprocess  {preprocess['fingerprint']}")
+    show(f"corpus      {info['corpus']['root']}")
+
+
+@cli.command()
+def search(
+    index: IndexArgument,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images to ask with.")],
+    submodel: Annotated[
+        str | None, typer.Option(help="S, M, L, XL, or per block: 4xS,2xXL [default: XL].")
+    ] = None,
+    k: HitsOption = 10,
+    encoder: EncoderOption = None,
+    device: DeviceOption = Device.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the images most similar to each query, encoded by a submodel of your choice."""
+    retriever = _open_retriever(index, encoder, device)
+    chosen = _resolve(retriever.encoder, submodel)
+    for image in images:
+        hits = retriever.search(image, chosen, k)
+        if as_json:
+            show_json(hits.to_dict())
+            continue
+        show(
+            f"{image}  [{hits.submodel}: {hits.macs / 1e9:.3f} GMACs, "
+            f"{hits.encode_ms:.1f} ms + {hits.search_ms:.1f} ms]"
+        )
+        for hit in hits:
+            show(f"{hit.rank:>4}  {hit.score:.4f}  {hit.path}")
+
+
+@cli.command()
+def evaluate(
+    index: IndexArgument,
+    queries: Annotated[str, typer.Option(help="Folder of query images, or Parquet files.")],
+    submodels: Annotated[
+        str, typer.Option(help="Comma-separated; `mix` adds a spread of Mix'n'Match ones.")
+    ] = "S,M,L,XL",
+    k: HitsOption = 10,
+    out: Annotated[Path | None, typer.Option(help="Folder for CSV, JSON and plot.")] = None,
+    encoder: EncoderOption = None,
+    device: DeviceOption = Device.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare recall against compute for several encoder sizes."""
+    from app.sizes import parse_sizes
+    from indexing import Corpus
+    from retrieval import evaluate as measure
+    from retrieval.report import format_table, write_report
+
+    retriever = _open_retriever(index, encoder, device)
+    try:
+        sizes = parse_sizes(submodels, retriever.encoder.config)
+    except ValueError as error:
+        _bad_usage(error)
+    frontier = measure(retriever, Corpus.open(queries), sizes, k=k, progress=show_progress())
+    if as_json:
+        for point in frontier.points:
+            show_json(point.to_dict())
+    else:
+        show(format_table(frontier))
+    if out is not None:
+        write_report(frontier, out)
+        say(f"Report: {out}/frontier.png, report.csv, report.json")
+    _exit_with_failures(frontier.conditions.unreadable if frontier.conditions else 0)
+
+
+@cli.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what is installed, what it can do here, and what is in the way."""
+    from app.doctor import examine, render
+
+    report = examine()
+    if as_json:
+        show_json(report)
+    else:
+        show(render(report))
+    if report["problems"]:
+        raise typer.Exit(FAILED)
+
+
+@cli.command()
+def app(
+    index: Annotated[
+        Path | None, typer.Argument(metavar="INDEX", help="Folder of the index.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="report.json of an evaluation, for the frontier plot.")
+    ] = None,
+    encoder: EncoderOption = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
+) -> None:
+    """Open the page in a browser (on this machine only)."""
+    page = Path(__file__).with_name("streamlit_app.py")
+    options = {"--index": index, "--report": report, "--encoder": encoder}
+    given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
+    command = [
+        sys.executable, "-m", "streamlit", "run", str(page),
+        "--server.address", "127.0.0.1", "--server.port", str(port),
+        "--browser.gatherUsageStats", "false", "--server.maxUploadSize", "20",
+        "--", *given,
+    ]  # fmt: skip
+    raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
+
+
+def main() -> None:
+    """Run the command: data on stdout, one line per error on stderr, a meaningful exit code."""
+    try:
+        code = cli(standalone_mode=False)
+    except ClickException as error:
+        _fail(f"{error.format_message().rstrip('.')}; see --help", BAD_USAGE)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        if os.environ.get("MATVIT_TRACEBACK"):
+            raise
+        _fail(one_line(error), FAILED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    say(f"error: {' '.join(message.split())}")
+    sys.exit(code)
+
+
+def _bad_usage(error: ValueError) -> NoReturn:
+    raise typer.BadParameter(str(error)) from error
+
+
+def _load(encoder: str, device: Device) -> MatViT:
+    from matvit.checkpoint import DEFAULT
+    from matvit.embed import resolve_device
+    from matvit.model import MatViT
+
+    return MatViT.load(encoder or DEFAULT, device=resolve_device(device.value))
+
+
+def _open_retriever(path: Path, encoder: str | None, device: Device) -> Retriever:
+    from app.opening import load_encoder_for
+    from indexing import ImageIndex
+    from matvit.embed import resolve_device
+    from retrieval import Retriever
+
+    index = ImageIndex.open(path)
+    return Retriever(load_encoder_for(index, encoder, resolve_device(device.value)), index)
+
+
+def _resolve(encoder: Encoder, text: str | None) -> Submodel:
+    try:
+        return encoder.submodel(text)
+    except ValueError as error:
+        _bad_usage(error)
+
+
+def _report_failures(index: ImageIndex, shown: int = 5) -> None:
+    for failure in index.failures[:shown]:
+        say(f"skipped {failure.path}: {failure.message}")
+    if len(index.failures) > shown:
+        more = len(index.failures) - shown
+        say(f"... and {more:,} more; see them with `matvit index info INDEX --failures`")
+
+
+def _exit_with_failures(count: int) -> None:
+    if count:
+        say(f"Done, but {count:,} images could not be used.")
+        raise typer.Exit(DONE_WITH_FAILURES)

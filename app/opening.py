@@ -1,0 +1,28 @@
+"""Finding the encoder that an index was built by."""
+
+from __future__ import annotations
+
+import torch
+
+from indexing import ImageIndex
+from matvit.checkpoint import bundled
+from matvit.extract import ExtractedViT, load_encoder
+from matvit.model import MatViT
+
+
+def load_encoder_for(
+    index: ImageIndex, encoder: str | None = None, device: torch.device | str = "cpu"
+) -> MatViT | ExtractedViT:
+    """Load the encoder that was named, or the bundled one that built the index.
+
+    Raises:
+        FileNotFoundError: If there is no such encoder.
+        ValueError: If none was named and the index was built by one that is not bundled.
+    """
+    built_by = str(index.info()["encoder"]["name"])
+    if encoder is None and built_by not in bundled():
+        raise ValueError(
+            f"{index.path} was built by encoder {built_by!r}, which is not bundled; "
+            "name its folder with --encoder"
+        )
+    return load_encoder(encoder or built_by, device=device)

@@ -1,0 +1,114 @@
+"""Write the tables of the README from `benchmarks/results/*.json`.
+
+    python benchmarks/tables.py            rewrite README.md
+    python benchmarks/tables.py --check    exit 1 if README.md is not what the results say
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+_PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> int:
+    """Rewrite or check the README."""
+    text = README.read_text(encoding="utf-8")
+    wanted = fill(text)
+    if "--check" in sys.argv[1:]:
+        if text != wanted:
+            print("README.md differs from benchmarks/results; run: python benchmarks/tables.py")
+        return int(text != wanted)
+    README.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+def fill(text: str) -> str:
+    """Replace every table of a README by what the results say.
+
+    Raises:
+        KeyError: If the README names a table that nothing makes.
+    """
+    return _PLACE.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+
+
+def retrieval_table() -> str:
+    """Recall against compute of the four trained sizes on Tiny ImageNet."""
+    result = _result("tiny_imagenet")
+    k = result["points"][0]
+    at_k = next(key for key in k if key.startswith("recall@"))
+    overlap = next(key for key in k if key.startswith("overlap@"))
+    head = [
+        "size", "GMACs", "of full", "hit_rate@1", "kept", "map@r", at_k, overlap,
+        "ms, one image", "images/s",
+    ]  # fmt: skip
+    rows = [
+        [
+            point["submodel"],
+            f"{point['macs'] / 1e9:.3f}",
+            f"{point['macs_fraction']:.0%}",
+            f"{point['hit_rate@1']:.4f}",
+            f"{point['retained_hit_rate@1']:.1%}",
+            f"{point['map@r']:.4f}",
+            f"{point[at_k]:.4f}",
+            f"{point[overlap]:.3f}",
+            f"{point['latency_ms_p50']:.1f}",
+            f"{point['images_per_s']:.0f}",
+        ]
+        for point in result["points"]
+        if point["submodel"] in ("S", "M", "L", "XL")
+    ]
+    return _markdown(head, rows) + _source(result)
+
+
+def crossed_table() -> str:
+    """Encoders of different origin asking each other's index."""
+    result = _result("tiny_imagenet")
+    rows = [
+        [
+            row["query_encoder"],
+            row["database_encoder"],
+            f"{row['query_macs'] / 1e9:.3f}",
+            f"{row['hit_rate@1']:.4f}",
+        ]
+        for row in result["crossed"]
+    ]
+    return _markdown(["query by", "database by", "GMACs", "hit_rate@1"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "retrieval": retrieval_table,
+    "crossed": crossed_table,
+}
+
+
+def _result(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def _source(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return (
+        f"\n<sub>{result['device']}, {result['threads']} threads, commit "
+        f"{result['commit'][:10]}, {versions}; `{result['command']}`</sub>\n"
+    )
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

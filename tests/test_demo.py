@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from app.demo import MARKER, run_demo, split
+from indexing import Corpus
+
+
+def test_own_photos_are_judged_by_overlap_without_labels(tiny_model, photo_folder, tmp_path):
+    out = tmp_path / "demo"
+    made = run_demo(tiny_model, out, photo_folder, progress=False)
+    assert {"S", "M", "L", "XL"} <= {point.submodel for point in made.frontier}
+    assert all(point.hit_rate_at_1 is None for point in made.frontier)
+    assert all(0 <= point.overlap_at_k <= 1 for point in made.frontier)
+    report = json.loads((made.report / "report.json").read_text())
+    assert report["metric"] == "overlap@10"
+    assert {"frontier.png", "report.csv", "report.json"} <= {p.name for p in made.report.iterdir()}
+
+
+def test_running_it_again_replaces_its_own_work_and_nothing_else(
+    tiny_model, photo_folder, tmp_path
+):
+    out = tmp_path / "demo"
+    run_demo(tiny_model, out, photo_folder, progress=False)
+    (out / "notes.txt").write_text("mine")
+    made = run_demo(tiny_model, out, photo_folder, progress=False)
+    assert made.failures == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / MARKER).exists()
+
+
+def test_a_folder_that_is_not_the_demos_is_refused(tiny_model, photo_folder):
+    with pytest.raises(FileExistsError, match="holds something else; choose another folder"):
+        run_demo(tiny_model, photo_folder, photo_folder, progress=False)
+
+
+def test_unreadable_photos_are_counted(tiny_model, photo_folder, tmp_path):
+    (photo_folder / "apple" / "bad.jpg").write_text("text")
+    assert run_demo(tiny_model, tmp_path / "demo", photo_folder, progress=False).failures == 1
+
+
+def test_too_few_photos_are_an_error(tiny_model, photo_folder, tmp_path):
+    with pytest.raises(ValueError, match="needs at least 10 images, .* has 4"):
+        run_demo(tiny_model, tmp_path / "demo", photo_folder / "apple", progress=False)
+
+
+@pytest.mark.parametrize(("images", "queries"), [(12, 3), (2000, 400), (5000, 500)])
+def test_no_image_is_both_query_and_database(photo_folder, images, queries):
+    corpus = Corpus.open(photo_folder)
+    many = corpus.subset([i % 12 for i in range(images)])
+    database, asking = split(many)
+    assert (len(database), len(asking)) == (images - queries, queries)
