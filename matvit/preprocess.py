@@ -142,8 +142,8 @@ class Preprocess:
         size = (self.image_size, self.image_size)
         method = Image.Resampling[self.interpolation.upper()]
         if self.fit == "squash":
-            return np.asarray(image.resize(size, method))
-        return np.asarray(ImageOps.fit(image, size, method))
+            return np.array(image.resize(size, method))
+        return np.array(ImageOps.fit(image, size, method))
 
 
 def _strip_address(message: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_embeddings_have_length_one(size):
 def test_sizes_give_different_embeddings():
     model = build()
     vectors = [model(images(), size) for size in ("S", "M", "L", "XL")]
-    for smaller, larger in zip(vectors, vectors[1:], strict=False):
+    for smaller, larger in pairwise(vectors):
         assert not torch.allclose(smaller, larger)
 
 

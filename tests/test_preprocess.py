@@ -29,7 +29,9 @@ def noise(width: int = 8, height: int = 8) -> Image.Image:
 
 def test_an_image_of_the_right_size_is_left_alone():
     image = noise()
-    assert np.array_equal(SMALL.pixels(encoded(image)), np.asarray(image))
+    pixels = SMALL.pixels(encoded(image))
+    assert np.array_equal(pixels, np.asarray(image))
+    assert pixels.flags.writeable  # torch warns about memory that it must not write to
 
 
 def test_path_bytes_and_pillow_image_give_the_same_pixels(tmp_path):

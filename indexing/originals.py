@@ -1,0 +1,71 @@
+"""Original images of an index, read back from the corpus they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+
+from indexing.corpus import Corpus
+from indexing.manifest import CorpusRecord
+
+
+class Originals:
+    """Reads images from where the corpus was when it was indexed, and nothing else.
+
+    An index may come from somebody else, so neither the root nor a path in it is trusted. A file
+    is handed out only if it has the hash of the image that was indexed: whoever could name that
+    hash already knows the file.
+
+    Args:
+        corpus: Where the images are, as the manifest says.
+    """
+
+    def __init__(self, corpus: CorpusRecord) -> None:
+        self._record = corpus
+        self._root = Path(os.path.normpath(corpus.root))
+
+    def read(self, path: str, position: int, sha256: str) -> bytes:
+        """Return the bytes of one image file.
+
+        Args:
+            path: Its name in the metadata.
+            position: Its place in the corpus.
+            sha256: What its bytes must hash to.
+
+        Raises:
+            FileNotFoundError: If the file or the corpus is gone.
+            ValueError: If the path leads out of the corpus, or the image is not the indexed one.
+        """
+        if self._record.kind == "folder":
+            data = self._inside(path).read_bytes()
+        else:
+            data = self._read_row(path, position)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise ValueError(
+                f"{path} in {self._root} has changed since it was indexed; build the index again"
+            )
+        return data
+
+    def _inside(self, path: str) -> Path:
+        """Return the file `path` names below the root, with every `..` resolved in the name."""
+        file = Path(os.path.normpath(self._root / path))
+        if not file.is_relative_to(self._root):
+            raise ValueError(f"the index names {path!r}, which is outside its corpus {self._root}")
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{path} is no longer in {self._root}; put it back or build the index again"
+            )
+        return file
+
+    def _read_row(self, path: str, position: int) -> bytes:
+        if position >= len(self._corpus):
+            raise FileNotFoundError(
+                f"{path} is no longer in {self._root}; put it back or build the index again"
+            )
+        return self._corpus.read(position)
+
+    @cached_property
+    def _corpus(self) -> Corpus:
+        return Corpus.from_parquet(self._root)

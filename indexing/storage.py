@@ -1,0 +1,179 @@
+"""Files on disk: written whole or not at all, recognised by size and hash, one writer at a time.
+
+A data file is complete, on the disk and hashed before any manifest names it, and is never
+rewritten afterwards: a reader may have it memory-mapped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from indexing.manifest import MANIFEST, MAX_BYTES, Manifest, StoredFile
+
+LOCK = "LOCK"
+PREVIOUS = f"{MANIFEST}.prev"
+FOLDERS = ("img_emb", "metadata", "failures", "index")
+_TEMPORARY = ".tmp"
+
+
+class Written(NamedTuple):
+    """What a finished file looks like: its size in bytes and its SHA-256 in hex."""
+
+    bytes: int
+    sha256: str
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Written:
+    """Write a file so that `path` holds all of it or what was there before, even after a crash.
+
+    Args:
+        path: Where the file goes; its folder must exist.
+        write: Called with a binary stream to fill.
+
+    Raises:
+        OSError: If the disk is full or the file did not arrive on it whole.
+    """
+    temporary = path.with_name(path.name + _TEMPORARY)
+    with temporary.open("wb") as stream:
+        write(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+        expected = stream.tell()
+    if (found := temporary.stat().st_size) != expected:
+        raise OSError(f"wrote {expected:,} bytes to {temporary} but {found:,} are there")
+    written = Written(expected, sha256_of(temporary))
+    temporary.replace(path)
+    _sync_folder(path.parent)
+    return written
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def store(folder: Path, name: str, rows: int, write: Callable[[BinaryIO], object]) -> StoredFile:
+    """Write a data file of an index and return what the manifest says about it."""
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    written = write_atomically(path, write)
+    return StoredFile(name=name, rows=rows, bytes=written.bytes, sha256=written.sha256)
+
+
+def check_size(folder: Path, file: StoredFile) -> None:
+    """Refuse a file that is missing or cut off.
+
+    Raises:
+        ValueError: If it is.
+    """
+    path = folder / file.name
+    if not path.is_file():
+        raise damaged(path, "it is missing")
+    if (found := path.stat().st_size) != file.bytes:
+        raise damaged(path, f"it has {found:,} bytes, the manifest says {file.bytes:,}")
+
+
+def check_hash(folder: Path, file: StoredFile) -> None:
+    """Refuse a file whose content is not what was written.
+
+    Raises:
+        ValueError: If its SHA-256 differs from the manifest's.
+    """
+    if sha256_of(folder / file.name) != file.sha256:
+        raise damaged(folder / file.name, "its content is not what was written")
+
+
+def damaged(path: Path, reason: str) -> ValueError:
+    """Return the error for a file of an index that cannot be trusted."""
+    return ValueError(
+        f"{path} is damaged: {reason}; restore it from a copy or build the index again"
+    )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of an index.
+
+    Raises:
+        FileNotFoundError: If there is none: no index, or a build that never finished.
+        ValueError: If it cannot be read; the message says why.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no index at {folder}: it has no {MANIFEST}; build one with `matvit index build`"
+        )
+    try:
+        with path.open("rb") as stream:
+            return Manifest.from_json(stream.read(MAX_BYTES + 1))
+    except ValueError as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def commit(folder: Path, manifest: Manifest) -> None:
+    """Make `manifest` the state of the index; the state before stays as `manifest.json.prev`."""
+    path = folder / MANIFEST
+    if path.exists():
+        before = path.read_bytes()
+        write_atomically(folder / PREVIOUS, lambda stream: stream.write(before))
+    write_atomically(path, lambda stream: stream.write(manifest.to_json()))
+
+
+@contextmanager
+def writer_lock(folder: Path) -> Iterator[None]:
+    """Be the only writer of an index; the lock dies with the process.
+
+    Raises:
+        BlockingIOError: If somebody else is writing; the message names them.
+    """
+    path = folder / LOCK
+    holder = ""
+    with suppress(OSError):
+        holder = path.read_text(encoding="utf-8").strip()
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(
+            f"{folder} is being written by {holder or 'another process'}; "
+            "wait until it is done or stop it"
+        ) from None
+    try:
+        with suppress(OSError):  # Windows lets nobody write to a locked file; the note is a nicety
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def remove_data(folder: Path) -> None:
+    """Remove the data files below `folder`, and nothing that an index would not have written.
+
+    Only for the writer of an index without a manifest: what is left of a build that stopped.
+    """
+    (folder / (MANIFEST + _TEMPORARY)).unlink(missing_ok=True)
+    for name in FOLDERS:
+        stem = "knn_g" if name == "index" else f"{name}_"
+        for file in (folder / name).glob(f"{stem}*"):
+            file.unlink()
+        with suppress(OSError):  # missing, or holds something that is not ours
+            (folder / name).rmdir()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut; Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,178 @@
+"""The manifest: exactly what is written can be read, and nothing else.
+
+Mutants these must catch: unknown keys ignored; `true` read as 1; the version checked after the
+keys; a file name that leads out of the index folder.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from indexing.manifest import (
+    MAX_BYTES,
+    CorpusRecord,
+    Counts,
+    EncoderRecord,
+    Manifest,
+    PreprocessRecord,
+    SearchRecord,
+    Shard,
+    StoredFile,
+)
+
+
+def stored(name, rows):
+    return StoredFile(name=name, rows=rows, bytes=100, sha256="0123456789abcdef" * 4)
+
+
+def shard(number, rows, failures=0):
+    return Shard(
+        number=number,
+        embeddings=stored(f"img_emb/img_emb_{number:06d}.npy", rows),
+        metadata=stored(f"metadata/metadata_{number:06d}.parquet", rows),
+        failures=stored(f"failures/failures_{number:06d}.parquet", failures),
+    )
+
+
+@pytest.fixture
+def manifest():
+    return Manifest(
+        generation=1,
+        next_id=7,
+        counts=Counts(images=7, failures=2),
+        encoder=EncoderRecord(name="tiny", fingerprint="ab" * 8, dim=16, macs=44_608),
+        preprocess=PreprocessRecord(spec={"image_size": 16, "mean": [0.5]}, fingerprint="cd" * 8),
+        corpus=CorpusRecord(root="/photos", kind="folder", images=9, class_names=("é", "b")),
+        shards=(shard(0, 4), shard(1, 3, failures=2)),
+        index=SearchRecord(kind="Flat", file=stored("index/knn_g1.faiss", 7)),
+    )
+
+
+@pytest.fixture
+def values(manifest):
+    return json.loads(manifest.to_json())
+
+
+def read(values):
+    return Manifest.from_json(json.dumps(values).encode())
+
+
+def test_manifest_is_read_as_it_was_written(manifest):
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_classes_may_be_missing(manifest):
+    unlabelled = replace(manifest, corpus=replace(manifest.corpus, class_names=None))
+    assert Manifest.from_json(unlabelled.to_json()) == unlabelled
+
+
+def test_keys_are_those_of_the_published_format(values):
+    top = "format_version generation next_id counts encoder preprocess corpus shards index"
+    assert list(values) == top.split()
+    assert list(values["encoder"]) == ["name", "fingerprint", "dim", "macs"]
+    assert list(values["preprocess"]) == ["spec", "fingerprint"]
+    assert list(values["shards"][0]["embeddings"]) == ["name", "rows", "bytes", "sha256"]
+
+
+def test_files_are_all_that_the_index_consists_of(manifest):
+    assert [file.name for file in manifest.files] == [
+        "img_emb/img_emb_000000.npy",
+        "metadata/metadata_000000.parquet",
+        "failures/failures_000000.parquet",
+        "img_emb/img_emb_000001.npy",
+        "metadata/metadata_000001.parquet",
+        "failures/failures_000001.parquet",
+        "index/knn_g1.faiss",
+    ]
+
+
+def test_unknown_key_is_refused(values):
+    values["colour"] = "red"
+    with pytest.raises(ValueError, match=r"manifest has unknown keys \['colour'\]"):
+        read(values)
+
+
+def test_unknown_key_deep_inside_is_refused(values):
+    values["shards"][1]["metadata"]["colour"] = "red"
+    with pytest.raises(ValueError, match=r"manifest.shards\[1\].metadata has unknown keys"):
+        read(values)
+
+
+def test_missing_key_is_refused(values):
+    del values["encoder"]["fingerprint"]
+    with pytest.raises(ValueError, match=r"manifest.encoder lacks the keys \['fingerprint'\]"):
+        read(values)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_other_version_is_refused_before_its_keys_are_looked_at(values, version):
+    values |= {"format_version": version, "key_of_the_future": 1}
+    with pytest.raises(ValueError, match="format version .*, this program reads version 1"):
+        read(values)
+
+
+def test_truncated_manifest_is_refused_at_any_length(manifest):
+    text = manifest.to_json().rstrip()
+    for length in range(0, len(text), 97):
+        with pytest.raises(ValueError, match="it is not complete JSON"):
+            Manifest.from_json(text[:length])
+
+
+def test_nesting_bomb_is_refused():
+    with pytest.raises(ValueError, match="it is not complete JSON"):
+        Manifest.from_json(b"[" * 1_000_000)
+
+
+def test_oversized_manifest_is_refused_unparsed():
+    with pytest.raises(ValueError, match="more than the limit"):
+        Manifest.from_json(bytes(MAX_BYTES + 1))
+
+
+@pytest.mark.parametrize("value", [True, 16.0, "16", None, [16]])
+def test_value_of_another_type_is_refused(values, value):
+    values["encoder"]["dim"] = value
+    with pytest.raises(ValueError, match="manifest.encoder.dim must be a int, got"):
+        read(values)
+
+
+@pytest.mark.parametrize("value", [-1, 1 << 60])
+def test_number_out_of_bounds_is_refused(values, value):
+    values["shards"][0]["metadata"]["rows"] = value
+    with pytest.raises(ValueError, match=r"metadata.rows must be within 0\.\."):
+        read(values)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.npy", "/etc/passwd", "img_emb/../../x", "img_emb/img_emb_000000.npy\n", ""]
+)
+def test_file_name_that_no_index_has_is_refused(values, name):
+    values["shards"][0]["embeddings"]["name"] = name
+    with pytest.raises(ValueError, match="is not the name of a file of an index"):
+        read(values)
+
+
+def test_hash_that_is_none_is_refused(values):
+    values["index"]["file"]["sha256"] = "0" * 63
+    with pytest.raises(ValueError, match="sha256 that is not 64 hex digits"):
+        read(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["counts"].update(images=0), "holds no image"),
+        (lambda v: v["counts"].update(images=8), "do not add up to 8 images"),
+        (lambda v: v["counts"].update(failures=1), "do not add up to 1 failures"),
+        (lambda v: v["index"]["file"].update(rows=6), "has 6 rows of 7"),
+        (lambda v: v["shards"][0]["metadata"].update(rows=5), "4 embeddings but 5 rows"),
+        (lambda v: v.update(next_id=6), "next_id is 6, below the 7 ids"),
+        (lambda v: v["corpus"].update(kind="tape"), "must be 'folder' or 'parquet', got 'tape'"),
+    ],
+)
+def test_counts_that_disagree_are_refused(values, change, message):
+    change(values)
+    with pytest.raises(ValueError, match=message):
+        read(values)

@@ -1,0 +1,105 @@
+"""Shards: plain files that other tools read, row for row what was given."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from indexing.corpus import Failure, ImageRecord
+from indexing.shards import FAILURES, METADATA, read_tables, write_shard
+from indexing.storage import store
+
+
+def record(position):
+    digest = hashlib.sha256(bytes([position])).hexdigest()
+    return ImageRecord(position, f"a/{position}.png", 10 + position, 99, digest, 24, 20, 1)
+
+
+RECORDS = [record(position) for position in (0, 1, 3)]
+FAILED = [Failure("a/2.png", "OSError", "cut off", 2)]
+VECTORS = np.eye(3, 8, dtype=np.float32)
+
+
+def test_shard_is_three_plain_files_with_the_names_others_read(tmp_path):
+    write_shard(tmp_path, 17, VECTORS, RECORDS, FAILED, first_id=40)
+    vectors = np.load(tmp_path / "img_emb/img_emb_000017.npy")
+    metadata = pq.read_table(tmp_path / "metadata/metadata_000017.parquet").to_pylist()
+    failures = pq.read_table(tmp_path / "failures/failures_000017.parquet").to_pylist()
+    np.testing.assert_array_equal(vectors, VECTORS.astype(np.float16))
+    assert vectors.dtype == np.float16
+    assert [(row["id"], row["path"]) for row in metadata] == [
+        (40, "a/0.png"),
+        (41, "a/1.png"),
+        (42, "a/3.png"),
+    ]
+    assert metadata[2] == {"id": 42, **asdict(RECORDS[2])}
+    assert failures == [
+        {"path": "a/2.png", "error": "OSError", "message": "cut off", "position": 2}
+    ]
+
+
+def test_shard_describes_its_files(tmp_path):
+    shard = write_shard(tmp_path, 2, VECTORS, RECORDS, FAILED, first_id=0)
+    assert shard.number == 2
+    for file, rows in ((shard.embeddings, 3), (shard.metadata, 3), (shard.failures, 1)):
+        content = (tmp_path / file.name).read_bytes()
+        assert (file.rows, file.bytes) == (rows, len(content))
+        assert file.sha256 == hashlib.sha256(content).hexdigest()
+    assert {path.name for path in tmp_path.iterdir()} == {"failures", "img_emb", "metadata"}
+
+
+def test_tables_of_all_shards_read_as_one(tmp_path):
+    shards = [
+        write_shard(tmp_path, 0, VECTORS, RECORDS, [], first_id=0),
+        write_shard(tmp_path, 1, VECTORS[:0], [], FAILED, first_id=3),
+        write_shard(tmp_path, 2, VECTORS[:1], [record(9)], [], first_id=3),
+    ]
+    metadata = read_tables(tmp_path, [shard.metadata for shard in shards], METADATA)
+    failures = read_tables(tmp_path, [shard.failures for shard in shards], FAILURES)
+    assert metadata.schema.equals(METADATA)
+    assert metadata.column("id").to_pylist() == [0, 1, 2, 3]
+    assert metadata.column("position").to_pylist() == [0, 1, 3, 9]
+    assert failures.column("path").to_pylist() == ["a/2.png"]
+
+
+def stored_table(folder, table, rows):
+    name = "metadata/metadata_000000.parquet"
+    return store(folder, name, rows, lambda stream: pq.write_table(table, stream))
+
+
+def test_table_with_other_columns_is_refused(tmp_path):
+    file = stored_table(tmp_path, pa.table({"id": [1], "password": ["x"]}), rows=1)
+    with pytest.raises(ValueError, match=r"damaged: its columns are \['id', 'password'\]"):
+        read_tables(tmp_path, [file], METADATA)
+
+
+def test_table_with_other_rows_is_refused(tmp_path):
+    table = pa.Table.from_pylist([{"id": 0}, {"id": 1}], METADATA)
+    with pytest.raises(ValueError, match="damaged: it has 2 rows, not 3"):
+        read_tables(tmp_path, [stored_table(tmp_path, table, rows=3)], METADATA)
+
+
+def test_table_with_missing_values_is_refused(tmp_path):
+    table = pa.Table.from_pylist([{"id": 0}], METADATA)
+    with pytest.raises(ValueError, match="damaged: values are missing in it"):
+        read_tables(tmp_path, [stored_table(tmp_path, table, rows=1)], METADATA)
+
+
+def test_file_that_is_no_table_is_refused(tmp_path):
+    name = "metadata/metadata_000000.parquet"
+    file = store(tmp_path, name, 1, lambda stream: stream.write(b"no parquet at all"))
+    with pytest.raises(ValueError, match=r"metadata_000000.parquet is damaged"):
+        read_tables(tmp_path, [file], METADATA)
+
+
+def test_changed_table_is_refused(tmp_path):
+    shard = write_shard(tmp_path, 0, VECTORS, RECORDS, [], first_id=0)
+    path = tmp_path / shard.metadata.name
+    path.write_bytes(path.read_bytes().replace(b"a/3.png", b"b/3.png"))
+    with pytest.raises(ValueError, match="its content is not what was written"):
+        read_tables(tmp_path, [shard.metadata], METADATA)
