@@ -19,7 +19,7 @@ from retrieval.report import write_report
 MARKER = ".matvit-demo"
 _QUERY_EVERY = 5
 _MAX_QUERIES = 500
-_MIXES = 12
+_MIXES = 8
 
 
 @dataclass(frozen=True)

@@ -90,12 +90,10 @@ class Corpus:
     """
 
     root: Path
-    kind: CorpusKind
 
     def __init__(
         self,
         images: ImageSet,
-        kind: CorpusKind,
         positions: NDArray[np.int64] | None = None,
         *,
         labelled: bool = True,
@@ -103,31 +101,28 @@ class Corpus:
         self._images = images
         self._labelled = labelled
         self._positions = np.arange(len(images)) if positions is None else positions
-        self.kind = kind
+        self.kind: CorpusKind = images.kind
         self.root = images.root.resolve()
 
     @classmethod
     def open(cls, path: str | Path) -> Corpus:
-        """Open a folder of images, a folder of Parquet files, or one Parquet file.
+        """Open a folder of images or of Parquet files, one Parquet file, or a pattern of them.
 
         Raises:
             FileNotFoundError: If nothing is at `path`.
             ValueError: If there is neither an image nor a Parquet file.
         """
-        path = Path(path)
-        if path.suffix == ".parquet" or any(path.glob("*.parquet")):
-            return cls.from_parquet(path)
-        return cls.from_folder(path)
+        return cls(ImageSet.open(path))
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Corpus:
         """Open the images below a folder, sorted by name; the first folder level is the class."""
-        return cls(ImageSet.from_folder(path), "folder")
+        return cls(ImageSet.from_folder(path))
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> Corpus:
         """Open Parquet files in the Hugging Face layout (`image.bytes`, optionally `label`)."""
-        return cls(ImageSet.from_parquet(path), "parquet")
+        return cls(ImageSet.from_parquet(path))
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -162,11 +157,11 @@ class Corpus:
             IndexError: If an index is outside the corpus.
         """
         chosen = np.asarray(indices, dtype=np.int64)
-        return Corpus(self._images, self.kind, self._positions[chosen], labelled=self._labelled)
+        return Corpus(self._images, self._positions[chosen], labelled=self._labelled)
 
     def without_labels(self) -> Corpus:
         """Return the same images as if nobody had sorted them into classes."""
-        return Corpus(self._images, self.kind, self._positions, labelled=False)
+        return Corpus(self._images, self._positions, labelled=False)
 
     def decode(
         self, preprocess: Preprocess, *, batch_size: int = 256, workers: int | None = None
@@ -213,7 +208,7 @@ class Corpus:
         path = self._images.name(position)
         try:
             # Before reading: a file that changes in between then looks changed, not indexed.
-            _, mtime_ns = self._images.stat(position)
+            mtime_ns = self._images.mtime_ns(position)
             data = self._images.read(position)
             pixels, width, height = preprocess.decode(data)
         except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,13 +32,15 @@ class ImageSet(ABC):
     decodes it, and never changes the place of another one.
 
     Attributes:
-        root: The folder or file that was opened.
+        root: The folder, file or pattern that was opened.
+        kind: What was found there.
         labels: int64 class index per image, shape (len,), -1 where there is none; None if no
             image has one.
         class_names: What the class indices mean; None where `labels` is None.
     """
 
     root: Path
+    kind: Literal["folder", "parquet"]
     labels: NDArray[np.int64] | None
     class_names: list[str] | None
 
@@ -83,8 +85,8 @@ class ImageSet(ABC):
         """
 
     @abstractmethod
-    def stat(self, index: int) -> tuple[int, int]:
-        """Size in bytes, and modification time in nanoseconds of the file that holds it.
+    def mtime_ns(self, index: int) -> int:
+        """When the file that holds an image was last modified, in nanoseconds.
 
         Raises:
             OSError: If the file is gone.
@@ -106,6 +108,8 @@ class ImageSet(ABC):
 class _FolderImages(ImageSet):
     """Image files below a folder."""
 
+    kind = "folder"
+
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise ValueError(f"{root} is a file; expected a folder of images or a .parquet file")
@@ -115,8 +119,11 @@ class _FolderImages(ImageSet):
             raise ValueError(
                 f"no images in {root}; looked for {', '.join(sorted(IMAGE_SUFFIXES))} and .parquet"
             )
-        self._names = pa.array(names)  # millions of Python strings would not fit in memory
-        self.labels, self.class_names = _labels_of_folders(names)
+        shown = [name.encode(errors="surrogateescape").decode(errors="replace") for name in names]
+        self._names = pa.array(shown)  # millions of Python strings would not fit in memory
+        # Names that are not UTF-8 cannot be stored or shown; these are what the system calls them.
+        self._raw_names = {i: name for i, name in enumerate(names) if name != shown[i]}
+        self.labels, self.class_names = _labels_of_folders(shown)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -125,11 +132,13 @@ class _FolderImages(ImageSet):
         return str(self._names[index].as_py())
 
     def read(self, index: int) -> bytes:
-        return (self.root / self.name(index)).read_bytes()
+        return self._path(index).read_bytes()
 
-    def stat(self, index: int) -> tuple[int, int]:
-        status = (self.root / self.name(index)).stat()
-        return status.st_size, status.st_mtime_ns
+    def mtime_ns(self, index: int) -> int:
+        return self._path(index).stat().st_mtime_ns
+
+    def _path(self, index: int) -> Path:
+        return self.root / self._raw_names.get(index, self.name(index))
 
 
 class _RowGroup(NamedTuple):
@@ -143,6 +152,8 @@ class _RowGroup(NamedTuple):
 
 class _ParquetImages(ImageSet):
     """Images inside Parquet files, addressed by file, row group and row."""
+
+    kind = "parquet"
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -174,9 +185,9 @@ class _ParquetImages(ImageSet):
             images = self._read_group(group)
         return images[row].as_py() or b""
 
-    def stat(self, index: int) -> tuple[int, int]:
+    def mtime_ns(self, index: int) -> int:
         group, _ = self._locate(index)
-        return len(self.read(index)), self._groups[group].file.stat().st_mtime_ns
+        return self._groups[group].file.stat().st_mtime_ns
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):

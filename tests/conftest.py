@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,10 @@ from PIL import Image
 from matvit.config import MatViTConfig
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
+
+# Results do not depend on the number of threads, and small work is slower on several.
+torch.set_num_threads(1)
+faiss.omp_set_num_threads(1)
 
 TINY = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +36,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(photo_folder):
     )
     assert images.read(3) == (photo_folder / names[3]).read_bytes()
     assert list(images.read_range(2, 5)) == [images.read(i) for i in (2, 3, 4)]
-    assert images.stat(0) == (
-        (photo_folder / names[0]).stat().st_size,
-        (photo_folder / names[0]).stat().st_mtime_ns,
-    )
+    assert images.mtime_ns(0) == (photo_folder / names[0]).stat().st_mtime_ns
 
 
 def test_the_first_folder_is_the_class(photo_folder):
@@ -58,6 +56,17 @@ def test_images_without_folders_have_no_labels(tmp_path):
     images = ImageSet.open(tmp_path)
     assert images.labels is None
     assert images.class_names is None
+
+
+def test_a_name_that_is_not_utf8_is_shown_as_well_as_can_be_and_read(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg"))
+    try:
+        path.write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    images = ImageSet.open(tmp_path)
+    assert images.name(0) == "caf\ufffd.jpg"
+    assert images.read(0) == b"x"
 
 
 def test_hidden_and_other_files_are_passed_over(tmp_path):
@@ -85,7 +94,7 @@ def test_parquet_files_are_read_as_one_list(tmp_path):
     assert [images.name(i) for i in (0, 7)] == ["p/0.jpg", "p/7.jpg"]
     assert images.labels.tolist() == [0, 0, 1, 1, 0, 1, 0, 1]
     assert images.class_names == ["cat", "dog"]
-    assert images.stat(6) == (7, (tmp_path / "b.parquet").stat().st_mtime_ns)
+    assert images.mtime_ns(6) == (tmp_path / "b.parquet").stat().st_mtime_ns
     with pytest.raises(IndexError, match="image 8 of 8"):
         images.read(8)
 

@@ -65,7 +65,7 @@ def texts(figure):
 
 def test_table_equals_the_hand_written_one():
     assert report.format_table(FRONTIER).splitlines() == [
-        "submodel   GMACs  of full  M params  retained  hit rate@1  recall@10   MAP@R  overlap@10"
+        "submodel   GMACs  of full  M params  retained  hit_rate@1  recall@10   map@r  overlap@10"
         "  p50 ms  p95 ms  images/s  best",
         "S         0.0220    44.0%      2.20    0.9000      0.7200     0.2500  0.1250      0.4400"
         "    3.12    4.50     1,234     *",
