@@ -296,7 +296,8 @@ def app(
     command = [
         sys.executable, "-m", "streamlit", "run", str(page),
         "--server.address", "127.0.0.1", "--server.port", str(port),
-        "--browser.gatherUsageStats", "false", "--server.maxUploadSize", "20",
+        "--server.maxUploadSize", "20", "--browser.gatherUsageStats", "false",
+        "--client.toolbarMode", "minimal",
         "--", *given,
     ]  # fmt: skip
     raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603

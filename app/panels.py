@@ -14,7 +14,7 @@ from retrieval import Hits, ParetoFrontier, Retriever
 
 TRAINED = ("S", "M", "L", "XL")
 THUMBNAIL = 160
-_OURS, _MUTED, _CHOSEN = "#0f766e", "#94a3b8", "#d97706"
+_OURS, _MUTED, _CHOSEN, _NAME = "#0f9488", "#94a3b8", "#d97706", "#7c8798"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Cell:
             moved = {0: "="}.get(
                 self.change, f"{'▲' if self.change > 0 else '▼'}{abs(self.change)}"
             )
-        mark = {True: " ✓", False: " ✗", None: ""}[self.right]
+        mark = {True: " :green[✓]", False: " :red[✗]", None: ""}[self.right]
         return f"{self.rank}. {self.score:.3f} {moved}{mark}"
 
 
@@ -147,7 +147,9 @@ def frontier_chart(frontier: ParetoFrontier, chosen: Sequence[str] = ()) -> alt.
     line = base.transform_filter("datum.pareto").mark_line(color=_OURS, strokeWidth=2)
     colour = alt.condition("datum.chosen", alt.value(_CHOSEN), alt.value(_MUTED))
     points = base.mark_circle(size=90, opacity=1).encode(color=colour, tooltip=tooltip)
-    names = base.transform_filter("datum.trained").mark_text(dy=-12, fontWeight="bold")
+    names = base.transform_filter("datum.trained").mark_text(
+        dy=-13, fontWeight="bold", fontSize=13, color=_NAME
+    )
     return alt.LayerChart(layer=[line, points, names.encode(text="submodel:N")], height=320)
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import streamlit as st
+from PIL import Image
 
 from app import panels
 from app.console import one_line
@@ -39,9 +40,12 @@ def main() -> None:
     sizes, k = _choices(retriever)
     report = given.report or _report_beside(index)
     query = _query(retriever.index)
+    answers, frontier = st.tabs(["Answers side by side", "Recall against compute"])
     if query is not None:
-        _answer(retriever, *query, sizes, k)
-    _frontier(report, sizes)
+        with answers:
+            _answer(retriever, *query, sizes, k)
+    with frontier:
+        _frontier(report, sizes)
 
 
 def _arguments() -> argparse.Namespace:
@@ -63,7 +67,10 @@ def _report_beside(index: Path) -> Path:
 @st.cache_resource(show_spinner="Loading encoder and index …")
 def _retriever(index: str, encoder: str | None) -> Retriever:
     opened = ImageIndex.open(index)
-    return Retriever(load_encoder_for(opened, encoder), opened)
+    retriever = Retriever(load_encoder_for(opened, encoder), opened)
+    # The first search allocates memory and loads kernels; nobody should see that as its time.
+    retriever.search(Image.new("RGB", (64, 64)), k=1)
+    return retriever
 
 
 @st.cache_data(max_entries=4000, show_spinner=False)
@@ -147,7 +154,9 @@ def _answer(
     first, *others = st.columns([1, *[1] * len(columns)])
     with first:
         st.subheader("Query")
-        st.image(seen, width=panels.THUMBNAIL, caption=label or "as the encoder sees it")
+        st.image(seen, width=panels.THUMBNAIL, caption="as the encoder sees it")
+        if label is not None:
+            st.markdown(f"class **{label}**")
     for place, column in zip(others, columns, strict=True):
         with place:
             _draw_column(retriever.index, column)
@@ -166,9 +175,14 @@ def _draw_column(index: ImageIndex, column: panels.Column) -> None:
             st.caption(f"{cell.path} is gone or has changed")
         else:
             st.image(picture, width=panels.THUMBNAIL)
-        st.caption(cell.caption, help=cell.path)
+        st.markdown(cell.caption)
         st.button(
-            "Ask with this", key=f"{column.title}-{cell.rank}", on_click=_ask, args=(cell.id,)
+            "Ask with this",
+            key=f"{column.title}-{cell.rank}",
+            help=cell.path,
+            type="tertiary",
+            on_click=_ask,
+            args=(cell.id,),
         )
 
 
@@ -177,7 +191,6 @@ def _ask(number: int) -> None:
 
 
 def _frontier(report: Path, sizes: list[str]) -> None:
-    st.subheader("Recall against compute")
     if not report.exists():
         st.markdown("Measure it on images that are not in the index, then open the page again:")
         st.code("matvit evaluate INDEX --queries IMAGES --submodels S,M,L,XL,mix --out report")

@@ -49,8 +49,8 @@ def test_labels_are_right_or_wrong_only_where_known(retriever, query):
     ("change", "right", "caption"),
     [
         (0, None, "2. 0.500 ="),
-        (3, True, "2. 0.500 ▲3 ✓"),
-        (-1, False, "2. 0.500 ▼1 ✗"),
+        (3, True, "2. 0.500 ▲3 :green[✓]"),
+        (-1, False, "2. 0.500 ▼1 :red[✗]"),
         (None, None, "2. 0.500 new"),
     ],
 )
