@@ -8,29 +8,26 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from app.console import (
-    BAD_USAGE,
-    DONE_WITH_FAILURES,
-    FAILED,
-    one_line,
-    say,
-    show,
-    show_json,
-    show_progress,
+from app.console import BAD_USAGE, FAILED, one_line, say, show, show_json, show_progress
+from app.options import (
+    Device,
+    DeviceOption,
+    EncoderOption,
+    HitsOption,
+    IndexArgument,
+    JsonOption,
+    bad_usage,
+    exit_with_failures,
+    load,
+    open_retriever,
+    report_failures,
+    resolve,
 )
-
-if TYPE_CHECKING:
-    from indexing import ImageIndex
-    from matvit.embed import Encoder
-    from matvit.model import MatViT
-    from matvit.submodel import Submodel
-    from retrieval import Retriever
 
 cli = typer.Typer(
     help="Image search: embed the database once with the full encoder, ask it with smaller ones.",
@@ -48,24 +45,6 @@ ClickException: type[typer.BadParameter] = next(
 )
 
 
-class Device(StrEnum):
-    """Where the encoder runs."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-DeviceOption = Annotated[Device, typer.Option(help="Where the encoder runs.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-EncoderOption = Annotated[
-    str | None,
-    typer.Option(help="Bundled encoder or checkpoint folder [default: the index's own]."),
-]
-IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")]
-HitsOption = Annotated[int, typer.Option("-k", min=1, help="Hits per query.")]
-
-
 @cli.command()
 def demo(
     images: Annotated[
@@ -80,11 +59,11 @@ def demo(
     from app.demo import run_demo
     from retrieval.report import format_table
 
-    made = run_demo(_load(encoder, device), out, images, progress=show_progress())
+    made = run_demo(load(encoder, device), out, images, progress=show_progress())
     show(format_table(made.frontier))
     say(f"Report: {made.report}/frontier.png, report.csv, report.json")
     say(f"Open the page: matvit app {made.index} --report {made.report}/report.json")
-    _exit_with_failures(made.failures)
+    exit_with_failures(made.failures)
 
 
 @cli.command()
@@ -100,9 +79,12 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: DeviceOption = Device.AUTO,
+    init: Annotated[
+        str | None, typer.Option(help="Encoder whose weights to start from [default: none].")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state.")] = False,
 ) -> None:
-    """Train a MatViT from scratch on labelled images."""
+    """Train a MatViT on labelled images, from scratch or from the weights of another."""
     from matvit.recipes import recipe as find_recipe
     from matvit.train import train as run
     from matvit.training_data import LabelledPixels
@@ -110,7 +92,7 @@ def train(
     try:
         chosen = find_recipe(recipe)
     except ValueError as error:
-        _bad_usage(error)
+        bad_usage(error)
     watched = show_progress()
     images = LabelledPixels.load(data, chosen.preprocess(), progress=watched)
     held_out = (
@@ -120,10 +102,10 @@ def train(
     )
     run(
         chosen, images, out, validation=held_out, seed=seed, device=device.value,
-        resume=resume, progress=watched,
+        init=load(init, Device.CPU) if init else None, resume=resume, progress=watched,
     )  # fmt: skip
     say(f"Trained on {len(images):,} images ({images.skipped:,} skipped); the encoder is in {out}.")
-    _exit_with_failures(images.skipped)
+    exit_with_failures(images.skipped)
 
 
 @cli.command()
@@ -140,8 +122,8 @@ def extract(
 
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another folder")
-    model = _load(encoder, Device.CPU)
-    small = cut(model, _resolve(model, submodel))
+    model = load(encoder, Device.CPU)
+    small = cut(model, resolve(model, submodel))
     save_extracted(small, out)
     count = sum(parameter.numel() for parameter in small.parameters())
     say(f"{model.name} {small.widths}: {count:,} parameters in {out}.")
@@ -161,15 +143,15 @@ def index_build(
     """Embed all images once, at full size, into a new index."""
     from indexing import Corpus, ImageIndex
 
-    model = _load(encoder, device)
+    model = load(encoder, device)
     corpus = Corpus.open(images)
     index = ImageIndex.build(model, corpus, out, batch_size=batch_size, progress=show_progress())
-    _report_failures(index)
+    report_failures(index)
     if as_json:
         show_json(index.info())
     else:
         show(f"{len(index):,} images in {out}, embedded by {model.name} at full size.")
-    _exit_with_failures(len(index.failures))
+    exit_with_failures(len(index.failures))
 
 
 @index_cli.command("info")
@@ -213,8 +195,8 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find the images most similar to each query, encoded by a submodel of your choice."""
-    retriever = _open_retriever(index, encoder, device)
-    chosen = _resolve(retriever.encoder, submodel)
+    retriever = open_retriever(index, encoder, device)
+    chosen = resolve(retriever.encoder, submodel)
     for image in images:
         hits = retriever.search(image, chosen, k)
         if as_json:
@@ -247,11 +229,11 @@ def evaluate(
     from retrieval import evaluate as measure
     from retrieval.report import format_table, write_report
 
-    retriever = _open_retriever(index, encoder, device)
+    retriever = open_retriever(index, encoder, device)
     try:
         sizes = parse_sizes(submodels, retriever.encoder.config)
     except ValueError as error:
-        _bad_usage(error)
+        bad_usage(error)
     frontier = measure(retriever, Corpus.open(queries), sizes, k=k, progress=show_progress())
     if as_json:
         for point in frontier.points:
@@ -261,7 +243,7 @@ def evaluate(
     if out is not None:
         write_report(frontier, out)
         say(f"Report: {out}/frontier.png, report.csv, report.json")
-    _exit_with_failures(frontier.conditions.unreadable if frontier.conditions else 0)
+    exit_with_failures(frontier.conditions.unreadable if frontier.conditions else 0)
 
 
 @cli.command()
@@ -324,46 +306,3 @@ def main() -> None:
 def _fail(message: str, code: int) -> NoReturn:
     say(f"error: {' '.join(message.split())}")
     sys.exit(code)
-
-
-def _bad_usage(error: ValueError) -> NoReturn:
-    raise typer.BadParameter(str(error)) from error
-
-
-def _load(encoder: str, device: Device) -> MatViT:
-    from matvit.checkpoint import DEFAULT
-    from matvit.embed import resolve_device
-    from matvit.model import MatViT
-
-    return MatViT.load(encoder or DEFAULT, device=resolve_device(device.value))
-
-
-def _open_retriever(path: Path, encoder: str | None, device: Device) -> Retriever:
-    from app.opening import load_encoder_for
-    from indexing import ImageIndex
-    from matvit.embed import resolve_device
-    from retrieval import Retriever
-
-    index = ImageIndex.open(path)
-    return Retriever(load_encoder_for(index, encoder, resolve_device(device.value)), index)
-
-
-def _resolve(encoder: Encoder, text: str | None) -> Submodel:
-    try:
-        return encoder.submodel(text)
-    except ValueError as error:
-        _bad_usage(error)
-
-
-def _report_failures(index: ImageIndex, shown: int = 5) -> None:
-    for failure in index.failures[:shown]:
-        say(f"skipped {failure.path}: {failure.message}")
-    if len(index.failures) > shown:
-        more = len(index.failures) - shown
-        say(f"... and {more:,} more; see them with `matvit index info INDEX --failures`")
-
-
-def _exit_with_failures(count: int) -> None:
-    if count:
-        say(f"Done, but {count:,} images could not be used.")
-        raise typer.Exit(DONE_WITH_FAILURES)

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,66 +27,13 @@ from matvit.losses import joint_cross_entropy
 from matvit.model import MatViT
 from matvit.optimizers import build_optimizers
 from matvit.recipes import Phase, Recipe
+from matvit.schedule import Schedule
 from matvit.training_data import LabelledPixels
 
 STATE = "state.pt"
 LOG = "log.jsonl"
 _REPORT_EVERY = 50
 _VALIDATION_IMAGES = 1000
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Which phase and which learning rate a step has.
-
-    Args:
-        recipe: The recipe.
-        images: Images in the training set.
-
-    Raises:
-        ValueError: If the recipe amounts to no step at all.
-    """
-
-    recipe: Recipe
-    images: int
-
-    def __post_init__(self) -> None:
-        if self.total_steps < 1:
-            raise ValueError(f"recipe {self.recipe.name} has no steps on {self.images} images")
-
-    @property
-    def batch_size(self) -> int:
-        """Images per step; all of them if there are fewer than the recipe asks for."""
-        return min(self.recipe.batch_size, self.images)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Full batches in one pass; the rest of the images wait for the next shuffle."""
-        return self.images // self.batch_size
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of all phases."""
-        return sum(self._steps(phase) for phase in self.recipe.phases)
-
-    def phase(self, step: int) -> Phase:
-        """Return the phase that a step belongs to."""
-        for phase in self.recipe.phases:
-            step -= self._steps(phase)
-            if step < 0:
-                return phase
-        return self.recipe.phases[-1]
-
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine to zero at the last step."""
-        warmup = min(self.recipe.warmup_steps, self.total_steps // 10)
-        if step < warmup:
-            return self.recipe.learning_rate * (step + 1) / warmup
-        done = (step - warmup) / max(1, self.total_steps - warmup)
-        return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-    def _steps(self, phase: Phase) -> int:
-        return round(phase.epochs * self.steps_per_epoch)
 
 
 class Trainer:
@@ -98,20 +44,34 @@ class Trainer:
         data: Labelled images, decoded at the recipe's image size.
         seed: Decides initial weights, order and augmentation.
         device: `auto`, `cpu` or `cuda`.
+        init: Encoder whose weights to start from; the head is taken over if it has as many
+            classes. None starts from scratch.
+
+    Raises:
+        ValueError: If `init` has another architecture than the recipe.
     """
 
     def __init__(
-        self, recipe: Recipe, data: LabelledPixels, *, seed: int = 0, device: str = "auto"
+        self,
+        recipe: Recipe,
+        data: LabelledPixels,
+        *,
+        seed: int = 0,
+        device: str = "auto",
+        init: MatViT | None = None,
     ) -> None:
         self.recipe, self.data, self.seed = recipe, data, seed
         self.schedule = Schedule(recipe, len(data))
         self.device = resolve_device(device)
         self.step = 0
+        self.init = None if init is None else {"name": init.name, "fingerprint": init.fingerprint}
         torch.manual_seed(seed)
         config = replace(recipe.model, num_classes=len(data.class_names))
         self.model = MatViT(
             config, recipe.preprocess(), recipe.name, drop_path_rate=recipe.drop_path_rate
         ).to(self.device)
+        if init is not None:
+            _copy_weights(init, self.model)
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
         _use_trainable_attention(self.model)
         self.optimizers = build_optimizers(
@@ -148,6 +108,7 @@ class Trainer:
             "seed": self.seed,
             "recipe": json.dumps(self.recipe.to_dict(), sort_keys=True),
             "images": len(self.data),
+            "init": json.dumps(self.init),
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -160,7 +121,7 @@ class Trainer:
             ValueError: If it belongs to another recipe, seed or data set.
         """
         mine = self.state()
-        for key in ("recipe", "seed", "images"):
+        for key in ("recipe", "seed", "images", "init"):
             if state[key] != mine[key]:
                 raise ValueError(
                     f"cannot resume: {key} was {state[key]!r} and is now {mine[key]!r}; "
@@ -236,6 +197,7 @@ def train(
     validation: LabelledPixels | None = None,
     seed: int = 0,
     device: str = "auto",
+    init: MatViT | None = None,
     resume: bool = False,
     checkpoint_minutes: float = 5.0,
     progress: bool = False,
@@ -248,7 +210,7 @@ def train(
         ValueError: If the state in `out` belongs to another run.
     """
     out = Path(out)
-    trainer = Trainer(recipe, data, seed=seed, device=device)
+    trainer = Trainer(recipe, data, seed=seed, device=device, init=init)
     _start(trainer, out, resume=resume)
     saved = time.monotonic()
     steps = range(trainer.step, trainer.schedule.total_steps)
@@ -285,6 +247,7 @@ def _finish(trainer: Trainer, out: Path, validation: LabelledPixels | None) -> M
     model = trainer.averaged
     training: dict[str, Any] = {
         "recipe": trainer.recipe.to_dict(),
+        "init": trainer.init,
         "seed": trainer.seed,
         "steps": trainer.step,
         "images": len(trainer.data),
@@ -295,6 +258,17 @@ def _finish(trainer: Trainer, out: Path, validation: LabelledPixels | None) -> M
         _log(out, {"step": trainer.step, "top1": training["top1"]})
     model.save(out, training=training)
     return model
+
+
+def _copy_weights(source: MatViT, target: MatViT) -> None:
+    """Take over all weights, but for a head of other classes."""
+    theirs = {**source.config.to_dict(), "num_classes": target.config.num_classes}
+    if theirs != target.config.to_dict():
+        raise ValueError(f"cannot start from {source.name}: its architecture is not the recipe's")
+    weights = source.backbone.state_dict()
+    if source.config.num_classes != target.config.num_classes:
+        weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
+    target.backbone.load_state_dict(weights, strict=False)
 
 
 def _save_state(trainer: Trainer, out: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from matvit.config import MatViTConfig
 from matvit.model import MatViT
 from matvit.recipes import Phase, Recipe
-from matvit.train import STATE, Schedule, Trainer, train
+from matvit.train import STATE, Trainer, train
 from matvit.training_data import LabelledPixels
 
 RECIPE = Recipe(
@@ -89,6 +89,25 @@ def test_a_full_width_phase_trains_no_other_size():
     assert trainer.train_step().shape == (1,)
 
 
+def test_a_run_can_start_from_the_weights_of_another(tmp_path):
+    first = train(RECIPE, colours(), tmp_path / "first", device="cpu")
+    trainer = Trainer(RECIPE, colours(), device="cpu", init=first)
+    assert same_weights(trainer.model, first)
+    assert same_weights(trainer.averaged, first)
+    other = Trainer(
+        RECIPE, replace(colours(), class_names=["a", "b", "c", "d"]), device="cpu", init=first
+    )
+    assert other.model.fingerprint == first.fingerprint
+    train(RECIPE, colours(), tmp_path / "second", device="cpu", init=first)
+    training = json.loads((tmp_path / "second" / "config.json").read_text())["training"]
+    assert training["init"] == {"name": "test", "fingerprint": first.fingerprint}
+
+
+def test_starting_from_another_architecture_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="cannot start from tiny: its architecture is not"):
+        Trainer(RECIPE, colours(), device="cpu", init=tiny_model)
+
+
 def test_the_averaged_weights_are_kept_and_differ_from_the_last(tmp_path):
     trainer = Trainer(RECIPE, colours(), device="cpu")
     for _ in range(5):
@@ -122,29 +141,6 @@ def test_the_log_and_the_recipe_are_readable(tmp_path):
     assert lines[0]["step"] == 50
     assert set(lines[0]["loss"]) == {"S", "M", "L", "XL"}
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"]["name"] == "test"
-
-
-def test_schedule_warms_up_and_ends_near_zero():
-    schedule = Schedule(replace(RECIPE, phases=(Phase(epochs=100, img_size=16),)), 80)
-    rates = [schedule.learning_rate(step) for step in range(schedule.total_steps)]
-    peak = rates.index(max(rates))
-    assert len(rates) == 1000
-    assert 95 <= peak <= 105
-    assert max(rates) == pytest.approx(RECIPE.learning_rate)
-    assert rates[:peak] == sorted(rates[:peak])
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert rates[-1] < 1e-5 * max(rates) * 10
-
-
-def test_schedule_walks_through_the_phases():
-    schedule = Schedule(RECIPE, 32)
-    assert [schedule.phase(step).img_size for step in (0, 7, 8, 19)] == [8, 8, 16, 16]
-    assert schedule.total_steps == 20
-
-
-def test_a_recipe_without_steps_is_refused():
-    with pytest.raises(ValueError, match="recipe test has no steps on 30 images"):
-        Schedule(replace(RECIPE, phases=(Phase(epochs=0.01, img_size=16),)), 30)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():

@@ -1,0 +1,85 @@
+"""What the commands have in common: their options, and what they do with them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from app.console import DONE_WITH_FAILURES, say
+
+if TYPE_CHECKING:
+    from indexing import ImageIndex
+    from matvit.embed import Encoder
+    from matvit.model import MatViT
+    from matvit.submodel import Submodel
+    from retrieval import Retriever
+
+
+class Device(StrEnum):
+    """Where the encoder runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+DeviceOption = Annotated[Device, typer.Option(help="Where the encoder runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option(help="Bundled encoder or checkpoint folder [default: the index's own]."),
+]
+IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")]
+HitsOption = Annotated[int, typer.Option("-k", min=1, help="Hits per query.")]
+
+
+def bad_usage(error: ValueError) -> NoReturn:
+    """Turn an error about what was typed into one of usage."""
+    raise typer.BadParameter(str(error)) from error
+
+
+def load(encoder: str, device: Device) -> MatViT:
+    """Load a whole encoder by bundled name or folder; an empty name is the default one."""
+    from matvit.checkpoint import DEFAULT
+    from matvit.embed import resolve_device
+    from matvit.model import MatViT
+
+    return MatViT.load(encoder or DEFAULT, device=resolve_device(device.value))
+
+
+def open_retriever(path: Path, encoder: str | None, device: Device) -> Retriever:
+    """Open an index together with an encoder that may ask it."""
+    from app.opening import load_encoder_for
+    from indexing import ImageIndex
+    from matvit.embed import resolve_device
+    from retrieval import Retriever
+
+    index = ImageIndex.open(path)
+    return Retriever(load_encoder_for(index, encoder, resolve_device(device.value)), index)
+
+
+def resolve(encoder: Encoder, text: str | None) -> Submodel:
+    """Read a submodel as typed."""
+    try:
+        return encoder.submodel(text)
+    except ValueError as error:
+        bad_usage(error)
+
+
+def report_failures(index: ImageIndex, shown: int = 5) -> None:
+    """Name the first images that could not be read."""
+    for failure in index.failures[:shown]:
+        say(f"skipped {failure.path}: {failure.message}")
+    if len(index.failures) > shown:
+        more = len(index.failures) - shown
+        say(f"... and {more:,} more; see them with `matvit index info INDEX --failures`")
+
+
+def exit_with_failures(count: int) -> None:
+    """End with the exit code that says whether everything could be used."""
+    if count:
+        say(f"Done, but {count:,} images could not be used.")
+        raise typer.Exit(DONE_WITH_FAILURES)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from matvit.mix_n_match import trained_sizes
+from matvit.recipes import RECIPES, recipe
+from matvit.submodel import Submodel
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_found_by_its_name_and_says_what_it_does(name):
+    found = recipe(name)
+    assert found.name == name
+    assert found.preprocess().image_size == found.model.img_size
+    assert json.loads(json.dumps(found.to_dict()))["name"] == name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_phase_fits_its_model(name):
+    model = recipe(name).model
+    for phase in recipe(name).phases:
+        assert phase.img_size % model.patch_size == 0
+        assert len(phase.sizes) == len(phase.weights)
+        for size in phase.sizes:
+            Submodel.parse(size, depth=model.depth, hidden_dim=model.hidden_dim)
+
+
+def test_the_joint_recipe_trains_the_four_sizes_of_the_paper_from_the_start():
+    (phase,) = recipe("joint64").phases
+    assert list(phase.sizes) == [str(size) for size in trained_sizes(recipe("joint64").model)]
+    assert set(phase.weights) == {1.0}
+
+
+def test_an_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown recipe 'magic'; known: apart-s, joint"):
+        recipe("magic")

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from matvit.preprocess import Preprocess
+from matvit.training_data import LabelledPixels
+
+SPEC = Preprocess(image_size=16)
+
+
+def test_images_come_decoded_with_their_labels(photo_folder):
+    data = LabelledPixels.load(photo_folder, SPEC)
+    assert data.class_names == ["apple", "bread", "cheese"]
+    assert data.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    files = sorted(photo_folder.rglob("*.png"))
+    for row, file in zip(data.pixels, files, strict=True):
+        assert np.array_equal(row, SPEC.pixels(file))
+
+
+def test_unreadable_and_unlabelled_images_are_left_out_and_counted(photo_folder):
+    (photo_folder / "apple" / "bad.jpg").write_text("text")
+    (photo_folder / "loose.png").write_bytes((photo_folder / "bread" / "01.png").read_bytes())
+    data = LabelledPixels.load(photo_folder, SPEC)
+    assert (len(data), data.skipped) == (12, 2)
+    assert data.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_images_without_any_label_are_refused(photo_folder):
+    with pytest.raises(ValueError, match="has no labels; training needs a folder per class"):
+        LabelledPixels.load(photo_folder / "apple", SPEC)
+
+
+def test_nothing_readable_is_an_error(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.jpg").write_text("text")
+    with pytest.raises(ValueError, match="none of the 1 images in .* can be read"):
+        LabelledPixels.load(tmp_path, SPEC)
+
+
+def test_a_sample_is_spread_over_the_set(photo_folder):
+    data = LabelledPixels.load(photo_folder, SPEC)
+    sample = data.sample(3)
+    assert sample.labels.tolist() == [0, 1, 2]
+    assert len(data.sample(100)) == 12
