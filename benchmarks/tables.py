@@ -44,7 +44,16 @@ def fill(text: str) -> str:
 
 def retrieval_table() -> str:
     """Recall against compute of the four trained sizes on Tiny ImageNet."""
-    result = _result("tiny_imagenet")
+    return _sizes_table("tiny_imagenet")
+
+
+def digits_table() -> str:
+    """The same on the demo's handwritten digits."""
+    return _sizes_table("demo")
+
+
+def _sizes_table(name: str) -> str:
+    result = _result(name)
     k = result["points"][0]
     at_k = next(key for key in k if key.startswith("recall@"))
     overlap = next(key for key in k if key.startswith("overlap@"))
@@ -89,6 +98,7 @@ def crossed_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "retrieval": retrieval_table,
     "crossed": crossed_table,
+    "digits": digits_table,
 }
 
 

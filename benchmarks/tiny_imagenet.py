@@ -30,7 +30,7 @@ from matvit.model import MatViT
 from retrieval import Retriever, evaluate
 from retrieval.report import write_report
 
-_MIXES = 16
+_MIXES = 10
 
 
 def main() -> None:

@@ -117,8 +117,8 @@ APART_S = replace(
     name="apart-s",
     model=replace(_VIT, mlp_ratio=0.5),
     phases=(
-        Phase(epochs=3, img_size=32, sizes=("XL",), weights=(1.0,), micro_batch=256),
-        Phase(epochs=0.3, img_size=64, sizes=("XL",), weights=(1.0,)),
+        Phase(epochs=2, img_size=32, sizes=("XL",), weights=(1.0,), micro_batch=256),
+        Phase(epochs=0.2, img_size=64, sizes=("XL",), weights=(1.0,)),
     ),
 )
 """An ordinary small ViT of the cost of S, trained on its own: the baseline that cannot ask

@@ -1,0 +1,38 @@
+"""The demo's numbers: scikit-learn's handwritten digits, classes the encoder never saw.
+
+    python benchmarks/demo.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+
+from provenance import provenance, write_result
+
+from app.demo import run_demo
+from matvit.checkpoint import DEFAULT
+from matvit.model import MatViT
+
+
+def main() -> None:
+    """Run the demo in a temporary folder and keep what it measured."""
+    start = perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        made = run_demo(MatViT.load(DEFAULT), Path(folder) / "demo", None, progress=True)
+    conditions = made.frontier.conditions
+    write_result(
+        "demo",
+        {
+            **provenance("python benchmarks/demo.py"),
+            "seconds": round(perf_counter() - start, 1),
+            "conditions": None if conditions is None else asdict(conditions),
+            "points": [point.to_dict() for point in made.frontier],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
