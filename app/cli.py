@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from PIL import Image
 
 from app.console import BAD_USAGE, FAILED, one_line, say, show, show_json, show_progress
 from app.options import (
@@ -54,15 +56,20 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for index and report.")] = Path("matvit-demo"),
     encoder: Annotated[str, typer.Option(help="Encoder to use.")] = "",
     device: DeviceOption = Device.AUTO,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the whole story in one go, on your own photos with --images."""
     from app.demo import run_demo
     from retrieval.report import format_table
 
     made = run_demo(load(encoder, device), out, images, progress=show_progress())
-    show(format_table(made.frontier))
+    if as_json:
+        for point in made.frontier:
+            show_json(point.to_dict())
+    else:
+        show(format_table(made.frontier))
     say(f"Report: {made.report}/frontier.png, report.csv, report.json")
-    say(f"Open the page: matvit app {made.index} --report {made.report}/report.json")
+    say(f"Open the page: {sys.argv[0]} app {made.index} --report {made.report}/report.json")
     exit_with_failures(made.failures)
 
 
@@ -75,7 +82,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the encoder, its log and its state.")],
     recipe: Annotated[str, typer.Option(help="Named recipe.")] = "joint64",
     validation: Annotated[
-        str | None, typer.Option(help="Labelled images to classify at the end.")
+        str | None, typer.Option(help="Labelled images; 1,000 of them are classified at the end.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: DeviceOption = Device.AUTO,
@@ -169,7 +176,11 @@ def index_info(
     info = opened.info()
     if failures:
         for failure in opened.failures:
-            show(f"{failure.path}\t{failure.error}\t{failure.message}")
+            row = {"path": failure.path, "error": failure.error, "message": failure.message}
+            if as_json:
+                show_json(row)
+            else:
+                show("\t".join(row.values()))
         return
     if as_json:
         show_json(info)
@@ -197,8 +208,17 @@ def search(
     """Find the images most similar to each query, encoded by a submodel of your choice."""
     retriever = open_retriever(index, encoder, device)
     chosen = resolve(retriever.encoder, submodel)
+    retriever.warm_up(chosen)
+    failed = 0
     for image in images:
-        hits = retriever.search(image, chosen, k)
+        try:
+            hits = retriever.search(image, chosen, k)
+        except (OSError, ValueError) as error:
+            if len(images) == 1:
+                raise
+            say(f"error: {one_line(error)}")
+            failed += 1
+            continue
         if as_json:
             show_json(hits.to_dict())
             continue
@@ -208,6 +228,9 @@ def search(
         )
         for hit in hits:
             show(f"{hit.rank:>4}  {hit.score:.4f}  {hit.path}")
+    if failed == len(images):
+        raise ValueError("none of the queries could be answered")
+    exit_with_failures(failed)
 
 
 @cli.command()
@@ -272,21 +295,30 @@ def app(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
 ) -> None:
     """Open the page in a browser (on this machine only)."""
+    if index is not None:
+        from indexing.storage import read_manifest
+
+        read_manifest(index)  # before a server is started for nothing
     page = Path(__file__).with_name("streamlit_app.py")
     options = {"--index": index, "--report": report, "--encoder": encoder}
     given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
     command = [
-        sys.executable, "-m", "streamlit", "run", str(page),
+        # -P: a folder called `app` where the command is typed must not stand in for ours.
+        sys.executable, "-P", "-m", "streamlit", "run", str(page),
         "--server.address", "127.0.0.1", "--server.port", str(port),
         "--server.maxUploadSize", "20", "--browser.gatherUsageStats", "false",
         "--client.toolbarMode", "minimal",
         "--", *given,
     ]  # fmt: skip
-    raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
+    environment = {**os.environ, "STREAMLIT_SERVER_SHOW_EMAIL_PROMPT": "false"}
+    done = subprocess.run(command, check=False, env=environment)  # noqa: S603
+    raise typer.Exit(done.returncode)
 
 
 def main() -> None:
     """Run the command: data on stdout, one line per error on stderr, a meaningful exit code."""
+    # We refuse images that are too large ourselves, with a message of our own.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     try:
         code = cli(standalone_mode=False)
     except ClickException as error:
@@ -296,11 +328,19 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+    except Exception as error:
         if os.environ.get("MATVIT_TRACEBACK"):
             raise
-        _fail(one_line(error), FAILED)
+        _fail(_describe(error), FAILED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _describe(error: Exception) -> str:
+    """Say what went wrong; of what nobody foresaw, also how to learn more."""
+    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+        return one_line(error)
+    kind = type(error).__name__
+    return f"{kind}: {one_line(error)} (for a traceback, set MATVIT_TRACEBACK=1)"
 
 
 def _fail(message: str, code: int) -> NoReturn:

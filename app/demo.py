@@ -52,6 +52,8 @@ def run_demo(model: MatViT, out: Path, images: Path | None, *, progress: bool) -
         FileExistsError: If `out` holds anything but an earlier demo.
         ValueError: If there are fewer than ten images.
     """
+    if images is not None and images.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ValueError(f"{out} lies in {images}, so the report would be indexed; choose --out")
     _claim(out)
     corpus = Corpus.open(write_digits(out / "digits") if images is None else images)
     corpus = corpus if images is None else corpus.without_labels()

@@ -27,5 +27,7 @@ def write_digits(folder: Path) -> Path:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             gray = Image.fromarray((image * (255 / 16)).round().astype(np.uint8))
-            gray.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path)
+            partial = path.with_suffix(".partial")
+            gray.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(partial, "PNG")
+            partial.replace(path)
     return folder

@@ -47,8 +47,13 @@ def conflicts(versions: dict[str, str | None]) -> list[str]:
     if versions.get("faiss-gpu") and versions.get("faiss-cpu"):
         problems.append(_REPAIR_FAISS)
     if not versions.get("faiss-gpu") and not versions.get("faiss-cpu"):
-        problems.append("FAISS is missing; run: pip install faiss-cpu")
+        build = "faiss-gpu" if platform.system() == "Linux" and _is_x86() else "faiss-cpu"
+        problems.append(f"FAISS is missing; run: pip install {build}")
     return problems
+
+
+def _is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def render(report: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import altair as alt
 import pandas as pd
 from PIL import Image
 
+from matvit.preprocess import upright_rgb
 from retrieval import Hits, ParetoFrontier, Retriever
 
 TRAINED = ("S", "M", "L", "XL")
@@ -89,14 +90,15 @@ def compare(
     Raises:
         ValueError: If the image cannot be read or a size is not one of the encoder's.
     """
+    full_macs = retriever.index.info()["encoder"]["macs"]
     full = retriever.search(query, None, k)
     answers = [
         full if size == full.submodel else retriever.search(query, size, k) for size in sizes
     ]
-    return [_column(answer, full, label) for answer in answers]
+    return [_column(answer, full, label, full_macs) for answer in answers]
 
 
-def _column(answer: Hits, full: Hits, label: str | None) -> Column:
+def _column(answer: Hits, full: Hits, label: str | None, full_macs: int) -> Column:
     place = {hit.id: hit.rank for hit in full}
     cells = tuple(
         Cell(
@@ -112,7 +114,7 @@ def _column(answer: Hits, full: Hits, label: str | None) -> Column:
     return Column(
         title=answer.submodel,
         gmacs=answer.macs / 1e9,
-        fraction=answer.macs / full.macs,
+        fraction=answer.macs / full_macs,
         encode_ms=answer.encode_ms,
         search_ms=answer.search_ms,
         overlap=sum(cell.id in place for cell in cells) / max(1, len(full)),
@@ -123,7 +125,8 @@ def _column(answer: Hits, full: Hits, label: str | None) -> Column:
 def thumbnail(data: bytes, side: int = THUMBNAIL) -> bytes:
     """Shrink or enlarge an image file to a small PNG, so that pages stay light."""
     with Image.open(io.BytesIO(data)) as image:
-        small = image.convert("RGB")
+        image.draft("RGB", (2 * side, 2 * side))
+        small = upright_rgb(image)
     scale = side / max(small.size)
     size = (max(1, round(small.width * scale)), max(1, round(small.height * scale)))
     buffer = io.BytesIO()

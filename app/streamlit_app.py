@@ -7,14 +7,15 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import streamlit as st
-from PIL import Image
 
 from app import panels
 from app.console import one_line
 from app.demo import run_demo
 from app.opening import load_encoder_for
 from indexing import ImageIndex
+from matvit import checkpoint
 from matvit.model import MatViT
 from retrieval import ParetoFrontier, Retriever
 
@@ -45,7 +46,7 @@ def main() -> None:
         with answers:
             _answer(retriever, *query, sizes, k)
     with frontier:
-        _frontier(report, sizes)
+        _frontier(retriever, report, sizes)
 
 
 def _arguments() -> argparse.Namespace:
@@ -68,8 +69,7 @@ def _report_beside(index: Path) -> Path:
 def _retriever(index: str, encoder: str | None) -> Retriever:
     opened = ImageIndex.open(index)
     retriever = Retriever(load_encoder_for(opened, encoder), opened)
-    # The first search allocates memory and loads kernels; nobody should see that as its time.
-    retriever.search(Image.new("RGB", (64, 64)), k=1)
+    retriever.warm_up()
     return retriever
 
 
@@ -88,8 +88,12 @@ def _welcome() -> None:
     st.code("matvit index build photos/ --out photos.index\nmatvit app photos.index", "bash")
     st.markdown("Or begin with 1,797 handwritten digits that come with scikit-learn:")
     if st.button("Build the demo", type="primary"):
-        with st.spinner("Indexing and measuring; this takes about a minute …"):
-            run_demo(MatViT.load("matvit-tiny64"), DEMO, None, progress=False)
+        try:
+            with st.spinner("Indexing and measuring; this takes about a minute …"):
+                run_demo(MatViT.load(checkpoint.DEFAULT), DEMO, None, progress=False)
+        except (ValueError, OSError) as error:
+            st.error(one_line(error))
+            return
         st.rerun()
 
 
@@ -107,8 +111,10 @@ def _banner(index: ImageIndex) -> None:
 
 def _choices(retriever: Retriever) -> tuple[list[str], int]:
     """Sizes to compare and hits to show."""
+    full = str(retriever.encoder.submodel(None))
+    offered = list(panels.TRAINED) if full == "XL" else [full]  # an extracted encoder has one
     with st.sidebar:
-        sizes = st.multiselect("Encoder sizes", panels.TRAINED, list(panels.TRAINED))
+        sizes = st.multiselect("Encoder sizes", offered, offered)
         mixed = st.text_input("A Mix'n'Match submodel", placeholder="2xS,2xM,2xXL")
         k = st.slider("Hits", 1, 12, 6)
     if mixed:
@@ -116,15 +122,17 @@ def _choices(retriever: Retriever) -> tuple[list[str], int]:
             sizes = [*sizes, str(retriever.encoder.submodel(mixed))]
         except ValueError as error:
             st.sidebar.error(one_line(error))
-    return sizes or ["XL"], k
+    return list(dict.fromkeys(sizes)) or [full], k
 
 
 def _query(index: ImageIndex) -> tuple[bytes, str | None] | None:
     """The image to ask with, and its class where that is known."""
     with st.sidebar:
-        uploaded = st.file_uploader("Ask with your own image", key="upload")
-        if st.button("Another image of the index"):
-            st.session_state.asked = int(random.choice(index.ids))  # noqa: S311
+        # A new key empties the uploader: the latest wish counts, be it an upload or a click.
+        turn = st.session_state.setdefault("turn", 0)
+        uploaded = st.file_uploader("Ask with your own image", key=f"upload-{turn}")
+        another = int(random.choice(index.ids))  # noqa: S311
+        st.button("Another image of the index", on_click=_ask, args=(another,))
     if uploaded is not None:
         if uploaded.size > MAX_UPLOAD_BYTES:
             st.error(f"The file has {uploaded.size:,} bytes; at most {MAX_UPLOAD_BYTES:,} please.")
@@ -136,7 +144,7 @@ def _query(index: ImageIndex) -> tuple[bytes, str | None] | None:
     except (OSError, ValueError, KeyError) as error:
         st.error(one_line(error))
         return None
-    row = int(index.rows_of(index.ids[:0].dtype.type(number)))
+    row = int(index.rows_of(np.array(number)))
     names, label = index.class_names, int(index.labels[row])
     return data, names[label] if names and label >= 0 else None
 
@@ -188,9 +196,10 @@ def _draw_column(index: ImageIndex, column: panels.Column) -> None:
 
 def _ask(number: int) -> None:
     st.session_state.asked = number
+    st.session_state.turn += 1
 
 
-def _frontier(report: Path, sizes: list[str]) -> None:
+def _frontier(retriever: Retriever, report: Path, sizes: list[str]) -> None:
     if not report.exists():
         st.markdown("Measure it on images that are not in the index, then open the page again:")
         st.code("matvit evaluate INDEX --queries IMAGES --submodels S,M,L,XL,mix --out report")
@@ -199,6 +208,13 @@ def _frontier(report: Path, sizes: list[str]) -> None:
         frontier = ParetoFrontier.from_json(report.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         st.error(f"{report}: {one_line(error)}")
+        return
+    measured = frontier.conditions
+    if measured is None or (measured.fingerprint, measured.images) != (
+        retriever.encoder.fingerprint,
+        len(retriever.index),
+    ):
+        st.warning(f"{report} was measured on another index or encoder; it is not shown.")
         return
     st.altair_chart(panels.frontier_chart(frontier, sizes), width="stretch")
 

@@ -1,6 +1,6 @@
 """The demo's numbers: scikit-learn's handwritten digits, classes the encoder never saw.
 
-    python benchmarks/demo.py
+python benchmarks/demo.py
 """
 
 from __future__ import annotations

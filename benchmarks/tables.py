@@ -54,11 +54,11 @@ def digits_table() -> str:
 
 def _sizes_table(name: str) -> str:
     result = _result(name)
-    k = result["points"][0]
-    at_k = next(key for key in k if key.startswith("recall@"))
-    overlap = next(key for key in k if key.startswith("overlap@"))
+    first = result["points"][0]
+    at_k = next(key for key in first if key.startswith("recall@"))
+    overlap = next(key for key in first if key.startswith("overlap@"))
     head = [
-        "size", "GMACs", "of full", "hit_rate@1", "kept", "map@r", at_k, overlap,
+        "size", "GMACs", "of full", "hit_rate@1", "retained", "map@r", at_k, overlap,
         "ms, one image", "images/s",
     ]  # fmt: skip
     rows = [
@@ -111,7 +111,8 @@ def _source(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return (
         f"\n<sub>{result['device']}, {result['threads']} threads, commit "
-        f"{result['commit'][:10]}, {versions}; `{result['command']}`</sub>\n"
+        f"{result['commit'][:10]}{' with changes' if result['uncommitted_changes'] else ''}, "
+        f"{versions}; `{result['command']}`</sub>\n"
     )
 
 

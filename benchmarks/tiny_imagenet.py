@@ -11,6 +11,7 @@ same classes and have the same dimension, and still share no space.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -110,7 +111,7 @@ def _decode(corpus: Corpus, model: MatViT) -> tuple[NDArray[np.uint8], NDArray[n
 
 def _without_paths(arguments: list[str]) -> str:
     """Keep the names of files and leave out where they lie on this machine."""
-    return " ".join(Path(word).name if "/" in word else word for word in arguments)
+    return re.sub(r"(^|[ =])\S*/", r"\1", " ".join(arguments))
 
 
 if __name__ == "__main__":

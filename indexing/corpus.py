@@ -157,6 +157,8 @@ class Corpus:
             IndexError: If an index is outside the corpus.
         """
         chosen = np.asarray(indices, dtype=np.int64)
+        if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(self):
+            raise IndexError(f"images {chosen.min()} to {chosen.max()} of {len(self)}")
         return Corpus(self._images, self._positions[chosen], labelled=self._labelled)
 
     def without_labels(self) -> Corpus:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from matvit.config import MatViTConfig
 from matvit.preprocess import Preprocess
@@ -73,6 +73,15 @@ def fingerprint(config: MatViTConfig, tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"\n{key} {tuple(values.shape)}\n".encode())
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def weights_version(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Something that changes when a weight is replaced or updated in place, found without hashing.
+
+    Torch counts the in-place updates of every tensor; tensors made in inference mode are not
+    counted, and cannot be trained either.
+    """
+    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())
 
 
 def bundled() -> list[str]:
@@ -138,7 +147,11 @@ def read(source: str | Path) -> Checkpoint:
         stored = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read {folder / WEIGHTS}: {error}") from error
-    config = MatViTConfig.from_dict(settings["model"])
+    try:
+        config = MatViTConfig.from_dict(settings["model"])
+        preprocess = Preprocess.from_dict(settings["preprocess"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / SETTINGS}: {error}") from error
     tensors = {key: value.float() for key, value in stored.items()}
     found = fingerprint(config, tensors)
     if found != settings["weights"]:
@@ -149,7 +162,7 @@ def read(source: str | Path) -> Checkpoint:
     return Checkpoint(
         name=settings["name"],
         config=config,
-        preprocess=Preprocess.from_dict(settings["preprocess"]),
+        preprocess=preprocess,
         tensors=tensors,
         training=settings["training"],
         submodel=settings["submodel"],

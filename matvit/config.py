@@ -116,4 +116,6 @@ class MatViTConfig:
         try:
             return cls(**values)
         except TypeError as error:
-            raise ValueError(f"incomplete model settings: {error}") from error
+            raise ValueError(
+                f"model settings are incomplete or of a wrong kind: {error}"
+            ) from error

@@ -27,6 +27,7 @@ class Encoder(Protocol):
     name: str
     config: MatViTConfig
     preprocess: Preprocess
+    training: bool
 
     @property
     def fingerprint(self) -> str:
@@ -67,13 +68,21 @@ def embed(
         float32 embeddings of length one, in the order of `pixels`.
 
     Raises:
-        ValueError: If the submodel is not one of the encoder's, or an embedding is not finite.
+        ValueError: If the submodel is not one of the encoder's, the pixels are not uint8, the
+            encoder is in training mode (stochastic depth would make its vectors random), or an
+            embedding is not finite.
     """
+    if pixels.dtype != np.uint8 or batch_size < 1:
+        raise ValueError(
+            f"expected uint8 pixels and a batch_size of at least 1, got {pixels.dtype} "
+            f"and {batch_size}"
+        )
+    if encoder.training:
+        raise ValueError(f"encoder {encoder.name} is in training mode; call eval() first")
     chosen = encoder.submodel(submodel)
-    if precision == "auto" and encoder.device.type == "cpu" and len(pixels) < _FEW:
-        precision = "float32"
+    dtype = resolve_precision(encoder.device, precision, len(pixels))
     parts = [np.empty((0, encoder.config.embed_dim), dtype=np.float32)]
-    with torch.inference_mode(), _autocast(encoder.device, precision):
+    with torch.inference_mode(), _autocast(encoder.device, dtype):
         for start in range(0, len(pixels), batch_size):
             images = to_input(pixels[start : start + batch_size], encoder)
             parts.append(encoder.encode(images, chosen).float().cpu().numpy())
@@ -113,18 +122,28 @@ def cpu_has_bfloat16() -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def resolve_precision(device: torch.device, precision: Precision) -> torch.dtype:
+def resolve_precision(
+    device: torch.device, precision: Precision = "auto", images: int | None = None
+) -> torch.dtype:
     """Return the type that matrix products run in on `device`.
+
+    Args:
+        device: Where the encoder is.
+        precision: What was asked for.
+        images: How many are embedded together; None for many.
 
     Raises:
         ValueError: If `precision` is unknown.
     """
     if precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"precision must be auto, float32 or bfloat16, got {precision!r}")
-    if precision == "auto":
-        fast = cpu_has_bfloat16() if device.type == "cpu" else device.type == "cuda"
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and cpu_has_bfloat16() and (images is None or images >= _FEW)
+    return torch.bfloat16 if fast else torch.float32
 
 
 def resolve_device(device: str) -> torch.device:
@@ -140,7 +159,5 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _autocast(device: torch.device, precision: Precision) -> torch.autocast | nullcontext[None]:
-    if resolve_precision(device, precision) == torch.float32:
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast | nullcontext[None]:
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

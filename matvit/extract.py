@@ -52,8 +52,33 @@ class ExtractedViT(VisionTransformer):
             block.mlp = Mlp(config.embed_dim, width, act_layer=nn.GELU)
         setattr(self, "head", UnitNorm())  # noqa: B010 -- timm declares a linear head or none
         self.config, self.preprocess = config, preprocess
-        self.name, self.fingerprint, self.widths = name, fingerprint, submodel
+        self.name, self.widths = name, submodel
+        self._fingerprint = fingerprint
+        self._weights = ""
+        self._checked: object = None
         self.eval()
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the full encoder, as long as the weights are those cut out of it.
+
+        Raises:
+            ValueError: If the weights have changed since.
+        """
+        state = checkpoint.weights_version(self)
+        if state != self._checked:
+            if checkpoint.fingerprint(self.config, self.state_dict()) != self._weights:
+                raise ValueError(
+                    f"the weights of this submodel of {self.name} have changed since it was "
+                    "extracted; it no longer speaks for that encoder"
+                )
+            self._checked = state
+        return self._fingerprint
+
+    def take_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load the weights cut out of the full encoder; from now on a change is noticed."""
+        self.load_state_dict(dict(tensors))
+        self._weights = checkpoint.fingerprint(self.config, self.state_dict())
 
     @property
     def device(self) -> torch.device:
@@ -113,9 +138,10 @@ def extract(model: MatViT, submodel: Submodel | str | None = None) -> ExtractedV
     """
     chosen = model.submodel(submodel)
     small = ExtractedViT(model.config, chosen, model.preprocess, model.name, model.fingerprint)
-    small.load_state_dict(_slice(model.backbone.state_dict(), chosen))
     reference = next(model.parameters())
-    return small.to(reference.device, reference.dtype)
+    small.to(reference.device, reference.dtype)
+    small.take_weights(_slice(model.backbone.state_dict(), chosen))
+    return small
 
 
 def save_extracted(
@@ -143,11 +169,7 @@ def load_extracted(folder: str | Path) -> ExtractedViT:
     stored = checkpoint.read(folder)
     if stored.submodel is None:
         raise ValueError(f"{folder} holds a whole MatViT; load it with MatViT.load")
-    config = stored.config
-    submodel = Submodel.parse(stored.submodel, depth=config.depth, hidden_dim=config.hidden_dim)
-    encoder = ExtractedViT(config, submodel, stored.preprocess, stored.name, stored.fingerprint)
-    encoder.load_state_dict(stored.tensors)
-    return encoder
+    return _from_checkpoint(stored, folder)
 
 
 def load_encoder(
@@ -159,9 +181,22 @@ def load_encoder(
         FileNotFoundError: If there is none.
         ValueError: If it is damaged.
     """
-    if checkpoint.read(source).submodel is None:
-        return MatViT.load(source, device=device)
-    return load_extracted(source).to(device)
+    stored = checkpoint.read(source)
+    if stored.submodel is None:
+        return MatViT.from_checkpoint(stored).to(device)
+    return _from_checkpoint(stored, source).to(device)
+
+
+def _from_checkpoint(stored: checkpoint.Checkpoint, source: str | Path) -> ExtractedViT:
+    config = stored.config
+    assert stored.submodel is not None
+    submodel = Submodel.parse(stored.submodel, depth=config.depth, hidden_dim=config.hidden_dim)
+    encoder = ExtractedViT(config, submodel, stored.preprocess, stored.name, stored.fingerprint)
+    try:
+        encoder.take_weights(stored.tensors)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {source} do not fit its settings: {error}") from error
+    return encoder
 
 
 def _slice(tensors: Mapping[str, Tensor], submodel: Submodel) -> dict[str, Tensor]:

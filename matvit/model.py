@@ -80,9 +80,23 @@ class MatViT(nn.Module):
                 f"{source} holds the extracted submodel {stored.submodel}, not a whole MatViT; "
                 "load it with matvit.extract.load_extracted"
             )
+        return cls.from_checkpoint(stored).to(device)
+
+    @classmethod
+    def from_checkpoint(cls, stored: checkpoint.Checkpoint) -> MatViT:
+        """Build the model that a checkpoint describes.
+
+        Raises:
+            ValueError: If the weights do not fit the settings.
+        """
         model = cls(stored.config, stored.preprocess, stored.name)
-        model.backbone.load_state_dict(stored.tensors)
-        return model.to(device)
+        try:
+            model.backbone.load_state_dict(dict(stored.tensors))
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights of {stored.name} do not fit its settings: {error}"
+            ) from error
+        return model
 
     def save(
         self,
@@ -115,8 +129,7 @@ class MatViT(nn.Module):
     @property
     def fingerprint(self) -> str:
         """16 hex digits identifying architecture and weights (not the classification head)."""
-        # In-place updates raise `_version`, so a training step is noticed without rehashing.
-        state = tuple((p.data_ptr(), p._version) for p in self.backbone.parameters())
+        state = checkpoint.weights_version(self.backbone)
         if self._fingerprint is None or self._fingerprint[0] != state:
             self._fingerprint = (state, checkpoint.fingerprint(self.config, self._tensors()))
         return self._fingerprint[1]

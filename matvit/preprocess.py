@@ -124,7 +124,10 @@ class Preprocess:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown preprocessing settings {unknown}; known: {sorted(known)}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"preprocessing settings of a wrong kind: {error}") from error
 
     def _decode(self, source: ImageLike) -> Decoded:
         image = source if isinstance(source, Image.Image) else _open(source)
@@ -133,10 +136,10 @@ class Preprocess:
             raise ValueError(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
         if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # orientations that turn by 90 degrees
             width, height = height, width
-        # A large JPEG is decoded at a fraction of its size, still twice what is needed or more.
-        image.draft("RGB", (2 * self.image_size, 2 * self.image_size))
-        image = _to_rgb(ImageOps.exif_transpose(image))
-        return Decoded(self._resize(image), width, height)
+        if image is not source:  # somebody else's image is left as it is
+            # A large JPEG is decoded at a fraction of its size, still twice what is needed.
+            image.draft("RGB", (2 * self.image_size, 2 * self.image_size))
+        return Decoded(self._resize(upright_rgb(image)), width, height)
 
     def _resize(self, image: Image.Image) -> NDArray[np.uint8]:
         size = (self.image_size, self.image_size)
@@ -144,6 +147,17 @@ class Preprocess:
         if self.fit == "squash":
             return np.array(image.resize(size, method))
         return np.array(ImageOps.fit(image, size, method))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Bring an opened image to 8-bit RGB: orientation applied, transparency on white.
+
+    This is what a person should be shown, too, so that both see the same picture.
+
+    Raises:
+        ValueError: If gray values are not finite. Pillow raises more if the file is damaged.
+    """
+    return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def _strip_address(message: str) -> str:

@@ -51,6 +51,7 @@ class Recipe:
         min_area: Smallest share of an image that a random crop keeps.
         jitter: Strength of the brightness and contrast changes.
         ema_decay: Decay of the averaged weights, which are the ones that are kept.
+        needs_init: Whether it goes on from the weights of another encoder.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Recipe:
     min_area: float = 0.35
     jitter: float = 0.2
     ema_decay: float = 0.999
+    needs_init: bool = False
 
     def preprocess(self) -> Preprocess:
         """Return the preprocessing of the encoder that this recipe trains."""
@@ -109,6 +111,7 @@ JOINT_AFTER_PLAIN = Recipe(
     phases=(Phase(epochs=1.1, img_size=32, micro_batch=256), Phase(epochs=0.4, img_size=64)),
     learning_rate=1e-3,
     warmup_steps=50,
+    needs_init=True,
 )
 """All four sizes jointly, from the weights of a plain ViT, with a learning rate of its own."""
 

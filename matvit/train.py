@@ -27,11 +27,10 @@ from matvit.losses import joint_cross_entropy
 from matvit.model import MatViT
 from matvit.optimizers import build_optimizers
 from matvit.recipes import Phase, Recipe
+from matvit.run_folder import STATE, load_state, log, save_state
 from matvit.schedule import Schedule
 from matvit.training_data import LabelledPixels
 
-STATE = "state.pt"
-LOG = "log.jsonl"
 _REPORT_EVERY = 50
 _VALIDATION_IMAGES = 1000
 
@@ -48,7 +47,7 @@ class Trainer:
             classes. None starts from scratch.
 
     Raises:
-        ValueError: If `init` has another architecture than the recipe.
+        ValueError: If `init` is missing and the recipe needs it, or has another architecture.
     """
 
     def __init__(
@@ -70,6 +69,8 @@ class Trainer:
         self.model = MatViT(
             config, recipe.preprocess(), recipe.name, drop_path_rate=recipe.drop_path_rate
         ).to(self.device)
+        if recipe.needs_init and init is None:
+            raise ValueError(f"recipe {recipe.name} goes on from an encoder; name it with init")
         if init is not None:
             _copy_weights(init, self.model)
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
@@ -107,7 +108,7 @@ class Trainer:
             "step": self.step,
             "seed": self.seed,
             "recipe": json.dumps(self.recipe.to_dict(), sort_keys=True),
-            "images": len(self.data),
+            "images": self.data.fingerprint,
             "init": json.dumps(self.init),
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
@@ -180,9 +181,9 @@ class Trainer:
     def _average(self) -> None:
         """Update the averaged weights; the average starts short and grows to full length."""
         decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
-        kept = [value.data for value in self.averaged.parameters()]
-        now = [value.data for value in self.model.parameters()]
-        torch._foreach_lerp_(kept, now, 1 - decay)
+        with torch.no_grad():
+            for kept, now in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
+                kept.lerp_(now, 1 - decay)
 
     def _autocast(self) -> torch.autocast:
         dtype = resolve_precision(self.device, "auto")
@@ -212,21 +213,28 @@ def train(
     out = Path(out)
     trainer = Trainer(recipe, data, seed=seed, device=device, init=init)
     _start(trainer, out, resume=resume)
+    try:
+        _run(trainer, out, checkpoint_minutes, progress=progress)
+    finally:
+        save_state(trainer.state(), out)
+    return _finish(trainer, out, validation)
+
+
+def _run(trainer: Trainer, out: Path, checkpoint_minutes: float, *, progress: bool) -> None:
+    """Take the steps that are left."""
     saved = time.monotonic()
     steps = range(trainer.step, trainer.schedule.total_steps)
-    bar = tqdm(steps, desc=recipe.name, unit="step", disable=not progress)
+    bar = tqdm(steps, desc=trainer.recipe.name, unit="step", disable=not progress)
     for step in bar:
         phase = trainer.schedule.phase(step)
         losses = trainer.train_step()
         if trainer.step % _REPORT_EVERY == 0:
             report = dict(zip(phase.sizes, losses.tolist(), strict=True))
             bar.set_postfix({size: f"{loss:.3f}" for size, loss in report.items()})
-            _log(out, {"step": trainer.step, "loss": report, "img_size": phase.img_size})
+            log(out, {"step": trainer.step, "loss": report, "img_size": phase.img_size})
         if time.monotonic() - saved > 60 * checkpoint_minutes:
-            _save_state(trainer, out)
+            save_state(trainer.state(), out)
             saved = time.monotonic()
-    _save_state(trainer, out)
-    return _finish(trainer, out, validation)
 
 
 def _start(trainer: Trainer, out: Path, *, resume: bool) -> None:
@@ -234,13 +242,14 @@ def _start(trainer: Trainer, out: Path, *, resume: bool) -> None:
     if resume:
         if not (out / STATE).exists():
             raise FileNotFoundError(f"nothing to resume in {out}: no {STATE}; start without resume")
-        trainer.restore(torch.load(out / STATE, map_location="cpu", weights_only=True))
+        trainer.restore(load_state(out / STATE))
         return
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another folder, or resume the run in it")
     out.mkdir(parents=True, exist_ok=True)
     description = {"recipe": trainer.recipe.to_dict(), "seed": trainer.seed}
     (out / "recipe.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    save_state(trainer.state(), out)  # from here on there is something to resume
 
 
 def _finish(trainer: Trainer, out: Path, validation: LabelledPixels | None) -> MatViT:
@@ -251,11 +260,12 @@ def _finish(trainer: Trainer, out: Path, validation: LabelledPixels | None) -> M
         "seed": trainer.seed,
         "steps": trainer.step,
         "images": len(trainer.data),
-        "classes": len(trainer.data.class_names),
+        "classes": trainer.data.class_names,
     }
     if validation is not None:
-        training["top1"] = top1_per_size(model, validation.sample(_VALIDATION_IMAGES))
-        _log(out, {"step": trainer.step, "top1": training["top1"]})
+        known = validation.with_classes(trainer.data.class_names)
+        training["top1"] = top1_per_size(model, known.sample(_VALIDATION_IMAGES))
+        log(out, {"step": trainer.step, "top1": training["top1"]})
     model.save(out, training=training)
     return model
 
@@ -263,23 +273,15 @@ def _finish(trainer: Trainer, out: Path, validation: LabelledPixels | None) -> M
 def _copy_weights(source: MatViT, target: MatViT) -> None:
     """Take over all weights, but for a head of other classes."""
     theirs = {**source.config.to_dict(), "num_classes": target.config.num_classes}
-    if theirs != target.config.to_dict():
-        raise ValueError(f"cannot start from {source.name}: its architecture is not the recipe's")
+    if theirs != target.config.to_dict() or source.preprocess != target.preprocess:
+        raise ValueError(
+            f"cannot start from {source.name}: its architecture or preprocessing is not the "
+            "recipe's"
+        )
     weights = source.backbone.state_dict()
     if source.config.num_classes != target.config.num_classes:
         weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
     target.backbone.load_state_dict(weights, strict=False)
-
-
-def _save_state(trainer: Trainer, out: Path) -> None:
-    partial = out / f".{STATE}.partial"
-    torch.save(trainer.state(), partial)
-    partial.replace(out / STATE)
-
-
-def _log(out: Path, record: dict[str, Any]) -> None:
-    with (out / LOG).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"time": round(time.time(), 1), **record}) + "\n")
 
 
 def _use_trainable_attention(model: MatViT) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +42,26 @@ class LabelledPixels:
     def sample(self, count: int) -> LabelledPixels:
         """At most `count` images, evenly spaced over the set."""
         rows = np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)
-        return LabelledPixels(
-            self.pixels[rows], self.labels[rows], self.class_names, len(self) - len(rows)
-        )
+        return replace(self, pixels=self.pixels[rows], labels=self.labels[rows])
+
+    def with_classes(self, class_names: list[str]) -> LabelledPixels:
+        """Return the same images with classes numbered as in `class_names`.
+
+        Raises:
+            ValueError: If there is a class of another name.
+        """
+        if unknown := sorted(set(self.class_names) - set(class_names)):
+            raise ValueError(f"classes {unknown[:3]} are not among the {len(class_names)} trained")
+        number = np.array([class_names.index(name) for name in self.class_names])
+        return replace(self, labels=number[self.labels], class_names=class_names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with labels, classes and (a sample of) the pixels."""
+        digest = hashlib.sha256(json.dumps([len(self), self.class_names]).encode())
+        digest.update(self.labels.tobytes())
+        digest.update(self.sample(1000).pixels.tobytes())
+        return digest.hexdigest()[:16]
 
     @classmethod
     def load(

@@ -193,8 +193,16 @@ def _conditions(retriever: Retriever, truth: GroundTruth, tally: _Tally) -> Cond
         without_relevant=tally.without_relevant if truth.has_labels else None,
         in_index=tally.in_index,
         device=_describe(encoder.device),
-        precision=str(resolve_precision(encoder.device, "auto")).removeprefix("torch."),
+        precision=_describe_precision(encoder.device),
     )
+
+
+def _describe_precision(device: torch.device) -> str:
+    """Name the format of matrix products; single images may have one of their own."""
+    many, one = (
+        str(resolve_precision(device, images=count)).removeprefix("torch.") for count in (None, 1)
+    )
+    return many if many == one else f"{many}, single images {one}"
 
 
 def _describe(device: torch.device) -> str:

@@ -145,6 +145,10 @@ class Retriever:
             for image, *answer in zip(images, ids, scores, strict=True)
         ]
 
+    def warm_up(self, submodel: Submodel | Granularity | str | None = None) -> None:
+        """Search once for nothing: the first search allocates memory and loads kernels."""
+        self.search(Image.new("RGB", (64, 64)), submodel, k=1)
+
     def search_vectors(
         self, vectors: Float32[np.ndarray, "queries dim"], k: int = 10
     ) -> tuple[Int64[np.ndarray, "queries k"], Float32[np.ndarray, "queries k"]]:

@@ -81,6 +81,8 @@ def test_a_truncated_weights_file_is_named(model, tmp_path):
         ({"format_version": 99}, "format version 99, this program reads version 1"),
         ({"surprise": 1}, "does not describe an encoder"),
         ({"submodel": "S"}, "holds the extracted submodel S"),
+        ({"preprocess": None}, "config.json: "),
+        ({"model": None}, "config.json: "),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(model, tmp_path, change, message):
@@ -99,6 +101,7 @@ def test_settings_that_are_no_json_are_refused(model, tmp_path):
 
 
 def test_every_bundled_encoder_loads_and_is_small():
+    assert checkpoint.DEFAULT in checkpoint.bundled()
     for name in checkpoint.bundled():
         assert MatViT.load(name).name == name
         assert (checkpoint.locate(name) / checkpoint.WEIGHTS).stat().st_size <= 25e6

@@ -104,6 +104,34 @@ def test_search_json_has_the_stable_shape(matvit, index, encoder, photo_folder):
     assert list(answer["hits"][0]) == ["rank", "id", "path", "score"]
 
 
+def test_a_query_that_cannot_be_read_does_not_stop_the_others(
+    matvit, index, encoder, photo_folder, tmp_path
+):
+    good = photo_folder / "bread" / "01.png"
+    (tmp_path / "bad.jpg").write_text("text")
+    code, out, err = matvit(
+        "search", index, good, tmp_path / "bad.jpg", good, "--json", "--encoder", encoder
+    )
+    assert code == 3
+    assert len(out.splitlines()) == 2
+    assert "bad.jpg: not a readable image" in err
+    code, out, _ = matvit("search", index, tmp_path / "bad.jpg", "gone.jpg", "--encoder", encoder)
+    assert (code, out) == (1, "")
+
+
+def test_what_nobody_foresaw_is_one_line_too(matvit, monkeypatch):
+    def broken():
+        raise RuntimeError("CUDA out of memory\nTried to allocate")
+
+    monkeypatch.setattr("app.doctor.examine", broken)
+    code, _, err = matvit("doctor")
+    assert code == 1
+    assert err == (
+        "error: RuntimeError: CUDA out of memory Tried to allocate "
+        "(for a traceback, set MATVIT_TRACEBACK=1)\n"
+    )
+
+
 def test_search_at_full_size_finds_the_image_itself(matvit, index, encoder, photo_folder):
     images = [photo_folder / "bread" / "01.png", photo_folder / "cheese" / "02.png"]
     code, out, _ = matvit("search", index, *images, "-k", 1, "--encoder", encoder)
@@ -180,6 +208,7 @@ def test_extract_makes_a_small_encoder_that_asks_the_same_index(
         (["frobnicate"], 2, "No such command 'frobnicate'"),
         (["search"], 2, "Missing argument"),
         (["demo", "--out", "{photos}"], 1, "holds something else"),
+        (["app", "gone.index"], 1, "gone.index"),
         (["index", "build", "{photos}", "--out", "new", "--device", "tpu"], 2, "'tpu' is not one"),
     ],
 )
@@ -270,21 +299,22 @@ def test_train_makes_an_encoder_from_a_folder_of_classes(matvit, tmp_path, monke
 
 def test_doctor_reports(matvit):
     code, out, _ = matvit("doctor", "--json")
-    assert code in (0, 1)
-    assert json.loads(out)["versions"]["torch"]
+    report = json.loads(out)
+    assert code == (1 if report["problems"] else 0)
+    assert report["versions"]["torch"]
 
 
-def test_app_starts_streamlit_on_this_machine_only(matvit, monkeypatch, tmp_path):
+def test_app_starts_streamlit_on_this_machine_only(matvit, monkeypatch, index):
     started: list[list[str]] = []
 
-    def run(command: list[str], check: bool):
+    def run(command: list[str], check: bool, env: dict[str, str]):
         started.append(command)
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", run)
-    code, _, _ = matvit("app", tmp_path / "x.index", "--port", 8600)
+    code, _, _ = matvit("app", index, "--port", 8600)
     (command,) = started
     assert code == 0
     assert command[command.index("--server.address") + 1] == "127.0.0.1"
     assert command[command.index("--server.port") + 1] == "8600"
-    assert command[-2:] == ["--index", str(tmp_path / "x.index")]
+    assert command[-2:] == ["--index", str(index)]

@@ -33,7 +33,7 @@ def test_sizes_that_do_not_fit_are_refused(change, message):
 def test_unknown_and_missing_keys_are_refused():
     with pytest.raises(ValueError, match=r"unknown model settings \['widht'\]"):
         MatViTConfig.from_dict({**SIZES, "widht": 3})
-    with pytest.raises(ValueError, match="incomplete model settings.*depth"):
+    with pytest.raises(ValueError, match="model settings are incomplete.*depth"):
         MatViTConfig.from_dict({k: v for k, v in SIZES.items() if k != "depth"})
 
 

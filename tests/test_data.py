@@ -77,6 +77,16 @@ def test_hidden_and_other_files_are_passed_over(tmp_path):
     assert [images.name(i) for i in range(len(images))] == ["a.jpg"]
 
 
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "cat" / "all").symlink_to(tmp_path / "photos")
+    images = ImageSet.open(tmp_path / "photos")
+    assert [images.name(i) for i in range(len(images))] == ["dog/a.jpg"]
+
+
 def test_a_file_that_vanished_comes_as_its_error(photo_folder):
     images = ImageSet.open(photo_folder)
     (photo_folder / images.name(1)).unlink()
@@ -146,6 +156,15 @@ def test_what_cannot_be_opened_says_what_was_wanted(tmp_path):
     pq.write_table(pa.table({"photo": [1]}), tmp_path / "other.parquet")
     with pytest.raises(ValueError, match=r"no column 'image' \(found \['photo'\]\)"):
         ImageSet.open(tmp_path / "other.parquet")
+    pq.write_table(pa.table({"image": ["/etc/passwd"]}), tmp_path / "path.parquet")
+    with pytest.raises(ValueError, match="has images of type string; expected the Hugging Face"):
+        ImageSet.open(tmp_path / "path.parquet")
+    write_parquet(tmp_path / "list.parquet", 1, label=[[1]])
+    with pytest.raises(ValueError, match="labels of type list"):
+        ImageSet.open(tmp_path / "list.parquet")
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(ValueError, match="holds image files and Parquet files"):
+        ImageSet.open(tmp_path)
     write_parquet(tmp_path / "high.parquet", 2, label=[0, 7])
     with pytest.raises(ValueError, match="labels outside its 2 class names"):
         ImageSet.open(tmp_path / "high.parquet")

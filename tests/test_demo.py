@@ -33,7 +33,12 @@ def test_running_it_again_replaces_its_own_work_and_nothing_else(
 
 def test_a_folder_that_is_not_the_demos_is_refused(tiny_model, photo_folder):
     with pytest.raises(FileExistsError, match="holds something else; choose another folder"):
-        run_demo(tiny_model, photo_folder, photo_folder, progress=False)
+        run_demo(tiny_model, photo_folder, None, progress=False)
+
+
+def test_a_report_inside_the_photos_is_refused(tiny_model, photo_folder):
+    with pytest.raises(ValueError, match="the report would be indexed; choose --out"):
+        run_demo(tiny_model, photo_folder / "demo", photo_folder, progress=False)
 
 
 def test_unreadable_photos_are_counted(tiny_model, photo_folder, tmp_path):
@@ -48,7 +53,9 @@ def test_too_few_photos_are_an_error(tiny_model, photo_folder, tmp_path):
 
 @pytest.mark.parametrize(("images", "queries"), [(12, 3), (2000, 400), (5000, 500)])
 def test_no_image_is_both_query_and_database(photo_folder, images, queries):
-    corpus = Corpus.open(photo_folder)
-    many = corpus.subset([i % 12 for i in range(images)])
-    database, asking = split(many)
-    assert (len(database), len(asking)) == (images - queries, queries)
+    for number in range(images - 12):
+        (photo_folder / f"{number:05}.png").touch()
+    database, asking = split(Corpus.open(photo_folder))
+    names = [{part.name(i) for i in range(len(part))} for part in (database, asking)]
+    assert (len(names[0]), len(names[1])) == (images - queries, queries)
+    assert not names[0] & names[1]

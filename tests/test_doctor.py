@@ -17,9 +17,8 @@ def test_both_faiss_builds_at_once_come_with_the_command_that_repairs_it():
     (problem,) = doctor.conflicts({"faiss-gpu": "1.15.1", "faiss-cpu": "1.15.1"})
     assert "pip uninstall -y faiss-cpu faiss-gpu && pip install faiss-gpu" in problem
     assert doctor.conflicts({"faiss-gpu": "1.15.1", "faiss-cpu": None}) == []
-    assert doctor.conflicts({"faiss-gpu": None, "faiss-cpu": None}) == [
-        "FAISS is missing; run: pip install faiss-cpu"
-    ]
+    (problem,) = doctor.conflicts({"faiss-gpu": None, "faiss-cpu": None})
+    assert problem.startswith("FAISS is missing; run: pip install faiss-")
 
 
 def test_a_broken_part_becomes_a_problem_not_a_crash(monkeypatch):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,16 @@ def test_embeddings_that_are_not_finite_are_refused(tiny_model):
         broken.pos_embed.fill_(float("nan"))
     with pytest.raises(ValueError, match="encoder tiny produced embeddings that are not finite"):
         embed(broken, pixels())
+
+
+def test_what_would_embed_something_else_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="expected uint8 pixels .* got float32"):
+        embed(tiny_model, pixels().astype(np.float32))
+    with pytest.raises(ValueError, match="batch_size of at least 1, got uint8 and -1"):
+        embed(tiny_model, pixels(), batch_size=-1)
+    training = copy.deepcopy(tiny_model).train()
+    with pytest.raises(ValueError, match="is in training mode; call eval"):
+        embed(training, pixels())
 
 
 def test_normalisation_is_mean_and_deviation_per_channel(tiny_model):

@@ -55,6 +55,15 @@ def test_extracted_encoder_is_a_copy(model, images):
     assert torch.equal(model(images, "S"), before)
 
 
+def test_extracted_weights_that_change_no_longer_speak_for_the_parent(model):
+    small = extract(model, "S")
+    assert small.to(torch.float32).fingerprint == model.fingerprint
+    with torch.no_grad():
+        small.blocks[0].mlp.fc1.bias.add_(1)
+    with pytest.raises(ValueError, match="have changed since it was extracted"):
+        _ = small.fingerprint
+
+
 def test_extracted_encoder_refuses_other_sizes(model, images):
     small = extract(model, "S")
     assert str(small.submodel(None)) == str(small.submodel("3xS")) == "S"

@@ -73,6 +73,17 @@ def test_thumbnails_fit_their_square_and_keep_the_shape(size):
         assert small.width / small.height == pytest.approx(size[0] / size[1], rel=0.02)
 
 
+def test_thumbnails_show_what_the_encoder_sees():
+    image = Image.new("RGBA", (20, 10), (0, 0, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    with Image.open(io.BytesIO(panels.thumbnail(buffer.getvalue()))) as small:
+        assert small.size == (80, 160)
+        assert small.getpixel((40, 80)) == (255, 255, 255)
+
+
 def test_the_chart_shows_every_point_and_marks_the_sizes_in_use(retriever, photo_folder):
     queries = Corpus.open(photo_folder)
     frontier = evaluate(retriever, queries, ["S", "1xS,1xXL"], k=3, latency_queries=0)

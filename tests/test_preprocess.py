@@ -111,6 +111,12 @@ def test_a_large_jpeg_is_decoded_small_and_reports_its_size():
     assert difference.mean() < 3
 
 
+def test_an_opened_image_is_left_as_it_is():
+    with Image.open(io.BytesIO(encoded(noise(64, 48).resize((1600, 1200)), "JPEG"))) as image:
+        SMALL.decode(image)
+        assert image.size == (1600, 1200)
+
+
 def _chunk(kind: bytes, data: bytes) -> bytes:
     checksum = struct.pack(">I", zlib.crc32(kind + data))
     return struct.pack(">I", len(data)) + kind + data + checksum

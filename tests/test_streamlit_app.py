@@ -10,6 +10,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from indexing import Corpus, ImageIndex
+from matvit.extract import extract, save_extracted
 from retrieval import Retriever, evaluate
 from retrieval.report import write_report
 
@@ -101,6 +102,38 @@ def test_an_upload_asks_and_an_unreadable_one_is_one_friendly_line(page, photo_f
     assert [error.value for error in page.error] == [
         "This cannot be used as a query: not a readable image: cannot identify image file"
     ]
+
+
+def test_a_size_that_is_shown_already_is_not_shown_twice(page):
+    page.text_input[0].set_value("2xS").run()
+    assert not page.exception
+    assert titles(page) == ["Query", "S", "M", "L", "XL"]
+
+
+def test_a_click_counts_after_an_upload_too(page, photo_folder):
+    data = (photo_folder / "bread" / "01.png").read_bytes()
+    page.file_uploader[0].set_value(("mine.png", data, "image/png")).run()
+    next(button for button in page.button if button.key == "XL-3").click().run()
+    assert not page.exception
+    shown = [element.value for element in page.markdown]
+    assert any(text.startswith("class **") for text in shown)  # an upload has no class
+
+
+def test_a_report_of_another_index_is_not_shown(open_page, place, tiny_model, photo_folder):
+    few = Corpus.open(photo_folder).subset(range(5))
+    ImageIndex.build(tiny_model, few, place / "few.index")
+    page = open_page("--index", place / "few.index", "--encoder", place / "encoder")
+    assert not page.exception
+    assert "measured on another index" in page.warning[0].value
+
+
+def test_an_extracted_encoder_offers_the_one_size_it_has(open_page, place, tiny_model):
+    save_extracted(extract(tiny_model, "S"), place / "small")
+    page = open_page("--index", place / "i.index", "--encoder", place / "small")
+    assert not page.exception
+    assert not page.error
+    assert titles(page) == ["Query", "S"]
+    assert not any("100% of full" in element.value for element in page.markdown)
 
 
 def test_images_that_vanished_are_said_to_be_gone(open_page, place, photo_folder):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -42,4 +44,24 @@ def test_a_sample_is_spread_over_the_set(photo_folder):
     data = LabelledPixels.load(photo_folder, SPEC)
     sample = data.sample(3)
     assert sample.labels.tolist() == [0, 1, 2]
+    assert sample.skipped == 0
     assert len(data.sample(100)) == 12
+
+
+def test_classes_are_matched_by_name(photo_folder):
+    data = LabelledPixels.load(photo_folder, SPEC)
+    trained = ["zebra", "cheese", "apple", "bread"]
+    assert data.with_classes(trained).labels.tolist() == [2] * 4 + [3] * 4 + [1] * 4
+    with pytest.raises(ValueError, match=r"classes \['cheese'\] are not among the 2 trained"):
+        data.with_classes(["apple", "bread"])
+
+
+def test_fingerprint_follows_labels_classes_and_pixels(photo_folder):
+    data = LabelledPixels.load(photo_folder, SPEC)
+    others = [
+        replace(data, labels=data.labels[::-1].copy()),
+        replace(data, class_names=["a", "b", "c"]),
+        replace(data, pixels=255 - data.pixels),
+    ]
+    assert len({data.fingerprint, *(other.fingerprint for other in others)}) == 4
+    assert LabelledPixels.load(photo_folder, SPEC).fingerprint == data.fingerprint
