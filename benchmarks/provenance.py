@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -38,6 +39,11 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     print(f"wrote {path}", file=sys.stderr)
     return path
+
+
+def without_paths(arguments: list[str]) -> str:
+    """Leave out of a command line where files lie on this machine."""
+    return re.sub(r"(^|[ =])\S*/", r"\1", " ".join(arguments))
 
 
 def _git(*arguments: str) -> str:

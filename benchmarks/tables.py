@@ -82,7 +82,7 @@ def _sizes_table(name: str) -> str:
 
 def crossed_table() -> str:
     """Encoders of different origin asking each other's index."""
-    result = _result("tiny_imagenet")
+    result = _result("crossed")
     rows = [
         [
             row["query_encoder"],
@@ -90,9 +90,9 @@ def crossed_table() -> str:
             f"{row['query_macs'] / 1e9:.3f}",
             f"{row['hit_rate@1']:.4f}",
         ]
-        for row in result["crossed"]
+        for row in result["rows"]
     ]
-    return _markdown(["query by", "database by", "GMACs", "hit_rate@1"], rows)
+    return _markdown(["query by", "database by", "GMACs", "hit_rate@1"], rows) + _source(result)
 
 
 TABLES: dict[str, Callable[[], str]] = {
