@@ -47,6 +47,23 @@ def retrieval_table() -> str:
     return _sizes_table("tiny_imagenet")
 
 
+def headline() -> str:
+    """One sentence on each smaller size, and one on the mixed ones."""
+    points = {point["submodel"]: point for point in _result("tiny_imagenet")["points"]}
+    full = points["XL"]
+    saved = [
+        f"{name} saves {1 - points[name]['macs_fraction']:.0%} of the compute for "
+        f"{100 * (full['hit_rate@1'] - points[name]['hit_rate@1']):.1f} points"
+        for name in ("L", "M", "S")
+    ]
+    mixed = [point for name, point in points.items() if name not in ("S", "M", "L", "XL")]
+    best = sum(bool(point["pareto"]) for point in mixed)
+    return (
+        f"Of hit_rate@1, {', '.join(saved[:-1])}, and {saved[-1]}. Of {len(mixed)} Mix'n'Match "
+        f"submodels, none of them trained, {best} lie on the Pareto frontier.\n"
+    )
+
+
 def digits_table() -> str:
     """The same on the demo's handwritten digits."""
     return _sizes_table("demo")
@@ -99,6 +116,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "retrieval": retrieval_table,
     "crossed": crossed_table,
     "digits": digits_table,
+    "headline": headline,
 }
 
 

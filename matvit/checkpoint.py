@@ -129,6 +129,7 @@ def write(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dtype = torch
         tensors = {k: v.detach().to("cpu", dtype).clone() for k, v in checkpoint.tensors.items()}
         save_file(tensors, weights, metadata={"format": "pt"})
         description.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        weights.chmod(0o644)  # the library makes it private
         weights.replace(folder / WEIGHTS)
         description.replace(folder / SETTINGS)
     return folder

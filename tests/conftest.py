@@ -8,6 +8,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from matvit.config import MatViTConfig
@@ -17,6 +18,10 @@ from matvit.preprocess import Preprocess
 # Results do not depend on the number of threads, and small work is slower on several.
 torch.set_num_threads(1)
 faiss.omp_set_num_threads(1)
+
+# The same examples on every machine, and none fails for being slow.
+settings.register_profile("deterministic", derandomize=True, deadline=None)
+settings.load_profile("deterministic")
 
 TINY = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
 
