@@ -25,7 +25,7 @@ from matvit.model import MatViT
 from retrieval import Retriever, evaluate
 from retrieval.report import write_report
 
-_MIXES = 10
+_MIXES = 6
 
 
 def main() -> None:

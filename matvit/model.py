@@ -126,6 +126,22 @@ class MatViT(nn.Module):
             dtype=dtype,
         )
 
+    def start_from(self, other: MatViT) -> None:
+        """Take over the weights of another model, but for a head of other classes.
+
+        Raises:
+            ValueError: If it has another architecture or preprocessing.
+        """
+        theirs = {**other.config.to_dict(), "num_classes": self.config.num_classes}
+        if theirs != self.config.to_dict() or other.preprocess != self.preprocess:
+            raise ValueError(
+                f"cannot start from {other.name}: its architecture or preprocessing differs"
+            )
+        weights = other.backbone.state_dict()
+        if other.config.num_classes != self.config.num_classes:
+            weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
+        self.backbone.load_state_dict(weights, strict=False)
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits identifying architecture and weights (not the classification head)."""

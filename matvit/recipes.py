@@ -7,7 +7,7 @@ and at which input size; one learning-rate schedule runs through all of them.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from matvit.config import MatViTConfig
 from matvit.preprocess import Preprocess
@@ -22,6 +22,8 @@ class Phase:
         img_size: Side of the input in pixels.
         sizes: Submodels trained in every step, as people write them.
         weights: Weight of each size's loss.
+        objective: `"classify"` is cross-entropy on labels; `"align"` draws the embeddings of all
+            sizes to those of the encoder the run started from, at its full size.
         micro_batch: Images per forward pass; gradients of a step are added up over them, so this
             decides speed and memory only.
     """
@@ -30,6 +32,7 @@ class Phase:
     img_size: int
     sizes: tuple[str, ...] = ("S", "M", "L", "XL")
     weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    objective: Literal["classify", "align"] = "classify"
     micro_batch: int = 128
 
 
@@ -115,6 +118,18 @@ JOINT_AFTER_PLAIN = Recipe(
 )
 """All four sizes jointly, from the weights of a plain ViT, with a learning rate of its own."""
 
+ALIGN = Recipe(
+    name="align",
+    model=_VIT,
+    phases=(Phase(epochs=0.25, img_size=64, objective="align"),),
+    batch_size=128,
+    learning_rate=5e-4,
+    warmup_steps=15,
+    ema_decay=0.98,
+    needs_init=True,
+)
+"""Bring the embeddings of all sizes to those of the encoder at full size, without labels."""
+
 APART_S = replace(
     PLAIN32,
     name="apart-s",
@@ -127,7 +142,7 @@ APART_S = replace(
 """An ordinary small ViT of the cost of S, trained on its own: the baseline that cannot ask
 another encoder's index."""
 
-RECIPES = {recipe.name: recipe for recipe in (JOINT64, PLAIN32, JOINT_AFTER_PLAIN, APART_S)}
+RECIPES = {recipe.name: recipe for recipe in (JOINT64, PLAIN32, JOINT_AFTER_PLAIN, ALIGN, APART_S)}
 
 
 def recipe(name: str) -> Recipe:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from matvit.augment import augment
 from matvit.embed import normalize_pixels, resolve_device, resolve_precision
 from matvit.evaluate_training import top1_per_size
-from matvit.losses import joint_cross_entropy
+from matvit.losses import alignment, joint_cross_entropy
 from matvit.model import MatViT
 from matvit.optimizers import build_optimizers
 from matvit.recipes import Phase, Recipe
@@ -69,10 +69,12 @@ class Trainer:
         self.model = MatViT(
             config, recipe.preprocess(), recipe.name, drop_path_rate=recipe.drop_path_rate
         ).to(self.device)
-        if recipe.needs_init and init is None:
+        aligns = any(phase.objective == "align" for phase in recipe.phases)
+        if (recipe.needs_init or aligns) and init is None:
             raise ValueError(f"recipe {recipe.name} goes on from an encoder; name it with init")
         if init is not None:
-            _copy_weights(init, self.model)
+            self.model.start_from(init)
+        self._teacher = None if init is None else copy.deepcopy(init).to(self.device).eval()
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
         _use_trainable_attention(self.model)
         self.optimizers = build_optimizers(
@@ -152,19 +154,30 @@ class Trainer:
 
     def _backward(self, phase: Phase, images: Tensor, labels: Tensor, share: float) -> Tensor:
         """Add the gradients of some images, and return each size's mean loss on them."""
+        submodels = [self.model.submodel(size) for size in phase.sizes]
         with self._autocast():
-            loss, per_size = joint_cross_entropy(
-                self.model,
-                images,
-                labels,
-                [self.model.submodel(size) for size in phase.sizes],
-                phase.weights,
-                label_smoothing=self.recipe.label_smoothing,
-            )
+            if phase.objective == "align":
+                targets = self._targets(images)
+                loss, per_size = alignment(self.model, images, targets, submodels, phase.weights)
+            else:
+                loss, per_size = joint_cross_entropy(
+                    self.model,
+                    images,
+                    labels,
+                    submodels,
+                    phase.weights,
+                    label_smoothing=self.recipe.label_smoothing,
+                )
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {loss.item()} at step {self.step}")
         torch.autograd.backward(loss * share)
         return per_size
+
+    def _targets(self, images: Tensor) -> Tensor:
+        """Embed images as the encoder does that the run started from."""
+        assert self._teacher is not None
+        with torch.no_grad():
+            return self._teacher.encode(images).float()
 
     def _update(self) -> None:
         """Apply the gradients and forget them."""
@@ -268,20 +281,6 @@ def _finish(trainer: Trainer, out: Path, validation: LabelledPixels | None) -> M
         log(out, {"step": trainer.step, "top1": training["top1"]})
     model.save(out, training=training)
     return model
-
-
-def _copy_weights(source: MatViT, target: MatViT) -> None:
-    """Take over all weights, but for a head of other classes."""
-    theirs = {**source.config.to_dict(), "num_classes": target.config.num_classes}
-    if theirs != target.config.to_dict() or source.preprocess != target.preprocess:
-        raise ValueError(
-            f"cannot start from {source.name}: its architecture or preprocessing is not the "
-            "recipe's"
-        )
-    weights = source.backbone.state_dict()
-    if source.config.num_classes != target.config.num_classes:
-        weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
-    target.backbone.load_state_dict(weights, strict=False)
 
 
 def _use_trainable_attention(model: MatViT) -> None:

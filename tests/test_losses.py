@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from matvit.config import MatViTConfig
-from matvit.losses import joint_cross_entropy
+from matvit.losses import alignment, joint_cross_entropy
 from matvit.model import MatViT
 
 CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3)
@@ -50,6 +50,27 @@ def test_joint_gradients_are_the_sum_of_separate_ones(model, batch):
         (one_by_one(model, batch, size) / 4).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, together[name], rtol=1e-4, atol=1e-6)
+
+
+def test_alignment_is_the_mean_distance_from_the_targets(model, batch):
+    images, _ = batch
+    targets = torch.nn.functional.normalize(torch.randn(5, 16), dim=1)
+    submodels = [model.submodel("S"), model.submodel("XL")]
+    total, each = alignment(model, images, targets, submodels, (1.0, 3.0))
+    with torch.no_grad():
+        vectors = [model(images, submodel).float() for submodel in submodels]
+    distances = [
+        sum(1 - float(v @ t) for v, t in zip(found, targets, strict=True)) / 5 for found in vectors
+    ]
+    assert each.tolist() == pytest.approx(distances, abs=1e-5)  # vectors are float32 there
+    assert total.item() == pytest.approx((distances[0] + 3 * distances[1]) / 4, abs=1e-5)
+
+
+def test_an_encoder_is_aligned_with_itself(model, batch):
+    images, _ = batch
+    full = model.submodel("XL")
+    total, _ = alignment(model, images, model(images).float(), [full], (1.0,))
+    assert total.item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("weights", [(), (1.0,), (1.0, 0.0)])

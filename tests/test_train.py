@@ -9,6 +9,7 @@ import torch
 
 from matvit import train as train_module
 from matvit.config import MatViTConfig
+from matvit.embed import embed
 from matvit.model import MatViT
 from matvit.recipes import Phase, Recipe
 from matvit.run_folder import STATE
@@ -115,6 +116,22 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path):
     assert training["init"] == {"name": "test", "fingerprint": first.fingerprint}
 
 
+def test_aligning_draws_small_sizes_to_the_encoder_it_started_from(tmp_path):
+    first = train(RECIPE, colours(), tmp_path / "first", device="cpu")
+    phase = Phase(epochs=40, img_size=16, objective="align")
+    recipe = replace(RECIPE, phases=(phase,), drop_path_rate=0.0, ema_decay=0.9)
+    aligned = train(recipe, colours(), tmp_path / "aligned", init=first, device="cpu")
+    pixels = colours(60).pixels
+    database = embed(first, pixels)
+    for size in ("S", "M", "L"):
+        before = (embed(first, pixels, size) * database).sum(axis=1).mean()
+        after = (embed(aligned, pixels, size) * database).sum(axis=1).mean()
+        assert after > before
+    assert (embed(aligned, pixels) * database).sum(axis=1).mean() > 0.99
+    with pytest.raises(ValueError, match="goes on from an encoder; name it with init"):
+        Trainer(recipe, colours(), device="cpu")
+
+
 def test_a_recipe_that_goes_on_needs_something_to_go_on_from():
     with pytest.raises(ValueError, match="goes on from an encoder; name it with init"):
         Trainer(replace(RECIPE, needs_init=True), colours(), device="cpu")
@@ -151,7 +168,7 @@ def test_resuming_with_other_images_is_refused():
 
 
 def test_starting_from_another_architecture_is_refused(tiny_model):
-    with pytest.raises(ValueError, match="cannot start from tiny: its architecture or"):
+    with pytest.raises(ValueError, match="cannot start from tiny: its architecture or preproc"):
         Trainer(RECIPE, colours(), device="cpu", init=tiny_model)
 
 
