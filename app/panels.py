@@ -49,7 +49,7 @@ class Cell:
                 self.change, f"{'▲' if self.change > 0 else '▼'}{abs(self.change)}"
             )
         mark = {True: " :green[✓]", False: " :red[✗]", None: ""}[self.right]
-        return f"{self.rank}. {self.score:.3f} {moved}{mark}"
+        return f"{self.rank} · {self.score:.3f} {moved}{mark}"
 
 
 @dataclass(frozen=True, kw_only=True)

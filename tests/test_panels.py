@@ -48,10 +48,10 @@ def test_labels_are_right_or_wrong_only_where_known(retriever, query):
 @pytest.mark.parametrize(
     ("change", "right", "caption"),
     [
-        (0, None, "2. 0.500 ="),
-        (3, True, "2. 0.500 ▲3 :green[✓]"),
-        (-1, False, "2. 0.500 ▼1 :red[✗]"),
-        (None, None, "2. 0.500 new"),
+        (0, None, "2 · 0.500 ="),
+        (3, True, "2 · 0.500 ▲3 :green[✓]"),
+        (-1, False, "2 · 0.500 ▼1 :red[✗]"),
+        (None, None, "2 · 0.500 new"),
     ],
 )
 def test_captions_say_rank_score_and_move(change, right, caption):

@@ -89,7 +89,7 @@ def test_a_hit_can_be_asked_with(page):
     second.click().run()
     assert not page.exception
     captions = [element.value for element in page.markdown]
-    assert any(caption.startswith("1. 1.000 =") for caption in captions)
+    assert any(caption.startswith("1 · 1.000 =") for caption in captions)
 
 
 def test_an_upload_asks_and_an_unreadable_one_is_one_friendly_line(page, photo_folder):
