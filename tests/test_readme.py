@@ -28,8 +28,12 @@ def test_the_python_session_runs_as_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(session, "README.md", "exec"), {})
     *hits, choice = capsys.readouterr().out.splitlines()
-    assert len(hits) == 3
+    (printed,) = re.findall(r"```text\n(.*?)\n```", README, re.DOTALL)
+    *expected, _ = printed.splitlines()
     assert all(re.fullmatch(r"0\.\d{3}  \d/\d{4}\.png", line) for line in hits)
+    # Other processors round differently: scores move a little, and close neighbours swap.
+    scores, wanted = ([float(line.split()[0]) for line in lines] for lines in (hits, expected))
+    assert scores == pytest.approx(wanted, abs=0.01)
     assert re.fullmatch(r"S|M|L|XL|(\dx\w+,?)+", choice)
 
 
