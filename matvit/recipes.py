@@ -105,7 +105,7 @@ PLAIN32 = Recipe(
 """The full size alone at a quarter of the tokens, then a little of everything.
 
 Its joint phases come when the learning rate is nearly zero, so the small sizes do not catch up:
-after 200 joint steps their losses were 3.95, 3.55, 3.14 and 2.89. `joint-after-plain` goes on
+after 170 joint steps their losses were 3.95, 3.55, 3.14 and 2.89. `joint-after-plain` goes on
 from here instead."""
 
 JOINT_AFTER_PLAIN = Recipe(
