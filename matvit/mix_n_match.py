@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+import random
 from itertools import combinations_with_replacement
 
 from matvit.config import MatViTConfig
@@ -37,13 +38,35 @@ def mix_n_match(config: MatViTConfig, limit: int | None = None) -> list[Submodel
     Raises:
         ValueError: If `limit` is below 2.
     """
-    widths = [size.width(config.hidden_dim) for size in Granularity]
-    submodels = [
-        Submodel(chosen, config.hidden_dim)
-        for chosen in combinations_with_replacement(widths, config.depth)
-    ]
+    submodels = [Submodel(chosen, config.hidden_dim) for chosen in _monotone_widths(config)]
     submodels.sort(key=lambda submodel: (count_macs(config, submodel), submodel.widths))
     return submodels if limit is None else _spread(config, submodels, limit)
+
+
+def random_submodel(config: MatViTConfig, seed: int) -> Submodel:
+    """Draw a submodel to train on, so that sizes nobody trained do not fall behind.
+
+    Half of the draws are one size in every block, M or L (the smallest and the largest belong
+    into every step anyway). The other half are mixes that widen with depth or, as often, narrow.
+
+    Returns:
+        The same submodel for the same seed.
+
+    References:
+        The sandwich rule (smallest, largest and random widths in every step): Universally
+        slimmable networks, section 3.2. https://arxiv.org/abs/1903.05134
+    """
+    rng = random.Random(seed)  # noqa: S311 -- nothing here is secret
+    if rng.random() < 0.5:
+        size = rng.choice([Granularity.M, Granularity.L])
+        return Submodel.uniform(size, depth=config.depth, hidden_dim=config.hidden_dim)
+    chosen = rng.choice(_monotone_widths(config))
+    return Submodel(chosen if rng.random() < 0.5 else chosen[::-1], config.hidden_dim)
+
+
+def _monotone_widths(config: MatViTConfig) -> list[tuple[int, ...]]:
+    widths = [size.width(config.hidden_dim) for size in Granularity]
+    return list(combinations_with_replacement(widths, config.depth))
 
 
 def _spread(config: MatViTConfig, submodels: list[Submodel], limit: int) -> list[Submodel]:

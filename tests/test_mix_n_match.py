@@ -8,7 +8,7 @@ import pytest
 
 from matvit.config import MatViTConfig
 from matvit.cost import count_macs
-from matvit.mix_n_match import mix_n_match, trained_sizes
+from matvit.mix_n_match import mix_n_match, random_submodel, trained_sizes
 
 CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=5, num_heads=2)
 
@@ -47,3 +47,16 @@ def test_a_limit_keeps_both_ends_and_spreads_the_rest(limit):
 def test_a_limit_below_two_is_refused():
     with pytest.raises(ValueError, match=r"at least 2 .*got 1"):
         mix_n_match(CONFIG, 1)
+
+
+def test_random_submodels_are_m_l_or_mixes_that_widen_or_narrow():
+    drawn = [random_submodel(CONFIG, seed) for seed in range(2000)]
+    assert drawn == [random_submodel(CONFIG, seed) for seed in range(2000)]
+    widths = [list(submodel.widths) for submodel in drawn]
+    widening = {tuple(w) for w in widths if w == sorted(w)}
+    narrowing = {tuple(w) for w in widths if w == sorted(w, reverse=True)}
+    assert all(tuple(w) in widening | narrowing for w in widths)
+    assert widening == {submodel.widths for submodel in mix_n_match(CONFIG)}
+    assert len(narrowing) == len(widening)
+    names = [str(submodel) for submodel in drawn]
+    assert 0.45 < (names.count("M") + names.count("L")) / 2000 < 0.58
