@@ -142,13 +142,26 @@ JOINT_AFTER_PLAIN = Recipe(
 )
 """All four sizes jointly, from the weights of a plain ViT, with a learning rate of its own."""
 
+_ALIGN = Phase(
+    epochs=1,
+    img_size=64,
+    sizes=("S", "XL", RANDOM, RANDOM),
+    objective="align",
+    micro_batch=64,
+)
+
 ALIGN = Recipe(
     name="align",
     model=_VIT,
-    phases=(Phase(epochs=0.25, img_size=64, objective="align"),),
+    phases=(
+        replace(_ALIGN, epochs=0.8, img_size=32, micro_batch=128),
+        replace(_ALIGN, epochs=0.6, img_size=48, micro_batch=128),
+        replace(_ALIGN, epochs=0.5),
+    ),
     batch_size=128,
-    learning_rate=5e-4,
-    warmup_steps=15,
+    learning_rate=3e-3,
+    warmup_steps=50,
+    min_area=0.5,
     ema_decay=0.98,
     needs_init=True,
 )

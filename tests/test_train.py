@@ -219,15 +219,13 @@ def widths_trained(phase: Phase, monkeypatch, steps: int = 40) -> list[list[str]
     """Names of the submodels that each step trains."""
     monkeypatch.setattr(Trainer, "_update", lambda self: setattr(self, "step", self.step + 1))
     seen: list[list[str]] = []
-    monkeypatch.setattr(
-        train_module,
-        "joint_cross_entropy",
-        lambda model, images, labels, submodels, weights, **_: (
-            seen.append([str(submodel) for submodel in submodels]),
-            (model.classify(model.pool(model.features(images, submodels))).sum() * 0,) * 1
-            + (torch.zeros(len(submodels)),),
-        )[1],
-    )
+
+    def recorded(model, images, labels, submodels, weights, **_):
+        seen.append([str(submodel) for submodel in submodels])
+        scores = model.classify(model.pool(model.features(images, submodels)))
+        return scores.mean(), torch.zeros(len(submodels))
+
+    monkeypatch.setattr(train_module, "joint_cross_entropy", recorded)
     trainer = Trainer(replace(RECIPE, phases=(phase,)), colours(), seed=3, device="cpu")
     for _ in range(steps):
         trainer.train_step()
