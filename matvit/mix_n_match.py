@@ -9,7 +9,7 @@ References:
 from __future__ import annotations
 
 import random
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, pairwise
 
 from matvit.config import MatViTConfig
 from matvit.cost import count_macs
@@ -46,8 +46,9 @@ def mix_n_match(config: MatViTConfig, limit: int | None = None) -> list[Submodel
 def random_submodel(config: MatViTConfig, seed: int) -> Submodel:
     """Draw a submodel to train on, so that sizes nobody trained do not fall behind.
 
-    Half of the draws are one size in every block, M or L (the smallest and the largest belong
-    into every step anyway). The other half are mixes that widen with depth or, as often, narrow.
+    A third of the draws are one size in every block, M or L (the smallest and the largest belong
+    into every step anyway); a third are mixes of two neighbouring sizes, the ones that cost least
+    quality; a third are any mixes. Mixes widen with depth or, as often, narrow.
 
     Returns:
         The same submodel for the same seed.
@@ -57,11 +58,24 @@ def random_submodel(config: MatViTConfig, seed: int) -> Submodel:
         slimmable networks, section 3.2. https://arxiv.org/abs/1903.05134
     """
     rng = random.Random(seed)  # noqa: S311 -- nothing here is secret
-    if rng.random() < 0.5:
+    kind = rng.randrange(3)
+    if kind == 0:
         size = rng.choice([Granularity.M, Granularity.L])
         return Submodel.uniform(size, depth=config.depth, hidden_dim=config.hidden_dim)
-    chosen = rng.choice(_monotone_widths(config))
+    mixes = _neighbouring_widths(config) if kind == 1 else _monotone_widths(config)
+    chosen = rng.choice(mixes)
     return Submodel(chosen if rng.random() < 0.5 else chosen[::-1], config.hidden_dim)
+
+
+def _neighbouring_widths(config: MatViTConfig) -> list[tuple[int, ...]]:
+    """Return the non-decreasing mixes of two sizes next to each other."""
+    sizes = list(Granularity)
+    return [
+        (small.width(config.hidden_dim),) * (config.depth - larger)
+        + (large.width(config.hidden_dim),) * larger
+        for small, large in pairwise(sizes)
+        for larger in range(1, config.depth)
+    ]
 
 
 def _monotone_widths(config: MatViTConfig) -> list[tuple[int, ...]]:

@@ -12,6 +12,8 @@ from matvit.mix_n_match import mix_n_match, random_submodel, trained_sizes
 
 CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=5, num_heads=2)
 
+DROP_COUNTS = str.maketrans("", "", "x0123456789")
+
 
 def test_trained_sizes_are_the_four_of_the_paper():
     assert [str(submodel) for submodel in trained_sizes(CONFIG)] == ["S", "M", "L", "XL"]
@@ -59,4 +61,7 @@ def test_random_submodels_are_m_l_or_mixes_that_widen_or_narrow():
     assert widening == {submodel.widths for submodel in mix_n_match(CONFIG)}
     assert len(narrowing) == len(widening)
     names = [str(submodel) for submodel in drawn]
-    assert 0.45 < (names.count("M") + names.count("L")) / 2000 < 0.58
+    assert 0.28 < (names.count("M") + names.count("L")) / 2000 < 0.4
+    sizes = [{"S", "M"}, {"M", "L"}, {"L", "XL"}]
+    neighbours = [set(name.translate(DROP_COUNTS).split(",")) in sizes for name in names]
+    assert 0.28 < sum(neighbours) / 2000 < 0.6  # some of the other mixes are such, too
