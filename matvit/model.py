@@ -206,18 +206,11 @@ class MatViT(nn.Module):
         Returns:
             Tokens after the last block and norm, one row per submodel.
         """
-        return self.normed(self.block_outputs(images, submodels)[-1])
-
-    def block_outputs(
-        self, images: Float[Tensor, "batch 3 height width"], submodels: Sequence[Submodel]
-    ) -> list[Float[Tensor, "submodels batch tokens dim"]]:
-        """Do what `features` does, and return the tokens after every block, before the norm."""
         self._check_images(images)
         for submodel in submodels:
             check_submodel(self.config, submodel)
         states = [self._stem(images)]
         state_of = [0] * len(submodels)
-        outputs = []
         for index, block in enumerate(self.backbone.blocks):
             assert isinstance(block, NestedBlock)
             branches = [
@@ -228,15 +221,8 @@ class MatViT(nn.Module):
             attended = block.attend(torch.cat(states)).chunk(len(states))
             states = [block.feed_forward(attended[state], width) for state, width in distinct]
             state_of = [distinct.index(branch) for branch in branches]
-            outputs.append(torch.stack([states[state] for state in state_of]))
-        return outputs
-
-    def normed(
-        self, tokens: Float[Tensor, "*batch tokens dim"]
-    ) -> Float[Tensor, "*batch tokens dim"]:
-        """Apply the norm that follows the last block."""
-        out: Tensor = self.backbone.norm(tokens)
-        return out
+        tokens: Tensor = self.backbone.norm(torch.stack([states[state] for state in state_of]))
+        return tokens
 
     def pool(self, features: Float[Tensor, "*batch tokens dim"]) -> Float[Tensor, "*batch dim"]:
         """Reduce tokens to one vector per image, not normalised."""

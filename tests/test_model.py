@@ -78,20 +78,6 @@ def test_many_submodels_at_once_equal_one_at_a_time(specs):
         torch.testing.assert_close(row, alone, rtol=0, atol=1e-13)
 
 
-def test_block_outputs_are_those_of_every_block():
-    model = build()
-    seen: list[torch.Tensor] = []
-    for block in model.backbone.blocks:
-        feed_forward = block.feed_forward
-        block.feed_forward = lambda x, width, f=feed_forward: (seen.append(f(x, width)), seen[-1])[
-            1
-        ]
-    outputs = model.block_outputs(images(), [model.submodel("1xS,2xM")])
-    assert len(outputs) == len(seen) == 3
-    for output, expected in zip(outputs, seen, strict=True):
-        assert torch.equal(output[0], expected)
-
-
 def test_shared_prefixes_are_computed_once():
     model = build()
     calls: list[int] = []
