@@ -43,6 +43,20 @@ def mix_n_match(config: MatViTConfig, limit: int | None = None) -> list[Submodel
     return submodels if limit is None else _spread(config, submodels, limit)
 
 
+def neighbouring_mixes(config: MatViTConfig) -> list[Submodel]:
+    """Return the mixes of two sizes next to each other, cheapest first.
+
+    Each is one size up to some block and the other from there on, the larger one last or first:
+    the smallest steps there are, 30 of them for 6 blocks.
+    """
+    widening = _neighbouring_widths(config)
+    submodels = [
+        Submodel(widths, config.hidden_dim)
+        for widths in [*widening, *(widths[::-1] for widths in widening)]
+    ]
+    return sorted(submodels, key=lambda submodel: (count_macs(config, submodel), submodel.widths))
+
+
 def random_submodel(config: MatViTConfig, seed: int) -> Submodel:
     """Draw a submodel to train on, so that sizes nobody trained do not fall behind.
 

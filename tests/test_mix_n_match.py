@@ -8,7 +8,12 @@ import pytest
 
 from matvit.config import MatViTConfig
 from matvit.cost import count_macs
-from matvit.mix_n_match import mix_n_match, random_submodel, trained_sizes
+from matvit.mix_n_match import (
+    mix_n_match,
+    neighbouring_mixes,
+    random_submodel,
+    trained_sizes,
+)
 
 CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=5, num_heads=2)
 
@@ -65,3 +70,19 @@ def test_random_submodels_are_m_l_or_mixes_that_widen_or_narrow():
     sizes = [{"S", "M"}, {"M", "L"}, {"L", "XL"}]
     neighbours = [set(name.translate(DROP_COUNTS).split(",")) in sizes for name in names]
     assert 0.28 < sum(neighbours) / 2000 < 0.6  # some of the other mixes are such, too
+
+
+def test_neighbouring_mixes_take_one_step_between_adjacent_sizes():
+    found = [submodel.widths for submodel in neighbouring_mixes(CONFIG)]
+    adjacent = [{8, 16}, {16, 32}, {32, 64}]
+    every = product((8, 16, 32, 64), repeat=CONFIG.depth)
+    steps = {
+        widths
+        for widths in every
+        if set(widths) in adjacent
+        and sum(one != other for one, other in zip(widths, widths[1:], strict=False)) == 1
+    }
+    assert set(found) == steps
+    assert len(found) == len(steps) == 2 * 3 * (CONFIG.depth - 1)
+    costs = [count_macs(CONFIG, submodel) for submodel in neighbouring_mixes(CONFIG)]
+    assert costs == sorted(costs)
