@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from math import comb
 
 import numpy as np
@@ -79,8 +79,7 @@ def test_neighbouring_mixes_take_one_step_between_adjacent_sizes():
     steps = {
         widths
         for widths in every
-        if set(widths) in adjacent
-        and sum(one != other for one, other in zip(widths, widths[1:], strict=False)) == 1
+        if set(widths) in adjacent and sum(one != other for one, other in pairwise(widths)) == 1
     }
     assert set(found) == steps
     assert len(found) == len(steps) == 2 * 3 * (CONFIG.depth - 1)
