@@ -179,7 +179,43 @@ APART_S = replace(
 """An ordinary small ViT of the cost of S, trained on its own: the baseline that cannot ask
 another encoder's index."""
 
-RECIPES = {recipe.name: recipe for recipe in (JOINT64, PLAIN32, JOINT_AFTER_PLAIN, ALIGN, APART_S)}
+_LARGER_VIT = MatViTConfig(
+    img_size=64, patch_size=8, embed_dim=320, depth=9, num_heads=5, dynamic_img_size=True
+)
+
+PLAIN_GPU = Recipe(
+    name="plain-gpu",
+    model=_LARGER_VIT,
+    phases=(Phase(epochs=60, img_size=64, sizes=("XL",), weights=(1.0,), micro_batch=512),),
+    batch_size=512,
+    learning_rate=3e-3,
+    warmup_steps=500,
+    drop_path_rate=0.1,
+    mixup=0.2,
+    cutmix=1.0,
+    jitter=0.4,
+)
+"""The full size alone, with strong augmentation; the first half of what a GPU should train.
+
+    python benchmarks/ship.py --data DATA --work WORK --chain plain-gpu align-gpu
+
+Not run yet."""
+
+ALIGN_GPU = replace(
+    ALIGN,
+    name="align-gpu",
+    model=_LARGER_VIT,
+    phases=(replace(_ALIGN, epochs=15, micro_batch=512),),
+    batch_size=512,
+    warmup_steps=200,
+    ema_decay=0.999,
+)
+"""The alignment that goes with `plain-gpu`. Not run yet."""
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (JOINT64, PLAIN32, JOINT_AFTER_PLAIN, ALIGN, APART_S, PLAIN_GPU, ALIGN_GPU)
+}
 
 
 def recipe(name: str) -> Recipe:
