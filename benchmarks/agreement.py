@@ -1,6 +1,6 @@
 """Does a submodel say what the full encoder says, and where should it ask?
 
-    python benchmarks/agreement.py --data DATA [--database 20000]
+    python benchmarks/agreement.py --data DATA [--database 10000]
 
 On Tiny ImageNet's val images, for every trained size: 1-NN against training images embedded at
 full size (asymmetric, what this project is for) and against the same images embedded by the same
@@ -37,7 +37,7 @@ def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--database", type=int, default=20_000)
+    parser.add_argument("--database", type=int, default=10_000)
     parser.add_argument("--encoder", default=DEFAULT)
     given = parser.parse_args()
 
