@@ -34,7 +34,9 @@ def test_the_joint_recipe_trains_the_four_sizes_of_the_paper_from_the_start():
 
 
 def test_an_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown recipe 'magic'; known: align, align-gpu, apart-s"):
+    with pytest.raises(
+        ValueError, match="unknown recipe 'magic'; known: align, align-gpu, apart-s"
+    ):
         recipe("magic")
 
 
