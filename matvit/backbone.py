@@ -24,15 +24,14 @@ def build(config: MatViTConfig, drop_path_rate: float = 0.0) -> VisionTransforme
     )
 
 
-def block_outputs(
+def run(
     backbone: VisionTransformer,
     images: Float[Tensor, "batch 3 height width"],
     submodels: Sequence[Submodel],
-) -> list[Float[Tensor, "submodels batch tokens dim"]]:
-    """Run several submodels of one set of weights; see `MatViT.block_outputs`."""
+) -> Float[Tensor, "submodels batch tokens dim"]:
+    """Run several submodels of one set of weights; see `MatViT.features`."""
     states = [_stem(backbone, images)]
     state_of = [0] * len(submodels)
-    outputs = []
     for index, block in enumerate(backbone.blocks):
         assert isinstance(block, NestedBlock)
         branches = [
@@ -43,8 +42,8 @@ def block_outputs(
         attended = block.attend(torch.cat(states)).chunk(len(states))
         states = [block.feed_forward(attended[state], width) for state, width in distinct]
         state_of = [distinct.index(branch) for branch in branches]
-        outputs.append(torch.stack([states[state] for state in state_of]))
-    return outputs
+    tokens: Tensor = backbone.norm(torch.stack([states[state] for state in state_of]))
+    return tokens
 
 
 def _stem(

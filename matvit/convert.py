@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 
 from matvit import checkpoint
+from matvit.config import MatViTConfig
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
-from matvit.recipes import RANDOM, Phase, Recipe
+from matvit.recipes import Phase, Recipe
 from matvit.recipes import recipe as find_recipe
 from matvit.reorder import reorder
 from matvit.run_folder import LOG, STATE
+from matvit.schedule import Schedule
 from matvit.train import train
 from matvit.training_data import LabelledPixels
 
@@ -63,33 +65,33 @@ def conversion_recipe(
     batch_size: int | None = None,
     learning_rate: float | None = None,
 ) -> ConversionRecipe:
-    """Return the `align` recipe for an encoder, with a random mixed submodel in every step.
+    """Return the `align` recipe, fitted to an encoder.
+
+    Its phases at smaller input sizes are kept only if the encoder takes other sizes than its own.
 
     Args:
         model: What is converted.
         images: How many there are to train on.
         epochs: Passes over them; None is as many as show 100,000 images, 30 at most.
         batch_size: Images per step; None is the recipe's own.
-        learning_rate: Peak of the schedule; None is the recipe's own.
+        learning_rate: Peak of the schedule; None is the recipe's own, less for wider encoders.
+
+    Raises:
+        ValueError: If that amounts to no step at all.
     """
     base, config = find_recipe("align"), model.config
     if epochs is None:
         epochs = min(_MAX_EPOCHS, max(1.0, _IMAGES_SEEN / images))
-    sizes = ("S", "M", "L", "XL", RANDOM)
-    phase = Phase(
-        epochs=epochs,
-        img_size=config.img_size,
-        sizes=sizes,
-        weights=(1.0,) * len(sizes),
-        objective="align",
-        neighbour_weight=base.phases[0].neighbour_weight,
-        micro_batch=_micro_batch(model),
-    )
+    if learning_rate is None:
+        learning_rate = base.learning_rate * min(1.0, base.model.embed_dim / config.embed_dim)
+    share = epochs / sum(phase.epochs for phase in base.phases)
+    phases = tuple(_fitted(phase, base.model, config, share) for phase in base.phases)
     settings: dict[str, Any] = {field.name: getattr(base, field.name) for field in fields(Recipe)}
-    settings |= {"name": "convert", "model": config, "phases": (phase,)}
-    settings |= {} if batch_size is None else {"batch_size": batch_size}
-    settings |= {} if learning_rate is None else {"learning_rate": learning_rate}
-    return ConversionRecipe(**settings, images=model.preprocess)
+    settings |= {"name": "convert", "model": config, "phases": phases}
+    settings |= {"learning_rate": learning_rate, "batch_size": batch_size or base.batch_size}
+    made = ConversionRecipe(**settings, images=model.preprocess)
+    Schedule(made, images)  # says so if there is nothing to do
+    return made
 
 
 def convert(
@@ -215,11 +217,19 @@ def _can_resume(run: Path) -> bool:
     return run.exists()
 
 
-def _micro_batch(model: MatViT) -> int:
-    """As many images per pass as fit where 128 fit of the encoders that the recipes are for."""
-    config = model.config
-    size = config.tokens() * config.embed_dim * config.depth
-    return max(8, min(128, 128 * 65 * 256 * 6 // size))
+def _fitted(phase: Phase, theirs: MatViTConfig, ours: MatViTConfig, share: float) -> Phase:
+    """Bring a phase of one architecture to the input size and the memory of another one."""
+    size = ours.img_size
+    if ours.dynamic_img_size:
+        patches = round(size * phase.img_size / theirs.img_size / ours.patch_size)
+        size = max(1, patches) * ours.patch_size
+
+    def memory(config: MatViTConfig, img_size: int) -> int:
+        return config.tokens(img_size) * config.embed_dim * config.depth
+
+    images = phase.micro_batch * memory(theirs, phase.img_size) // memory(ours, size)
+    micro_batch = min(phase.micro_batch, max(8, images))
+    return replace(phase, epochs=phase.epochs * share, img_size=size, micro_batch=micro_batch)
 
 
 def _description(

@@ -100,7 +100,7 @@ def config_of(vit: nn.Module) -> MatViTConfig:
     except ValueError as error:
         raise _refusal(vit, str(error)) from error
     with torch.device("meta"):
-        plain = VisionTransformer(**timm_arguments(config))
+        plain = VisionTransformer(**timm_arguments(config), weight_init="skip")
     if (difference := _first_difference(vit, plain)) is not None:
         raise _refusal(vit, difference)
     return config
@@ -110,7 +110,8 @@ def preprocess_of(vit: nn.Module) -> Preprocess:
     """Return the preprocessing in a timm model's `pretrained_cfg`; without one, ImageNet's.
 
     timm scales the whole image and cuts out the centre; here the same region is cut out first
-    and then scaled with the same filter. Pixels differ by rounding and near the edges.
+    and then scaled with the same filter. Pixels differ by rounding and near the edges; where timm
+    has an odd number of pixels to cut off, the pictures are half a pixel apart.
 
     Raises:
         ValueError: If it prescribes something that is not to be had here.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -239,42 +239,18 @@ class MatViT(nn.Module):
         Returns:
             Tokens after the last block and norm, one row per submodel.
         """
-        return self.normed(self.block_outputs(images, submodels)[-1], submodels)
-
-    def block_outputs(
-        self, images: Float[Tensor, "batch 3 height width"], submodels: Sequence[Submodel]
-    ) -> list[Float[Tensor, "submodels batch tokens dim"]]:
-        """Do what `features` does, and return the tokens after every block, before the norm."""
         backbone.check_images(self.config, images)
         for submodel in submodels:
             check_submodel(self.config, submodel)
         if self.anchor is None:
-            return backbone.block_outputs(self.backbone, images, submodels)
-        tokens: list[dict[int, Tensor]] = [{} for _ in range(self.config.depth)]
+            return backbone.run(self.backbone, images, submodels)
+        tokens: dict[int, Tensor] = {}
         for weights in (self.anchor, self.backbone):
             rows = [row for row, each in enumerate(submodels) if self.weights_of(each) is weights]
             if rows:
                 chosen = [submodels[row] for row in rows]
-                outputs = backbone.block_outputs(weights, images, chosen)
-                for known, output in zip(tokens, outputs, strict=True):
-                    known.update(zip(rows, output, strict=True))
-        return [torch.stack([known[row] for row in range(len(submodels))]) for known in tokens]
-
-    def normed(
-        self,
-        tokens: Float[Tensor, "*batch tokens dim"],
-        submodels: Sequence[Submodel] | None = None,
-    ) -> Float[Tensor, "*batch tokens dim"]:
-        """Apply the norm that follows the last block.
-
-        Args:
-            tokens: One row per submodel, or any of an encoder without an anchor.
-            submodels: What ran. A converted encoder has to know: its full size has its own norm.
-
-        Raises:
-            ValueError: If it has to know and is not told.
-        """
-        return self._by_weights(lambda weights, row: weights.norm(row), tokens, submodels)
+                tokens.update(zip(rows, backbone.run(weights, images, chosen), strict=True))
+        return torch.stack([tokens[row] for row in range(len(submodels))])
 
     def pool(
         self,
@@ -291,9 +267,15 @@ class MatViT(nn.Module):
         Raises:
             ValueError: If it is needed and not given.
         """
-        if isinstance(self.backbone.fc_norm, nn.Identity):
+        if self.anchor is None or isinstance(self.backbone.fc_norm, nn.Identity):
             return backbone.pool(self.backbone, features)
-        return self._by_weights(backbone.pool, features, submodels)
+        if submodels is None:
+            raise ValueError(
+                f"{self.name} was converted, and normalises after pooling: its full size does so "
+                "with other weights than the rest; say which submodels ran, one per row"
+            )
+        pairs = zip(features, submodels, strict=True)
+        return torch.stack([backbone.pool(self.weights_of(each), row) for row, each in pairs])
 
     def classify(self, pooled: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch classes"]:
         """Class scores of pooled vectors, from the head that training uses.
@@ -305,23 +287,6 @@ class MatViT(nn.Module):
             raise ValueError("this encoder has no classification head (num_classes is 0)")
         logits: Tensor = self.backbone.head(pooled)
         return logits
-
-    def _by_weights(
-        self,
-        function: Callable[[VisionTransformer, Tensor], Tensor],
-        rows: Tensor,
-        submodels: Sequence[Submodel] | None,
-    ) -> Tensor:
-        """Apply a function of weights and tokens to every row, with the weights that it ran on."""
-        if self.anchor is None:
-            return function(self.backbone, rows)
-        if submodels is None:
-            raise ValueError(
-                f"{self.name} was converted: its full size runs on other weights than the rest; "
-                "say which submodels ran, one per row"
-            )
-        pairs = zip(rows, submodels, strict=True)
-        return torch.stack([function(self.weights_of(each), row) for row, each in pairs])
 
     def _set_anchor(self, tensors: Mapping[str, Tensor]) -> None:
         reference = next(self.backbone.parameters())
