@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from matvit import checkpoint
 from matvit.config import MatViTConfig
+from matvit.embed import embed
+from matvit.mix_n_match import trained_sizes
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
 from matvit.recipes import Phase, Recipe
@@ -199,15 +202,25 @@ def full_size_of(model: MatViT) -> MatViT:
 def _start(original: MatViT, data: LabelledPixels, out: Path, *, resume: bool) -> MatViT:
     """Sort the hidden units, or load them as they were sorted before the conversion stopped.
 
-    The order is kept on disk: on another machine or with other threads, rounding could change it.
+    An encoder whose sizes are nested already keeps its order if that is the better one. The order
+    is kept on disk: on another machine or with other threads, rounding could change it.
     """
     check_target(out, resume=resume)
     folder = out / _WORKPLACE / _START
     if resume:
         return MatViT.load(folder, device=original.device)
-    start = reorder(original, data.sample(_SORTING_IMAGES).pixels)
+    sample = data.sample(_SORTING_IMAGES).pixels
+    candidates = (original, reorder(original, sample))
+    start = max(candidates, key=lambda encoder: _nearness(encoder, sample[::4]))
     start.save(folder)
     return start
+
+
+def _nearness(encoder: MatViT, pixels: NDArray[np.uint8]) -> float:
+    """Mean cosine of the vectors of all smaller trained sizes with those of the full one."""
+    full = embed(encoder, pixels)
+    smaller = trained_sizes(encoder.config)[:-1]
+    return float(np.mean([(embed(encoder, pixels, size) * full).sum(axis=1) for size in smaller]))
 
 
 def _can_resume(run: Path) -> bool:

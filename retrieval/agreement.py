@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from matvit.embed import Encoder, embed
 from matvit.submodel import Submodel
+from retrieval.consistency import cosine
 from retrieval.metrics import overlap
 
 
@@ -62,7 +63,7 @@ class Agreements:
         return [self._measure(embed(encoder, self._queries, each)) for each in submodels]
 
     def _measure(self, vectors: Float32[ndarray, "queries dim"]) -> Agreement:
-        cosines = (vectors * self._vectors).sum(axis=1)
+        cosines = cosine(self._vectors, vectors)
         shared = overlap(self._search(vectors), self._ids, self.k)
         return Agreement(float(cosines.mean()), float(shared.mean()))
 

@@ -141,6 +141,14 @@ def test_a_converted_encoder_can_be_converted_again(tmp_path):
     assert torch.equal(full_size_of(first).backbone.pos_embed, model.backbone.pos_embed)
 
 
+def test_sizes_that_are_nested_already_keep_their_order(tmp_path):
+    model = build()
+    nested = MatViT(replace(CONFIG, num_classes=0), SEEN, "nested")
+    nested.start_from(convert(model, pictures(), tmp_path / "a", quick(model), device="cpu"))
+    kept = convert(nested, pictures(), tmp_path / "b", None)
+    assert same_weights(kept.backbone, nested.backbone)
+
+
 def test_held_out_images_are_not_trained_on():
     data = pictures(40)
     twice = replace(data, pixels=np.concatenate([data.pixels, data.pixels[::-1]]))
