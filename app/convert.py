@@ -76,6 +76,9 @@ def run_conversion(
 
     def watch(stage: str, encoder: MatViT) -> None:
         stages[stage] = judge.measure(encoder, sizes)
+        if stage == REORDERED and stages[stage] == stages[CUT]:
+            say("Another order of the hidden units is no better; they stay as they are.")
+            return
         say(f"{_HEADINGS[stage]}: S agrees with the full size on {stages[stage][0].overlap:.1%}")
 
     say(f"{len(shown):,} images to learn from, {len(held_out):,} held out.")

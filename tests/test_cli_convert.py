@@ -14,8 +14,11 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
 from app.cli import main
+from matvit.convert import split
 from matvit.from_timm import from_timm
 from matvit.model import MatViT
+from matvit.reorder import reorder
+from matvit.training_data import LabelledPixels
 
 
 @pytest.fixture
@@ -100,6 +103,17 @@ def test_json_has_a_row_per_size_with_every_stage(matvit, photos, original, tmp_
         "convert", original, "--images", photos, "--out", out / "b", "--no-training"
     )
     assert "trained" not in table
+
+
+def test_an_order_that_is_good_already_is_kept(matvit, photos, tmp_path):
+    model = from_timm(plain_vit())
+    shown, _ = split(LabelledPixels.load(photos, model.preprocess, labels=False))
+    reorder(model, shown.pixels).save(tmp_path / "sorted")
+    code, _, err = matvit(
+        "convert", tmp_path / "sorted", "--images", photos, "--out", tmp_path / "out",
+        "--no-training",
+    )  # fmt: skip
+    assert (code, "they stay as they are" in err) == (0, True)
 
 
 def test_a_timm_name_will_do(matvit, photos, tmp_path, monkeypatch):
