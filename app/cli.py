@@ -136,6 +136,64 @@ def extract(
     say(f"{model.name} {small.widths}: {count:,} parameters in {out}.")
 
 
+@cli.command()
+def convert(
+    encoder: Annotated[
+        str,
+        typer.Argument(
+            metavar="ENCODER",
+            help="Bundled encoder, checkpoint folder, or a timm Vision Transformer by name.",
+        ),
+    ],
+    images: Annotated[str, typer.Option(help="Folder of images, or Parquet files; no labels.")],
+    out: Annotated[Path, typer.Option(help="Folder for the converted encoder.")],
+    no_training: Annotated[
+        bool, typer.Option("--no-training", help="Only sort the hidden units by importance.")
+    ] = False,
+    epochs: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Passes over the images [default: 100,000 seen, 30 at most]."),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Images per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Peak.")] = None,
+    max_images: Annotated[
+        int, typer.Option(min=20, help="Decode at most this many; they are kept in memory.")
+    ] = 20_000,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the input, for timm names only.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: DeviceOption = Device.AUTO,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make any Vision Transformer elastic, without labels; its index stays valid."""
+    from app.convert import find_encoder, format_rows, run_conversion
+    from matvit.convert import check_target
+    from matvit.embed import resolve_device
+    from matvit.training_data import LabelledPixels
+
+    check_target(out, resume=resume)
+    where = resolve_device(device.value)
+    model = find_encoder(encoder, image_size).to(where)
+    data = LabelledPixels.load(
+        images, model.preprocess, labels=False, limit=max_images, progress=show_progress()
+    )
+    rows = run_conversion(
+        model, data, out,
+        training=not no_training,
+        settings={"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate},
+        seed=seed, device=device.value, resume=resume, progress=show_progress(),
+    )  # fmt: skip
+    if as_json:
+        for row in rows:
+            show_json(row)
+    else:
+        show(format_rows(rows))
+    say(f"{model.name} at full size is unchanged ({model.fingerprint}); the encoder is in {out}.")
+    exit_with_failures(data.skipped)
+
+
 @index_cli.command("build")
 def index_build(
     images: Annotated[
