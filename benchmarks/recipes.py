@@ -8,7 +8,8 @@ where there is one. Ordinary ViTs of the sizes S, M and XL, trained apart, are c
 
 Each encoder is asked by 1-NN over its training images, held-out images as queries: against the
 index of its own full size (what asymmetric search does), and against one of the same submodel's
-making (symmetric). WORK keeps every finished encoder, so an interrupted comparison goes on.
+making (symmetric). Those trained apart also ask the index of a jointly trained one. WORK keeps
+every finished encoder, so an interrupted comparison goes on.
 """
 
 from __future__ import annotations
@@ -151,8 +152,17 @@ def main() -> None:
         for path in sorted(given.work.glob("*/row.json"))
     ]
     command = "python benchmarks/recipes.py " + without_paths(sys.argv[1:])
-    result = {**provenance(command), "scale": given.scale, "images": len(images)}
-    write_result("recipes", {**result, "queries": len(queries), "rows": rows})
+    write_result(
+        "recipes",
+        {
+            **provenance(command),
+            "scale": given.scale,
+            "images": len(images),
+            "queries": len(queries),
+            "rows": rows,
+            "apart_asking_joint": _crossed(given.work, images.sample(scale.database), queries),
+        },
+    )
 
 
 def _run(
@@ -260,6 +270,21 @@ def _measured(encoder: MatViT) -> Iterable[str]:
     half = encoder.config.depth // 2
     rest = encoder.config.depth - half
     return (*_SIZES, f"{half}xM,{rest}xL", f"{half}xS,{rest}xXL")
+
+
+def _crossed(work: Path, images: LabelledPixels, queries: LabelledPixels) -> dict[str, float]:
+    """hit_rate@1 of encoders trained apart that ask the index of the jointly trained one."""
+    joint = work / _FOLDER.format(name="joint", seed=0) / "stage0"
+    if not joint.exists():
+        return {}
+    database = embed(MatViT.load(joint), images.pixels)
+    found = {}
+    for name in CONTENDERS:
+        folder = work / _FOLDER.format(name=name.replace(" ", "-"), seed=0) / "stage0"
+        if name.startswith("apart") and folder.exists():
+            asked = embed(MatViT.load(folder), queries.pixels)
+            found[name] = _hit_rate(asked, database, queries.labels, images.labels)
+    return found
 
 
 def _hit_rate(

@@ -20,6 +20,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
+SCALE_CLASSES = {"tiny": 3, "cpu": 50, "gpu": 200}  # of `benchmarks/recipes.py`
 TRAINED = ("S", "M", "L", "XL")
 _PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -140,7 +141,16 @@ def recipes_table() -> str:
         ]
         rows.append([row["recipe"], str(row["seed"]), f"{row['seconds']:.0f}", *cells, *own])
     head = ["recipe", "seed", "seconds", *names, "S asks its own", "M asks its own"]
-    return _markdown(head, rows) + _source(result)
+    crossed = ", ".join(
+        f"{name.removeprefix('apart ')} {share:.4f}"
+        for name, share in result["apart_asking_joint"].items()
+    )
+    chance = 1 / SCALE_CLASSES[result["scale"]]
+    return (
+        _markdown(head, rows)
+        + f"\nThose trained apart find nothing in the index of the jointly trained one: {crossed} "
+        f"(chance is {chance:.4f}).\n" + _source(result)
+    )
 
 
 def grocery_table() -> str:
