@@ -215,7 +215,7 @@ def test_missing_folder_is_no_index(tmp_path):
 def test_index_of_another_kind_is_named(index):
     path = index.path / "manifest.json"
     path.write_text(path.read_text().replace('"Flat"', '"HNSW"'))
-    with pytest.raises(ValueError, match="index of kind 'HNSW'; this program reads 'Flat'"):
+    with pytest.raises(ValueError, match="index is of kind 'HNSW'; this program reads 'Flat'"):
         ImageIndex.open(index.path)
 
 
