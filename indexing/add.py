@@ -45,13 +45,14 @@ def add_images(
     with writer_lock(path):
         before = read_finished(path)
         check_encoder(path, before, encoder)
-        manifest = replace(before, corpus=_updated(path, before.corpus, corpus))
+        now = _updated(path, before.adding or before.corpus, corpus)
+        manifest = replace(before, adding=now)
         rows = StoredRows(path, before, (*before.shards, *before.staged))
         _refuse_shared_names(path, before, rows)
         failures = [(-1, failure) for failure in read_failures(path, before.failure_files)]
         failures += staged_failures(path, before)
         changes = Changes(corpus, names, rows, failures, retry_failed=retry_failed)
-        stage = _Stage(encoder, changes, rows, path, _label_numbers(manifest.corpus, corpus))
+        stage = _Stage(encoder, changes, rows, path, _label_numbers(now, corpus))
         with tqdm(total=len(changes.todo), desc="adding", unit="img", disable=not progress) as bar:
             for start in range(0, len(changes.todo), SHARD_SIZE):
                 run = corpus.subset(changes.todo[start : start + SHARD_SIZE])

@@ -144,6 +144,7 @@ def _begin(encoder: Encoder, corpus: Corpus) -> Manifest:
         shards=(),
         staged=(),
         plan=Plan(list_sha256=corpus.list_sha256, shard_size=SHARD_SIZE),
+        adding=None,
         tombstones=None,
         failures=None,
         index=None,

@@ -68,7 +68,7 @@ class Changes:
         self._live = np.sort(rows.live)  # the later row of a name counts
         paths = rows.metadata.column("path").take(pa.array(self._live)).combine_chunks()
         place = pc.index_in(names, value_set=paths[::-1]).fill_null(UNKNOWN).to_numpy()
-        held = np.where(place >= 0, self._live[len(paths) - 1 - place], UNKNOWN)
+        held = np.where(place >= 0, self._live[::-1][place], UNKNOWN)
         self.todo = np.flatnonzero(~self._is_known(names, held, failures, retry_failed))
         self._free = self._freed(names, paths, held)
         self._keys, self._by_key = self._index_hashes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from indexing.compatibility import IndexMismatchError, check_encoder
 from indexing.consistency import check_rows, check_search
 from indexing.corpus import Corpus
 from indexing.flat import unit_queries
+from indexing.info import describe_index
 from indexing.manifest import Manifest
 from indexing.merge import AddReport
 from indexing.originals import Originals
@@ -304,28 +304,7 @@ class ImageIndex:
 
     def info(self) -> dict[str, Any]:
         """Describe the index in plain JSON values."""
-        manifest = self._manifest
-        assert manifest.index is not None
-        failed = Counter(failure.error for failure in self.failures)
-        return {
-            "path": str(self.path),
-            "format_version": manifest.format_version,
-            "generation": manifest.generation,
-            "kind": manifest.index.kind,
-            "images": len(self),
-            "removed": manifest.counts.removed,
-            "failures": len(self.failures),
-            "failures_by_error": dict(failed.most_common()),
-            "classes": None if self.class_names is None else len(self.class_names),
-            "bytes": sum(file.bytes for file in manifest.files),
-            "encoder": vars(manifest.encoder).copy(),
-            "preprocess": vars(manifest.preprocess).copy(),
-            "corpus": {
-                "root": manifest.corpus.root,
-                "kind": manifest.corpus.kind,
-                "images": manifest.corpus.images,
-            },
-        }
+        return describe_index(self.path, self._manifest, self.failures)
 
     @cached_property
     def _originals(self) -> Originals:

@@ -32,7 +32,7 @@ FILE_NAME = re.compile(
 )
 """What data files of an index are called, below its folder."""
 
-_NEW_IN_VERSION_2 = {"next_shard", "staged", "plan", "tombstones", "failures"}
+_NEW_IN_VERSION_2 = {"next_shard", "staged", "plan", "adding", "tombstones", "failures"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +155,7 @@ class Manifest:
         shards: What is searched, less what is removed. Of two rows with one id the later counts.
         staged: Shards of an unfinished build or addition, which are not searched yet.
         plan: What an unfinished build set out to do; None once it is done.
+        adding: The corpus as an unfinished addition sees it, whose classes `staged` is labelled by.
         tombstones: Ids that were removed, while rows of them are still stored.
         failures: Images that could not be read, besides those listed by the shards.
         index: What is searched; None while the build is unfinished.
@@ -173,6 +174,7 @@ class Manifest:
     shards: tuple[Shard, ...]
     staged: tuple[Shard, ...]
     plan: Plan | None
+    adding: CorpusRecord | None
     tombstones: StoredFile | None
     failures: StoredFile | None
     index: SearchRecord | None
@@ -260,5 +262,5 @@ def _upgrade(values: dict[str, Any]) -> None:
     values |= {
         "format_version": FORMAT_VERSION,
         "next_shard": len(shards) if isinstance(shards, list) else 0,  # numbered from 0
-        "staged": [], "plan": None, "tombstones": None, "failures": None,
+        "staged": [], "plan": None, "adding": None, "tombstones": None, "failures": None,
     }  # fmt: skip

@@ -54,7 +54,7 @@ def merge_staged(
     Args:
         path: The index.
         before: What is searched until now.
-        manifest: The same with all that is to be merged in `staged`, and the corpus as it is now.
+        manifest: The same with all that is to be merged in `staged` and `adding`.
         wanted: Names of the images to keep; None for all.
     """
     rows = StoredRows(path, manifest, (*manifest.shards, *manifest.staged))
@@ -68,7 +68,7 @@ def merge_staged(
     old = read_failures(path, manifest.failure_files)
     failures = _failures_now(old, staged, _paths(rows, live), wanted)
     after = before
-    if manifest.staged or dead.any() or failures != old or manifest.corpus != before.corpus:
+    if manifest.staged or dead.any() or failures != old or manifest.adding != before.corpus:
         after = _describe(path, manifest, rows, live, None if failures == old else failures)
         commit(path, after)
     failed = len({failure.path for _, failure in staged})
@@ -144,13 +144,14 @@ def _describe(
 ) -> Manifest:
     """Write the files of the new state and describe it; no failures means those listed now."""
     assert manifest.index is not None
+    assert manifest.adding is not None
     generation = manifest.generation + 1
     filled = (shard for shard in manifest.staged if shard.metadata.rows)
     shards = (*manifest.shards, *(replace(shard, failures=None) for shard in filled))
     failed = manifest.counts.failures if failures is None else len(failures)
-    changed: dict[str, Any] = {"shards": shards}
+    changed: dict[str, Any] = {"shards": shards, "corpus": manifest.adding, "adding": None}
     if failures is not None:
-        changed = relist(path, shards, manifest.next_shard, failures)
+        changed |= relist(path, shards, manifest.next_shard, failures)
     dead = np.setdiff1d(rows.ids[rows.live], rows.ids[live])
     if len(dead):
         removed = np.union1d(rows.removed, dead)

@@ -50,6 +50,7 @@ def manifest():
         shards=(shard(0, 4), shard(1, 3, failures=2)),
         staged=(),
         plan=None,
+        adding=None,
         tombstones=None,
         failures=None,
         index=SearchRecord(kind="Flat", file=stored("index/knn_g1.faiss", 7)),
@@ -78,7 +79,7 @@ def test_keys_are_those_of_the_published_format(values):
     top = "format_version generation next_id next_shard counts encoder preprocess corpus"
     assert list(values) == [
         *top.split(),
-        *["shards", "staged", "plan", "tombstones", "failures", "index"],
+        *["shards", "staged", "plan", "adding", "tombstones", "failures", "index"],
     ]
     assert list(values["encoder"]) == ["name", "fingerprint", "dim", "macs"]
     assert list(values["preprocess"]) == ["spec", "fingerprint"]
