@@ -11,6 +11,7 @@ resumption, is read as version 2.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -223,17 +224,16 @@ class Manifest:
         return tuple(file for file in self.files if file.name not in staged)
 
     def to_json(self) -> bytes:
-        """Return the manifest as indented UTF-8 JSON, version first."""
-        values = {"format_version": self.format_version, **asdict(self)}
-        return json.dumps(values, indent=2).encode() + b"\n"
+        """Return the manifest as indented UTF-8 JSON, version first and the hash of it all last."""
+        return sealed({"format_version": self.format_version, **asdict(self)})
 
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:
         """Read a manifest.
 
         Raises:
-            ValueError: If it is not JSON, of another version, or not exactly what `to_json`
-                writes.
+            ValueError: If it is not JSON, of another version, damaged, or not exactly what
+                `to_json` writes.
         """
         if len(text) > MAX_BYTES:
             raise ValueError(f"it has {len(text):,} bytes, more than the limit of {MAX_BYTES:,}")
@@ -247,9 +247,20 @@ class Manifest:
                 f"it has format version {version!r}, this program reads versions 1 and "
                 f"{FORMAT_VERSION}"
             )
-        if version == 1:
+        if version == 1:  # these have no hash of their own
             _upgrade(values)
+        elif values.pop("sha256", None) != _digest(values):
+            raise ValueError("it is damaged: its content is not what was written")
         return read_record(cls, values, "manifest")
+
+
+def sealed(values: dict[str, Any]) -> bytes:
+    """Return the JSON of a manifest with the hash of its content, which reading checks."""
+    return json.dumps({**values, "sha256": _digest(values)}, indent=2).encode() + b"\n"
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _upgrade(values: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from indexing.manifest import (
     SearchRecord,
     Shard,
     StoredFile,
+    sealed,
 )
 
 
@@ -59,11 +60,13 @@ def manifest():
 
 @pytest.fixture
 def values(manifest):
-    return json.loads(manifest.to_json())
+    values = json.loads(manifest.to_json())
+    del values["sha256"]
+    return values
 
 
 def read(values):
-    return Manifest.from_json(json.dumps(values).encode())
+    return Manifest.from_json(sealed(values))
 
 
 def test_manifest_is_read_as_it_was_written(manifest):
@@ -121,6 +124,25 @@ def test_other_version_is_refused_before_its_keys_are_looked_at(values, version)
     values |= {"format_version": version, "key_of_the_future": 1}
     with pytest.raises(ValueError, match="format version .*, this program reads versions 1 and 2"):
         read(values)
+
+
+def test_changed_manifest_is_refused_whatever_was_changed(manifest):
+    text = manifest.to_json().decode()
+    for old, new in (("tiny", "tinx"), ("44608", "44609"), ("/photos", "/photoz"), ("null", "[]")):
+        with pytest.raises(ValueError, match="it is damaged: its content is not what was written"):
+            Manifest.from_json(text.replace(old, new, 1).encode())
+
+
+def test_manifest_of_version_1_means_what_it_meant(manifest, values):
+    for key in ("next_shard", "staged", "plan", "adding", "tombstones", "failures"):
+        del values[key]
+    del values["counts"]["removed"]
+    values["format_version"] = 1
+    old = json.dumps(values).encode()
+    assert Manifest.from_json(old) == replace(manifest, next_shard=2)
+    values["staged"] = []
+    with pytest.raises(ValueError, match=r"unknown keys \['staged'\] for version 1"):
+        Manifest.from_json(json.dumps(values).encode())
 
 
 def test_truncated_manifest_is_refused_at_any_length(manifest):
