@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import shutil
 import signal
 import sys
@@ -49,13 +48,13 @@ def main() -> None:
     torch.manual_seed(0)
     build.SHARD_SIZE = add.SHARD_SIZE = compact.SHARD_SIZE = SHARD_SIZE
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder), given.moments, random.Random(given.seed))
+        rows = measure(Path(folder), given.moments, np.random.default_rng(given.seed))
     command = "python benchmarks/crash.py " + without_paths(sys.argv[1:])
     row = {"photos": PHOTOS, "shard_size": SHARD_SIZE, "operations": rows}
     write_result("crash", {**provenance(command.strip()), **row})
 
 
-def measure(work: Path, moments: int, chance: random.Random) -> list[dict[str, Any]]:
+def measure(work: Path, moments: int, chance: np.random.Generator) -> list[dict[str, Any]]:
     """Kill each operation at its share of the moments and count what was left."""
     operations = prepare(work)
     rows = []
@@ -118,7 +117,8 @@ def one_moment(
     kill_after(seconds, lambda: action(copy))
     found = state(copy)
     done = found == after if after != before else not read_manifest(copy).counts.removed
-    outcomes = ["new" if done else "old" if found == before else "mixture"]
+    whole = found in (before, after)
+    outcomes = ["mixture" if not whole else "new" if done else "old"]
     if (copy / "manifest.json").exists() and not verify(copy).ok:
         outcomes.append("damaged")
     if not done:
