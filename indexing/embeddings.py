@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from jaxtyping import Float16, Float32, Int64, UInt8
@@ -16,6 +17,8 @@ from indexing.storage import check_size, damaged
 
 _NORM_TOLERANCE = 0.01  # float16 leaves about 0.0005
 _HEADER_BYTES = 4_096  # more than NumPy writes before the values
+# What NumPy raises at a damaged header, in which it looks for Python literals.
+_UNREADABLE = (ValueError, SyntaxError, TokenError, RecursionError, MemoryError)
 
 
 class Embeddings:
@@ -150,8 +153,8 @@ class _MappedShard:
             if version != (1, 0):
                 raise ValueError(f"it has .npy version {version}, not (1, 0)")
             shape, by_column, dtype = np.lib.format.read_array_header_1_0(header)
-        except ValueError as error:
-            raise damaged(self.path, str(error)) from error
+        except _UNREADABLE as error:
+            raise damaged(self.path, f"its header cannot be read: {error}") from error
         if shape != (rows, dim) or dtype != np.float16 or by_column:
             raise damaged(self.path, f"it holds {dtype} {shape}, not float16 {(rows, dim)}")
         values = self._bytes[header.tell() :]
