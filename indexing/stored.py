@@ -93,11 +93,12 @@ def write_tombstones(
     """Store which ids were removed; nothing if none was."""
     if not len(ids):
         return None
+    ids = np.unique(ids)
     return store(
         folder,
         f"tombstones_g{generation}.npy",
         len(ids),
-        lambda stream: np.save(stream, np.unique(ids).astype(np.int64), allow_pickle=False),
+        lambda stream: np.save(stream, ids, allow_pickle=False),
     )
 
 
