@@ -247,9 +247,9 @@ def app(
 ) -> None:
     """Open the page in a browser (on this machine only)."""
     if index is not None:
-        from indexing.storage import read_manifest
+        from indexing.storage import read_finished
 
-        read_manifest(index)  # before a server is started for nothing
+        read_finished(index)  # before a server is started for nothing
     page = Path(__file__).with_name("streamlit_app.py")
     options = {"--index": index, "--report": report, "--encoder": encoder}
     given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]

@@ -229,7 +229,9 @@ def _stoppable(index: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         stored = 0
         if (index / MANIFEST).exists():
-            stored = sum(shard.metadata.rows for shard in read_manifest(index).staged)
+            manifest = read_manifest(index)
+            staged = sum(shard.metadata.rows for shard in manifest.staged)
+            stored = manifest.counts.images + staged
         again = shlex.join(["matvit", *sys.argv[1:]])
         say(f"Stopped; {stored:,} images are stored. To go on, type again: {again}")
         raise typer.Exit(INTERRUPTED) from None

@@ -32,7 +32,6 @@ from indexing.storage import (
     read_manifest,
     remove_index,
     store,
-    sweep,
     writer_lock,
 )
 from indexing.stored import StoredRows
@@ -51,7 +50,7 @@ def build_index(
     with _new_index(path) as begun:
         if begun is None:
             manifest = _begin(encoder, corpus)
-            sweep(path, None)
+            remove_index(path)  # what is left of a build that was killed before its first commit
         else:
             manifest = _resume(encoder, corpus, path, begun)
         assert manifest.plan is not None
