@@ -29,7 +29,7 @@ class AddReport:
         added: Images that the index did not have, under no name or under one that still exists.
         changed: Images whose content is another one now; they have new ids.
         renamed: Images that kept their id under a new name.
-        removed: Images that are found no more because their file is gone.
+        removed: Images that are found no more: their file is gone or cannot be read any more.
         unchanged: Images that are as they were.
         failed: Images that could not be read this time; see `ImageIndex.failures`.
         images: In the index now.

@@ -21,7 +21,10 @@ from toy import DIM, ToyEncoder, photo
 from indexing import Corpus, ImageIndex, add, build, compact, verify
 from indexing.storage import read_manifest
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is no fork")
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="there is no fork"),
+    pytest.mark.timeout(900),  # hundreds of processes, each of which may have to wait for a CPU
+]
 
 QUERIES = np.random.default_rng(1).standard_normal((5, DIM)).astype(np.float32)
 
