@@ -32,10 +32,10 @@ def every_crash(
         action: What to do with a copy.
 
     Yields:
-        The number of the step and the folder that was left; the last step is the one before the
-        end of the action.
+        The number of the step and the folder that was left, unless the step before left the very
+        same files; the last step is the one before the end of the action.
     """
-    step = 0
+    step, seen = 0, None
     while True:
         folder = work / f"crash-{step:03}"
         if base.exists():
@@ -43,8 +43,15 @@ def every_crash(
         if not _dies_before(step, lambda folder=folder: action(folder)):
             assert step > 0, "the action never touched the disk"
             return
-        yield step, folder
-        step += 1
+        left = {path.relative_to(folder): _content(path) for path in folder.rglob("*")}
+        if left != seen:
+            yield step, folder
+        step, seen = step + 1, left
+
+
+def _content(path: Path) -> bytes | None:
+    """Bytes of a file; of a half-written one, which nobody reads, only that it is there."""
+    return path.read_bytes() if path.is_file() and path.suffix not in (".tmp", "") else None
 
 
 def _dies_before(step: int, action: Callable[[], object]) -> bool:

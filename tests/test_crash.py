@@ -19,6 +19,7 @@ from faults import every_crash
 from toy import DIM, ToyEncoder, photo
 
 from indexing import Corpus, ImageIndex, add, build, compact, verify
+from indexing.remove import remove_images
 from indexing.storage import read_manifest
 
 pytestmark = [
@@ -83,7 +84,10 @@ def assert_crash_safe(base, work, action, before, after):
 
 
 def build_from(photos):
-    return lambda path: ImageIndex.build(ToyEncoder(), Corpus.open(photos), path)
+    def action(path):
+        build.build_index(ToyEncoder(), Corpus.open(photos), path, batch_size=9, progress=False)
+
+    return action
 
 
 @pytest.fixture
@@ -119,7 +123,10 @@ def test_add(photos, built, tmp_path):
     (photos / "1/3.png").unlink()
 
     def action(path):
-        ImageIndex.open(path).add(ToyEncoder(), Corpus.open(photos), remove_missing=True)
+        add.add_images(
+            ToyEncoder(), Corpus.open(photos), path,
+            retry_failed=False, remove_missing=True, batch_size=9, progress=False,
+        )  # fmt: skip
 
     after = state_after(action, built, tmp_path)
     assert_crash_safe(built, tmp_path, action, before, after)
@@ -133,7 +140,7 @@ def test_remove(updated, tmp_path):
     before = state(updated)
 
     def action(path):
-        ImageIndex.open(path).remove([3], paths=["0/bad.png"])
+        remove_images(path, [3], ["0/bad.png"])
 
     after = state_after(action, updated, tmp_path)
     assert [row["id"] for row in after[0]] == [0, 2, 4, 5, 6]
@@ -144,7 +151,7 @@ def test_compact(updated, tmp_path):
     before = state(updated)
 
     def action(path):
-        ImageIndex.open(path).compact()
+        compact.compact_index(path, progress=False)
 
     seen = set()
     for step, path in every_crash(updated, tmp_path, action):
