@@ -15,7 +15,17 @@ from typing import Annotated, NoReturn
 import typer
 from PIL import Image
 
-from app.console import BAD_USAGE, FAILED, one_line, say, show, show_json, show_progress
+from app.console import (
+    BAD_USAGE,
+    FAILED,
+    INTERRUPTED,
+    one_line,
+    say,
+    show,
+    show_json,
+    show_progress,
+)
+from app.index_cli import index_cli
 from app.options import (
     Device,
     DeviceOption,
@@ -27,7 +37,6 @@ from app.options import (
     exit_with_failures,
     load,
     open_retriever,
-    report_failures,
     resolve,
 )
 
@@ -37,7 +46,6 @@ cli = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-index_cli = typer.Typer(help="Build and inspect image indexes.")
 cli.add_typer(index_cli, name="index")
 
 
@@ -194,63 +202,6 @@ def convert(
     exit_with_failures(data.skipped)
 
 
-@index_cli.command("build")
-def index_build(
-    images: Annotated[
-        str, typer.Argument(metavar="IMAGES", help="Folder of images, or Parquet files.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the new index.")],
-    encoder: Annotated[str, typer.Option(help="Bundled encoder or checkpoint folder.")] = "",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
-    device: DeviceOption = Device.AUTO,
-    as_json: JsonOption = False,
-) -> None:
-    """Embed all images once, at full size, into a new index."""
-    from indexing import Corpus, ImageIndex
-
-    model = load(encoder, device)
-    corpus = Corpus.open(images)
-    index = ImageIndex.build(model, corpus, out, batch_size=batch_size, progress=show_progress())
-    report_failures(index)
-    if as_json:
-        show_json(index.info())
-    else:
-        show(f"{len(index):,} images in {out}, embedded by {model.name} at full size.")
-    exit_with_failures(len(index.failures))
-
-
-@index_cli.command("info")
-def index_info(
-    index: IndexArgument,
-    failures: Annotated[
-        bool, typer.Option("--failures", help="List the images that could not be read.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what an index holds, and which encoder may ask it."""
-    from indexing import ImageIndex
-
-    opened = ImageIndex.open(index)
-    info = opened.info()
-    if failures:
-        for failure in opened.failures:
-            row = {"path": failure.path, "error": failure.error, "message": failure.message}
-            if as_json:
-                show_json(row)
-            else:
-                show("\t".join(row.values()))
-        return
-    if as_json:
-        show_json(info)
-        return
-    encoder, preprocess = info["encoder"], info["preprocess"]
-    show(f"{info['images']:,} images, {info['failures']:,} failed, {info['bytes']:,} bytes")
-    show(f"kind        {info['kind']}, generation {info['generation']}")
-    show(f"encoder     {encoder['name']} ({encoder['fingerprint']}), {encoder['dim']} dimensions")
-    show(f"preprocess  {preprocess['fingerprint']}")
-    show(f"corpus      {info['corpus']['root']}")
-
-
 @cli.command()
 def search(
     index: IndexArgument,
@@ -354,9 +305,9 @@ def app(
 ) -> None:
     """Open the page in a browser (on this machine only)."""
     if index is not None:
-        from indexing.storage import read_manifest
+        from indexing.storage import read_finished
 
-        read_manifest(index)  # before a server is started for nothing
+        read_finished(index)  # before a server is started for nothing
     page = Path(__file__).with_name("streamlit_app.py")
     options = {"--index": index, "--report": report, "--encoder": encoder}
     given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
@@ -382,7 +333,7 @@ def main() -> None:
     except ClickException as error:
         _fail(f"{error.format_message().rstrip('.')}; see --help", BAD_USAGE)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+        _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 
 from matvit.data import NO_LABEL, ImageSet
 from matvit.preprocess import Preprocess
+
+UNKNOWN = -1
+"""Size or time of a file that nobody can tell."""
 
 _PREFETCHED_BATCHES = 2
 
@@ -56,12 +60,16 @@ class Failure:
         error: Class name of the exception behind it, such as `UnidentifiedImageError`.
         message: The reason, in one line.
         position: Place in the folder or the Parquet files, from 0.
+        bytes: Size of the image file, -1 if unknown.
+        mtime_ns: When the file was last modified, in nanoseconds, -1 if unknown.
     """
 
     path: str
     error: str
     message: str
     position: int
+    bytes: int = UNKNOWN
+    mtime_ns: int = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -139,6 +147,26 @@ class Corpus:
         """
         return self._images.read(int(self._positions[index]))
 
+    def stamp(self, index: int) -> tuple[int, int]:
+        """Size in bytes and time of change in nanoseconds of an image file, without reading it.
+
+        The size of an image inside a Parquet file is not known without reading: it is -1. Both
+        are -1 for a file that is gone.
+        """
+        position = int(self._positions[index])
+        try:
+            return self._images.size(position), self._images.mtime_ns(position)
+        except OSError:
+            return UNKNOWN, UNKNOWN
+
+    @property
+    def list_sha256(self) -> str:
+        """SHA-256 of the list of images, in order: their names, and what their classes mean."""
+        digest = hashlib.sha256(json.dumps([self.kind, self.class_names]).encode())
+        for index in range(len(self)):
+            digest.update(b"\0" + self.name(index).encode())
+        return digest.hexdigest()
+
     @property
     def labels(self) -> NDArray[np.int64] | None:
         """Class index per image, shape (len,), -1 for none; None if the corpus has no classes."""
@@ -208,20 +236,23 @@ class Corpus:
     def _decode_one(self, preprocess: Preprocess, position: int) -> _Outcome:
         """Read and decode one image; being unreadable is an outcome, not an error."""
         path = self._images.name(position)
+        mtime_ns = size = UNKNOWN
         try:
             # Before reading: a file that changes in between then looks changed, not indexed.
             mtime_ns = self._images.mtime_ns(position)
             data = self._images.read(position)
+            size = len(data)
             pixels, width, height = preprocess.decode(data)
         except (OSError, ValueError) as error:
             if not self._images.is_there():
                 raise FileNotFoundError(f"{self.root} went away while it was read") from error
             cause = error.__cause__ or error
-            return Failure(path, type(cause).__name__, " ".join(str(error).split()), position)
+            message = " ".join(str(error).split())
+            return Failure(path, type(cause).__name__, message, position, size, mtime_ns)
         digest = hashlib.sha256(data).hexdigest()
         labels = self._images.labels if self._labelled else None
         label = NO_LABEL if labels is None else int(labels[position])
-        record = ImageRecord(position, path, len(data), mtime_ns, digest, width, height, label)
+        record = ImageRecord(position, path, size, mtime_ns, digest, width, height, label)
         return record, pixels
 
 

@@ -7,6 +7,8 @@ import os
 from functools import cached_property
 from pathlib import Path
 
+import pyarrow as pa
+
 from indexing.corpus import Corpus
 from indexing.manifest import CorpusRecord
 
@@ -31,7 +33,7 @@ class Originals:
 
         Args:
             path: Its name in the metadata.
-            position: Its place in the corpus.
+            position: Its place in the corpus when it was indexed.
             sha256: What its bytes must hash to.
 
         Raises:
@@ -60,11 +62,19 @@ class Originals:
         return file
 
     def _read_row(self, path: str, position: int) -> bytes:
-        if position >= len(self._corpus):
+        corpus = self._corpus
+        if position >= len(corpus) or corpus.name(position) != path:
+            position = self._names.index(path).as_py()  # rows before it came or went
+        if position < 0:
             raise FileNotFoundError(
                 f"{path} is no longer in {self._root}; put it back or build the index again"
             )
-        return self._corpus.read(position)
+        return corpus.read(position)
+
+    @cached_property
+    def _names(self) -> pa.Array:
+        corpus = self._corpus
+        return pa.array((corpus.name(position) for position in range(len(corpus))), pa.string())
 
     @cached_property
     def _corpus(self) -> Corpus:

@@ -95,6 +95,14 @@ class ImageSet(ABC):
             OSError: If the file is gone.
         """
 
+    def size(self, index: int) -> int:  # noqa: ARG002 -- images that are files know it
+        """Bytes of one image file; -1 where only reading it would tell.
+
+        Raises:
+            OSError: If the file is gone.
+        """
+        return -1
+
     def is_there(self) -> bool:
         """Whether the folder or the files still exist; without them every image would fail."""
         return bool(matches(self.root))
@@ -139,6 +147,9 @@ class _FolderImages(ImageSet):
 
     def mtime_ns(self, index: int) -> int:
         return self._path(index).stat().st_mtime_ns
+
+    def size(self, index: int) -> int:
+        return self._path(index).stat().st_size
 
     def _path(self, index: int) -> Path:
         return self.root / self._raw_names.get(index, self.name(index))

@@ -76,8 +76,16 @@ def test_row_that_holds_another_image_now_is_refused(parquet):
 
 
 def test_row_that_is_gone_is_named(parquet):
-    with pytest.raises(FileNotFoundError, match=r"same.png is no longer in"):
-        originals(parquet, "parquet").read("same.png", 2, digest(b"one"))
+    with pytest.raises(FileNotFoundError, match=r"other.png is no longer in"):
+        originals(parquet, "parquet").read("other.png", 2, digest(b"one"))
+
+
+def test_row_that_moved_is_found_by_its_name(tmp_path):
+    images = [{"bytes": name.encode(), "path": name} for name in ("new", "a", "b")]
+    pq.write_table(pa.table({"image": images}), tmp_path / "images.parquet")
+    reader = originals(tmp_path / "images.parquet", "parquet")
+    assert reader.read("a", 0, digest(b"a")) == b"a"
+    assert reader.read("b", 1, digest(b"b")) == b"b"
 
 
 def test_parquet_file_that_is_gone_is_named(parquet):
