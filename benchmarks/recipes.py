@@ -76,7 +76,7 @@ SCALES = {
     "cpu": Scale(
         model=MatViTConfig(img_size=32, patch_size=8, embed_dim=256, depth=6, num_heads=4),
         classes=50,
-        epochs=3,
+        epochs=2.5,
         batch_size=128,
         database=10_000,
     ),
