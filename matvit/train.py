@@ -12,6 +12,7 @@ import copy
 import json
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from matvit.batches import Batches, derive_seed
+from matvit.distributed import Processes
 from matvit.embed import resolve_device, resolve_precision
 from matvit.evaluate_training import top1_per_size
 from matvit.losses import alignment, joint_cross_entropy
@@ -35,6 +37,7 @@ from matvit.training_data import LabelledPixels
 
 _REPORT_EVERY = 50
 _VALIDATION_IMAGES = 1000
+_ALONE = Processes()
 
 
 class _Trained(NamedTuple):
@@ -48,6 +51,10 @@ class _Trained(NamedTuple):
 class Trainer:
     """A run in progress: weights, their average, the optimiser and the step.
 
+    Attributes:
+        is_whole: Whether all of these belong to the same step, as they do unless a step was
+            interrupted while it changed them.
+
     Args:
         recipe: What to do.
         data: Labelled images, decoded at the recipe's image size.
@@ -56,6 +63,8 @@ class Trainer:
         init: Encoder whose weights to start from; the head is taken over if it has as many
             classes. None starts from scratch.
         teacher: Encoder whose vectors an aligning recipe draws all sizes to; None is `init`.
+        workers: Threads that fetch images ahead.
+        processes: Which part of each batch this process computes; they must have joined.
 
     Raises:
         ValueError: If `init` is missing and the recipe needs it, or has another architecture,
@@ -71,12 +80,18 @@ class Trainer:
         device: str = "auto",
         init: MatViT | None = None,
         teacher: MatViT | None = None,
+        workers: int = 1,
+        processes: Processes = _ALONE,
     ) -> None:
-        self.recipe, self.data, self.seed = recipe, data, seed
-        self.device = resolve_device(device)
-        self._batches = Batches(recipe, data, seed, self.device)
+        self.recipe, self.data, self.seed, self.processes = recipe, data, seed, processes
+        self.device = processes.device(resolve_device(device))
+        self._batches = Batches(
+            recipe, data, seed, self.device,
+            workers=workers, process=(processes.rank, processes.count),
+        )  # fmt: skip
         self.schedule = self._batches.schedule
         self.step = 0
+        self.is_whole = True
         self.init = _identity(init)
         self.teacher = _identity(teacher or init)
         torch.manual_seed(seed)
@@ -112,18 +127,31 @@ class Trainer:
         phase = self.schedule.phase(self.step)
         images, labels = self._batches.load(self.step, phase.img_size)
         trained = self._trained(phase)
-        self.model.train()
-        torch.manual_seed(derive_seed(self.seed, self.step, 1))  # stochastic depth
         losses = torch.zeros(len(trained), device=self.device)
-        for part in range(0, len(images), phase.micro_batch):
-            chunk = slice(part, part + phase.micro_batch)
-            share = len(images[chunk]) / len(images)
+        self.model.train()
+        mine = self._batches.micro_batches(self.step)
+        for part in mine:
+            chunk = slice(part.start - mine[0].start, part.stop - mine[0].start)
+            share = len(part) / self.schedule.batch_size
+            # Stochastic depth; the first seed is that of the step, whatever the process.
+            torch.manual_seed(derive_seed(self.seed, self.step, 1) + (part.start << 32))
             losses += share * self._backward(phase, trained, images[chunk], labels[chunk], share)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self.processes.add_up([losses, *gradients])
         self._update()
         return _by_name([each.size for each in trained], losses)
 
     def state(self) -> dict[str, Any]:
         """Return everything needed to go on from this step."""
+        return {
+            **self.identity(),
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    def identity(self) -> dict[str, int | str]:
+        """Return what a run is known by, and the step that it is at."""
         return {
             "step": self.step,
             "seed": self.seed,
@@ -131,9 +159,6 @@ class Trainer:
             "images": self.data.fingerprint,
             "init": json.dumps(self.init),
             "teacher": json.dumps(self.teacher),
-            "model": self.model.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -142,7 +167,7 @@ class Trainer:
         Raises:
             ValueError: If it belongs to another recipe, seed or data set.
         """
-        mine = self.state()
+        mine = self.identity()
         for key in ("recipe", "seed", "images", "init", "teacher"):
             if state[key] != mine[key]:
                 raise ValueError(
@@ -213,6 +238,7 @@ class Trainer:
 
     def _update(self) -> None:
         """Apply the gradients and forget them."""
+        self.is_whole = False
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -222,6 +248,7 @@ class Trainer:
         self.model.eval()
         self.step += 1
         self._average()
+        self.is_whole = True
 
     def _average(self) -> None:
         """Update the averaged weights; the average starts short and grows to full length."""
@@ -245,42 +272,92 @@ def train(
     device: str = "auto",
     init: MatViT | None = None,
     teacher: MatViT | None = None,
+    workers: int = 1,
+    evaluate_every: float | None = None,
     resume: bool = False,
     checkpoint_minutes: float = 5.0,
     progress: bool = False,
 ) -> MatViT:
     """Run a recipe to its end and leave the encoder (its averaged weights) in `out`.
 
+    Started by `torchrun`, all its processes train this one encoder (see `matvit.distributed`);
+    the first of them writes to `out`.
+
+    Args:
+        recipe: What to do.
+        data: Labelled images, at least as large as the recipe's input.
+        out: The run folder.
+        validation: Labelled images to classify with the averaged weights, at every size.
+        seed: Decides initial weights, order and augmentation.
+        device: `auto`, `cpu` or `cuda`.
+        init: Encoder to start from.
+        teacher: Encoder to align to; None is `init`.
+        workers: Threads that fetch images ahead.
+        evaluate_every: Epochs from one evaluation on `validation` to the next; None evaluates
+            at the end only.
+        resume: Go on from the state in `out`.
+        checkpoint_minutes: Time from one saved state to the next.
+        progress: Show a progress bar on stderr.
+
     Raises:
         FileExistsError: If `out` already holds a run and `resume` is not set.
         FileNotFoundError: If `resume` is set and there is nothing to resume.
-        ValueError: If the state in `out` belongs to another run.
+        ValueError: If the state in `out` belongs to another run, the validation images have
+            classes that the training images lack, or the processes were started differently.
+        ConnectionError: If another process of this run failed.
     """
-    out = Path(out)
-    trainer = Trainer(recipe, data, seed=seed, device=device, init=init, teacher=teacher)
-    _start(trainer, out, resume=resume)
-    try:
-        _run(trainer, out, checkpoint_minutes, progress=progress)
-    finally:
-        save_state(trainer.state(), out)
-    return _finish(trainer, out, validation)
+    out, processes = Path(out), Processes.launched()
+    if validation is not None:
+        validation = validation.with_classes(data.class_names).sample(_VALIDATION_IMAGES)
+    with processes.joined(processes.device(resolve_device(device))):
+        trainer = Trainer(
+            recipe, data, seed=seed, device=device, init=init, teacher=teacher, workers=workers,
+            processes=processes,
+        )  # fmt: skip
+        _start(trainer, out, resume=resume)
+        processes.agree(trainer.identity())
+        try:
+            for _ in _steps(trainer, out, checkpoint_minutes, progress=progress):
+                if processes.leads and validation is not None and _is_due(trainer, evaluate_every):
+                    _evaluate(trainer, out, validation)
+        finally:
+            if processes.leads and trainer.is_whole:
+                save_state(trainer.state(), out)
+        return _finish(trainer, out, validation)
 
 
-def _run(trainer: Trainer, out: Path, checkpoint_minutes: float, *, progress: bool) -> None:
-    """Take the steps that are left."""
-    saved = time.monotonic()
+def _steps(
+    trainer: Trainer, out: Path, checkpoint_minutes: float, *, progress: bool
+) -> Iterator[int]:
+    """Take the steps that are left, and yield the number of those taken after each."""
+    saved, leads = time.monotonic(), trainer.processes.leads
     steps = range(trainer.step, trainer.schedule.total_steps)
-    bar = tqdm(steps, desc=trainer.recipe.name, unit="step", disable=not progress)
+    bar = tqdm(steps, desc=trainer.recipe.name, unit="step", disable=not (progress and leads))
     for step in bar:
         phase = trainer.schedule.phase(step)
         losses = trainer.train_step()
-        if trainer.step % _REPORT_EVERY == 0:
+        if leads and trainer.step % _REPORT_EVERY == 0:
             report = {size: loss.item() for size, loss in losses.items()}
             bar.set_postfix({size: f"{loss:.3f}" for size, loss in report.items()})
             log(out, {"step": trainer.step, "loss": report, "img_size": phase.img_size})
-        if time.monotonic() - saved > 60 * checkpoint_minutes:
+        if leads and time.monotonic() - saved > 60 * checkpoint_minutes:
             save_state(trainer.state(), out)
             saved = time.monotonic()
+        yield trainer.step
+
+
+def _is_due(trainer: Trainer, evaluate_every: float | None) -> bool:
+    """Whether it is time to evaluate; the end of the run has an evaluation of its own."""
+    if evaluate_every is None or trainer.step == trainer.schedule.total_steps:
+        return False
+    return trainer.step % max(1, round(evaluate_every * trainer.schedule.steps_per_epoch)) == 0
+
+
+def _evaluate(trainer: Trainer, out: Path, validation: LabelledPixels) -> dict[str, float]:
+    """Classify with the averaged weights at every size, and log the result."""
+    top1 = top1_per_size(trainer.averaged, validation)
+    log(out, {"step": trainer.step, "top1": top1})
+    return top1
 
 
 def _start(trainer: Trainer, out: Path, *, resume: bool) -> None:
@@ -289,6 +366,8 @@ def _start(trainer: Trainer, out: Path, *, resume: bool) -> None:
         if not (out / STATE).exists():
             raise FileNotFoundError(f"nothing to resume in {out}: no {STATE}; start without resume")
         trainer.restore(load_state(out / STATE))
+        return
+    if not trainer.processes.leads:
         return
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another folder, or resume the run in it")
@@ -299,7 +378,10 @@ def _start(trainer: Trainer, out: Path, *, resume: bool) -> None:
 
 
 def _finish(trainer: Trainer, out: Path, validation: LabelledPixels | None) -> MatViT:
+    """Leave the encoder in the run folder."""
     model = trainer.averaged
+    if not trainer.processes.leads:
+        return model
     training: dict[str, Any] = {
         "recipe": trainer.recipe.to_dict(),
         "init": trainer.init,
@@ -310,9 +392,7 @@ def _finish(trainer: Trainer, out: Path, validation: LabelledPixels | None) -> M
         "classes": trainer.data.class_names,
     }
     if validation is not None:
-        known = validation.with_classes(trainer.data.class_names)
-        training["top1"] = top1_per_size(model, known.sample(_VALIDATION_IMAGES))
-        log(out, {"step": trainer.step, "top1": training["top1"]})
+        training["top1"] = _evaluate(trainer, out, validation)
     model.save(out, training=training)
     return model
 

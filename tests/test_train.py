@@ -302,3 +302,39 @@ def test_layer_decay_reaches_the_update():
 
     # Two layers before what follows the blocks: a quarter of the step.
     assert moved(0.5) == pytest.approx(moved(1.0) / 4, rel=1e-3)
+
+
+def test_evaluation_goes_on_during_training_and_changes_nothing(tmp_path):
+    plain = train(RECIPE, colours(), tmp_path / "plain", device="cpu")
+    run = tmp_path / "run"
+    watched = train(
+        RECIPE, colours(), run, validation=colours(60), evaluate_every=2, device="cpu", workers=0
+    )
+    assert same_weights(plain, watched)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    # Three steps an epoch, five epochs; the last evaluation is that of the end.
+    assert [line["step"] for line in lines] == [6, 12, 15]
+    assert all(set(line["top1"]) == {"S", "M", "L", "XL"} for line in lines)
+
+
+def test_validation_images_of_unknown_classes_are_refused_before_training(tmp_path):
+    others = replace(colours(), class_names=["red", "green", "violet"])
+    with pytest.raises(ValueError, match=r"classes \['violet'\] are not among the 3 trained"):
+        train(RECIPE, colours(), tmp_path / "run", validation=others, device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_state_is_not_saved_in_the_middle_of_a_step(tmp_path, monkeypatch):
+    average = Trainer._average
+
+    def interrupted(self):
+        if self.step == 4:  # weights changed, their average not yet
+            raise KeyboardInterrupt
+        average(self)
+
+    monkeypatch.setattr(Trainer, "_average", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, colours(), tmp_path / "cut", device="cpu")
+    monkeypatch.setattr(Trainer, "_average", average)
+    resumed = train(RECIPE, colours(), tmp_path / "cut", resume=True, device="cpu")
+    assert same_weights(resumed, train(RECIPE, colours(), tmp_path / "whole", device="cpu"))
