@@ -32,7 +32,7 @@ from matvit.losses import joint_cross_entropy
 from matvit.mix_n_match import trained_sizes
 from matvit.model import MatViT
 from matvit.submodel import Submodel
-from matvit.train import _use_trainable_attention as use_trainable_attention
+from matvit.trainer import use_trainable_attention
 
 _SHAPES = [(256, 6, 4, 64, 8), (384, 12, 6, 64, 8), (384, 12, 6, 128, 16)]
 _CLASSES = 200

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from matvit import train as train_module
+from matvit import trainer as trainer_module
 from matvit.config import MatViTConfig
 from matvit.distributed import Processes
 from matvit.recipes import Phase, Recipe
 from matvit.run_folder import STATE, load_state
-from matvit.train import Trainer, train
+from matvit.train import train
+from matvit.trainer import Trainer
 from matvit.training_data import LabelledPixels
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +70,7 @@ def three_steps(run: Path) -> None:
             raise SystemExit(0)
         return _STEP(self)
 
-    train_module.resolve_precision = lambda *_: torch.float32
+    trainer_module.resolve_precision = lambda *_: torch.float32
     Trainer._update, Trainer.train_step = update, step
     train(RECIPE, noise(), run, device="cpu")
 
@@ -91,7 +92,7 @@ def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def single(tmp_path, monkeypatch):
     """The same three steps by one process."""
-    monkeypatch.setattr(train_module, "resolve_precision", lambda *_: torch.float32)
+    monkeypatch.setattr(trainer_module, "resolve_precision", lambda *_: torch.float32)
     for name in ("_update", "train_step"):
         monkeypatch.setattr(Trainer, name, getattr(Trainer, name))  # put back afterwards
     with pytest.raises(SystemExit):

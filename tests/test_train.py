@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from matvit import train as train_module
+from matvit import trainer as trainer_module
 from matvit.config import MatViTConfig
 from matvit.embed import embed
 from matvit.model import MatViT
 from matvit.recipes import Phase, Recipe
 from matvit.run_folder import STATE
-from matvit.train import Trainer, train
+from matvit.train import train
+from matvit.trainer import Trainer
 from matvit.training_data import LabelledPixels
 
 RECIPE = Recipe(
@@ -76,7 +77,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
 
 
 def test_splitting_a_batch_changes_only_rounding(monkeypatch):
-    monkeypatch.setattr(train_module, "resolve_precision", lambda *_: torch.float32)
+    monkeypatch.setattr(trainer_module, "resolve_precision", lambda *_: torch.float32)
     monkeypatch.setattr(Trainer, "_update", lambda self: None)  # keep the gradients
 
     def step(micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -225,7 +226,7 @@ def widths_trained(phase: Phase, monkeypatch, steps: int = 40) -> list[list[str]
         scores = model.classify(model.pool(model.features(images, submodels)))
         return scores.mean(), torch.zeros(len(submodels))
 
-    monkeypatch.setattr(train_module, "joint_cross_entropy", recorded)
+    monkeypatch.setattr(trainer_module, "joint_cross_entropy", recorded)
     trainer = Trainer(replace(RECIPE, phases=(phase,)), colours(), seed=3, device="cpu")
     for _ in range(steps):
         trainer.train_step()
