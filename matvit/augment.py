@@ -65,7 +65,8 @@ def mix_images(
     """Mix every image with its neighbour in the batch, and their classes alike.
 
     The first image is mixed with the second, the third with the fourth and so on, so that any
-    even slice of a batch can be mixed on its own. If both kinds are on, each step draws one.
+    even slice of a batch can be mixed on its own; the last image of an odd batch stays as it is.
+    If both kinds are on, each step draws one.
 
     Args:
         images: Pixels.

@@ -31,8 +31,9 @@ class Phase:
             sizes to those of the teacher at its full size. The teacher never changes; it is the
             encoder that the run started from unless another one is named.
         neighbour_weight: When aligning, weight of the neighbours' divergence beside 1 - cosine.
-        micro_batch: Images per forward pass; gradients of a step are added up over them, so this
-            decides speed and memory only.
+        micro_batch: Images per forward pass; gradients of a step are added up over them. This
+            decides speed and memory, the draws of stochastic depth, and among how many images
+            `neighbour_weight` looks for neighbours.
     """
 
     epochs: float
@@ -50,6 +51,15 @@ class Phase:
                 f"a phase needs one weight above 0 for each of its sizes {list(self.sizes)}, "
                 f"got {list(self.weights)}"
             )
+        if self.objective not in ("classify", "align"):
+            raise ValueError(f"objective must be classify or align, got {self.objective!r}")
+        if self.epochs <= 0 or self.micro_batch < 1 or self.neighbour_weight < 0:
+            raise ValueError(
+                "epochs must be above 0, micro_batch at least 1 and neighbour_weight at least 0, "
+                f"got {self.epochs}, {self.micro_batch} and {self.neighbour_weight}"
+            )
+        if self.neighbour_weight and self.micro_batch < 2:
+            raise ValueError("neighbour_weight needs a micro_batch of at least 2, got 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +105,17 @@ class Recipe:
     cutmix: float = 0.0
     ema_decay: float = 0.999
     needs_init: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mixup < 0 or self.cutmix < 0:
+            raise ValueError(
+                f"mixup and cutmix must be at least 0, got {self.mixup} and {self.cutmix}"
+            )
+
+    @property
+    def aligns(self) -> bool:
+        """Whether some phase needs a teacher."""
+        return any(phase.objective == "align" for phase in self.phases)
 
     def preprocess(self) -> Preprocess:
         """Return the preprocessing of the encoder that this recipe trains."""

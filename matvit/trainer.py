@@ -82,18 +82,16 @@ class Trainer:
         self.step = 0
         self.is_whole = True
         self.init = _identity(init)
-        self.teacher = _identity(teacher or init)
+        self.teacher = _identity(teacher or init) if recipe.aligns else None
         torch.manual_seed(seed)
         config = replace(recipe.model, num_classes=len(data.class_names))
         self.model = MatViT(
             config, recipe.preprocess(), recipe.name, drop_path_rate=recipe.drop_path_rate
         ).to(self.device)
-        aligns = any(phase.objective == "align" for phase in recipe.phases)
-        if (recipe.needs_init or aligns) and init is None:
-            raise ValueError(f"recipe {recipe.name} goes on from an encoder; name it with init")
+        _check(recipe, self.model, init, teacher)
         if init is not None:
             self.model.start_from(init)
-        self._teacher = _frozen(teacher or init, self.model) if aligns else None
+        self._teacher = _frozen(teacher or init, self.model) if recipe.aligns else None
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
         use_trainable_attention(self.model)
         self.optimizers = build_optimizers(
@@ -160,7 +158,7 @@ class Trainer:
         for key in ("recipe", "seed", "images", "init", "teacher"):
             if state[key] != mine[key]:
                 raise ValueError(
-                    f"cannot resume: {key} was {state[key]!r} and is now {mine[key]!r}; "
+                    f"cannot resume: {_difference(key, state[key], mine[key])}; "
                     "resume with what the run was started with"
                 )
         self.model.load_state_dict(state["model"])
@@ -249,6 +247,39 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         dtype = resolve_precision(self.device, "auto")
         return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def _check(recipe: Recipe, model: MatViT, init: MatViT | None, teacher: MatViT | None) -> None:
+    """Find out before the first step what a later phase would stumble over.
+
+    Raises:
+        ValueError: If there is anything.
+    """
+    if (recipe.needs_init or recipe.aligns) and init is None:
+        raise ValueError(f"recipe {recipe.name} goes on from an encoder; name it with init")
+    if teacher is not None and not recipe.aligns:
+        raise ValueError(f"recipe {recipe.name} aligns nothing; leave the teacher out")
+    for phase in recipe.phases:
+        model.config.tokens(phase.img_size)
+        for size in set(phase.sizes) - {RANDOM}:
+            model.submodel(size)
+        taught_by = [teacher or init] if phase.objective == "align" else []
+        for encoder in [model, *filter(None, taught_by)]:
+            fixed = encoder.config.img_size
+            if phase.img_size != fixed and not encoder.config.dynamic_img_size:
+                raise ValueError(
+                    f"recipe {recipe.name} trains at {phase.img_size} px, but {encoder.name} "
+                    f"takes {fixed} px only; set dynamic_img_size=True or train at {fixed} px"
+                )
+
+
+def _difference(key: str, was: int | str, now: int | str) -> str:
+    """Say what changed; of a recipe only the settings that did."""
+    if key != "recipe":
+        return f"{key} was {was!r} and is now {now!r}"
+    old, new = json.loads(str(was)), json.loads(str(now))
+    changed = [name for name in new if old.get(name) != new[name]]
+    return "; ".join(f"{name} was {old.get(name)!r} and is now {new[name]!r}" for name in changed)
 
 
 def _by_name(names: list[str], losses: Tensor) -> dict[str, Tensor]:

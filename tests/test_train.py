@@ -195,7 +195,7 @@ def test_resuming_another_run_is_refused():
     with pytest.raises(ValueError, match="cannot resume: seed was 1 and is now 2"):
         Trainer(RECIPE, colours(), seed=2, device="cpu").restore(state)
     other = Trainer(replace(RECIPE, learning_rate=1.0), colours(), seed=1, device="cpu")
-    with pytest.raises(ValueError, match="cannot resume: recipe was"):
+    with pytest.raises(ValueError, match="cannot resume: learning_rate was 0.002 and is now 1.0"):
         other.restore(state)
 
 
@@ -251,10 +251,11 @@ def test_random_sizes_change_from_step_to_step_and_place_to_place(monkeypatch):
 
 
 def test_losses_of_one_name_are_averaged():
+    losses = trainer_module._by_name(["a", "b", "b"], torch.tensor([1.0, 2.0, 4.0]))
+    assert {name: loss.item() for name, loss in losses.items()} == {"a": 1.0, "b": 3.0}
     phase = Phase(epochs=1, img_size=16, sizes=("XL", "random", "random"), weights=(1.0,) * 3)
-    losses = Trainer(replace(RECIPE, phases=(phase,)), colours(), device="cpu").train_step()
-    assert list(losses) == ["XL", "random"]
-    assert all(loss.shape == () for loss in losses.values())
+    trained = Trainer(replace(RECIPE, phases=(phase,)), colours(), device="cpu").train_step()
+    assert list(trained) == ["XL", "random"]
 
 
 def test_a_teacher_other_than_the_start_is_what_sizes_are_drawn_to(tmp_path):
@@ -339,3 +340,56 @@ def test_a_state_is_not_saved_in_the_middle_of_a_step(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_average", average)
     resumed = train(RECIPE, colours(), tmp_path / "cut", resume=True, device="cpu")
     assert same_weights(resumed, train(RECIPE, colours(), tmp_path / "whole", device="cpu"))
+
+
+def test_a_recipe_that_aligns_nothing_has_no_teacher():
+    init = MatViT(RECIPE.model)
+    assert Trainer(RECIPE, colours(), init=init, device="cpu").teacher is None
+    with pytest.raises(ValueError, match="aligns nothing; leave the teacher out"):
+        Trainer(RECIPE, colours(), init=init, teacher=init, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sizes": ("S", "XXL"), "weights": (1.0, 1.0)}, "unknown size 'XXL'"),
+        ({"img_size": 12}, "multiple of 8, got 12"),
+    ],
+)
+def test_a_later_phase_is_checked_before_the_first_step(settings, message):
+    later = replace(RECIPE.phases[1], **settings)
+    with pytest.raises(ValueError, match=message):
+        Trainer(replace(RECIPE, phases=(RECIPE.phases[0], later)), colours(), device="cpu")
+
+
+def test_an_encoder_of_one_image_size_is_not_trained_at_another():
+    fixed = replace(RECIPE, model=replace(RECIPE.model, dynamic_img_size=False))
+    with pytest.raises(ValueError, match="trains at 8 px, but test takes 16 px only"):
+        Trainer(fixed, colours(), device="cpu")
+
+
+def test_a_resumed_run_with_everything_random_ends_where_the_whole_one_does(tmp_path):
+    phases = (
+        Phase(epochs=2, img_size=16, sizes=("S", "XL"), weights=(1.0, 2.0), sampled=True),
+        Phase(
+            epochs=2, img_size=16, sizes=("S", "random"), weights=(1.0, 1.0), objective="align",
+            neighbour_weight=0.5,
+        ),
+    )  # fmt: skip
+    recipe = replace(RECIPE, phases=phases, mixup=0.5, cutmix=1.0, grayscale=0.3)
+    init = MatViT(replace(RECIPE.model, num_classes=3))
+
+    def start() -> Trainer:
+        return Trainer(recipe, colours(31), seed=5, init=init, device="cpu")
+
+    whole, first, second = start(), start(), start()
+    steps = whole.schedule.total_steps
+    for _ in range(steps):
+        whole.train_step()
+    for _ in range(steps // 3):
+        first.train_step()
+    second.restore(first.state())
+    for _ in range(steps - steps // 3):
+        second.train_step()
+    assert same_weights(second.model, whole.model)
+    assert same_weights(second.averaged, whole.averaged)
