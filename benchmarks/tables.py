@@ -198,6 +198,24 @@ def _sizes_table(name: str) -> str:
     return _markdown(head, rows) + _source(result)
 
 
+def joint_step_table() -> str:
+    """A joint training step against the naive way."""
+    result = _result("joint_step")
+    rows = [
+        [
+            "{dim} x {depth}, {img} px".format(**row["shape"]),
+            str(row["tokens"]),
+            f"{row['joint_ms']:.0f}",
+            f"{row['naive_ms']:.0f}",
+            f"{row['ratio']:.2f} ({row['ratio_quartiles'][0]:.2f} to {row['ratio_quartiles'][1]:.2f})",
+            f"{row['ratio_of_macs']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    head = ["model", "tokens", "ours, ms", "naive, ms", "ratio (quartiles)", "ratio of MACs"]
+    return _markdown(head, rows) + _source(result)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "retrieval": retrieval_table,
     "digits": digits_table,
@@ -206,6 +224,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "agreement": agreement_table,
     "recipes": recipes_table,
     "grocery": grocery_table,
+    "joint_step": joint_step_table,
 }
 
 
