@@ -207,7 +207,7 @@ def joint_step_table() -> str:
             str(row["tokens"]),
             f"{row['joint_ms']:.0f}",
             f"{row['naive_ms']:.0f}",
-            f"{row['ratio']:.2f} ({row['ratio_quartiles'][0]:.2f} to {row['ratio_quartiles'][1]:.2f})",
+            f"{row['ratio']:.2f} ({' to '.join(f'{q:.2f}' for q in row['ratio_quartiles'])})",
             f"{row['ratio_of_macs']:.2f}",
         ]
         for row in result["rows"]
