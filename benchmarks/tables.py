@@ -216,6 +216,18 @@ def joint_step_table() -> str:
     return _markdown(head, rows) + _source(result)
 
 
+def training_split_table() -> str:
+    """Where the time of a training step goes."""
+    result = _result("training_split")
+    spent = result["milliseconds"]
+    rows = [[name, f"{ms:.1f}", f"{ms / spent['step']:.1%}"] for name, ms in spent.items()]
+    return (
+        _markdown(["part of a step", "ms", "share"], rows)
+        + f"\nDecoding the {result['images']:,} images once, before the first step, took "
+        f"{result['decoding_seconds']:.1f} s.\n" + _source(result)
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "retrieval": retrieval_table,
     "digits": digits_table,
@@ -225,6 +237,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "recipes": recipes_table,
     "grocery": grocery_table,
     "joint_step": joint_step_table,
+    "training_split": training_split_table,
 }
 
 
