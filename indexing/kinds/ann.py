@@ -190,7 +190,7 @@ class AnnIndex:
         rows = np.full((len(queries), fetch), -1, dtype=np.int64)
         scores = np.full((len(queries), fetch), -np.inf, dtype=np.float32)
         for run in self._blocks(queries, effort.fetch):
-            found = self._propose(queries[run], effort)
+            found = self._propose(queries[run], effort, effort.fetch)
             rows[run, : effort.fetch], scores[run, : effort.fetch] = found[0], found[1]
         return rows, scores
 
@@ -220,7 +220,7 @@ class AnnIndex:
         scores = np.empty((len(queries), k), dtype=np.float32)
         settled = np.empty(len(queries), dtype=bool)
         for run in self._blocks(queries, effort.fetch):
-            rows, exact, least = self._propose(queries[run], effort)
+            rows, exact, least = self._propose(queries[run], effort, k)
             named = np.where(rows < 0, -1, self.ids[rows])
             ids[run], scores[run], settled[run] = self._best(named, exact, least, k)
         pending = np.flatnonzero(~settled)
@@ -250,15 +250,21 @@ class AnnIndex:
         return best_ids, best, settled
 
     def _propose(
-        self, queries: Queries, effort: _Effort
+        self, queries: Queries, effort: _Effort, k: int
     ) -> tuple[
         Int64[ndarray, "queries fetch"],
         Float32[ndarray, "queries fetch"],
         Float32[ndarray, " queries"],
     ]:
-        """Rows that FAISS proposes, their exact scores, and its estimate for the last of them."""
+        """Rows that FAISS proposes, their exact scores, and its estimate for the last of them.
+
+        Rows that cannot be among the best k, whatever the rounding, are -1: reading a vector
+        costs more than comparing it.
+        """
         estimates, labels = self._engine.propose(queries, *effort)
         rows = labels if self._engine.labels_are_rows else self._rows_of(labels)
+        if not self.estimates and k <= effort.fetch:
+            rows = np.where(estimates < estimates[:, k - 1 : k] - self._doubt, -1, rows)
         return rows, self._exact_scores(_on_cpu(queries), rows), estimates[:, -1]
 
     def _exact_scores(
@@ -267,8 +273,10 @@ class AnnIndex:
         """Cosines from the vectors in memory where FAISS keeps them whole, else from the table."""
         if (table := self._engine.float_table) is not None:
             return pair_scores(queries, table, rows)
-        vectors = self.embeddings[np.maximum(rows, 0).reshape(-1)]
-        places = np.where(rows < 0, -1, np.arange(rows.size).reshape(rows.shape))
+        there = rows >= 0
+        vectors = self.embeddings[rows[there]]
+        places = np.full(rows.shape, -1, dtype=np.int64)
+        places[there] = np.arange(len(vectors))
         return pair_scores(queries, faiss.swig_ptr(vectors), places)
 
     def _rows_of(self, labels: Int64[ndarray, "queries fetch"]) -> Int64[ndarray, "queries fetch"]:
