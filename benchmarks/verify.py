@@ -23,18 +23,17 @@ from tqdm import tqdm
 
 from indexing import ImageIndex, ImageRecord
 from indexing.embeddings import Embeddings
-from indexing.flat import KIND
 from indexing.manifest import (
     CorpusRecord,
     Counts,
     EncoderRecord,
     Manifest,
     PreprocessRecord,
-    SearchRecord,
 )
-from indexing.searcher import build_searcher
+from indexing.request import KindRequest
+from indexing.searcher import store_searcher
 from indexing.shards import SHARD_SIZE, metadata_table, write_shard
-from indexing.storage import commit, store
+from indexing.storage import commit
 
 
 def main() -> None:
@@ -80,8 +79,7 @@ def random_index(path: Path, rows: int, dim: int) -> Path:
         table = metadata_table(records, ids)
         shards.append(write_shard(path, len(shards), vectors, table, []))
     embeddings = Embeddings(path, [shard.embeddings for shard in shards], dim)
-    searcher = build_searcher(KIND, embeddings, np.arange(rows))
-    file = store(path, "index/knn_g1.faiss", rows, searcher.write)
+    index = store_searcher(path, 1, KindRequest(kind="Flat"), embeddings, np.arange(rows))
     commit(
         path,
         Manifest(
@@ -98,7 +96,7 @@ def random_index(path: Path, rows: int, dim: int) -> Path:
             adding=None,
             tombstones=None,
             failures=None,
-            index=SearchRecord(kind=KIND, file=file),
+            index=index,
         ),
     )
     return path

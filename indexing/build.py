@@ -18,9 +18,10 @@ from tqdm import tqdm
 from indexing.compatibility import check_encoder, check_whole, describe
 from indexing.corpus import Corpus, Failure, ImageRecord
 from indexing.embedding import embed_records
-from indexing.flat import KIND
-from indexing.manifest import MANIFEST, CorpusRecord, Counts, Manifest, Plan, SearchRecord, Shard
-from indexing.searcher import build_searcher
+from indexing.kinds.resolve import resolve
+from indexing.manifest import MANIFEST, CorpusRecord, Counts, Manifest, Plan, Shard
+from indexing.request import KindRequest
+from indexing.searcher import store_searcher
 from indexing.shards import SHARD_SIZE, metadata_table, read_failures, write_shard
 from indexing.storage import (
     FOLDERS,
@@ -31,7 +32,6 @@ from indexing.storage import (
     commit,
     read_manifest,
     remove_index,
-    store,
     writer_lock,
 )
 from indexing.stored import StoredRows
@@ -41,12 +41,19 @@ _LEFT_BY_A_KILLED_BUILD = {LOCK, f"{MANIFEST}.tmp", PREVIOUS, f"{PREVIOUS}.tmp",
 
 
 def build_index(
-    encoder: Encoder, corpus: Corpus, path: Path, *, batch_size: int, progress: bool
+    encoder: Encoder,
+    corpus: Corpus,
+    path: Path,
+    *,
+    request: KindRequest,
+    batch_size: int,
+    progress: bool,
 ) -> None:
     """Embed a corpus and store it as an index, or finish doing so; see `ImageIndex.build`."""
     check_whole(encoder)
     if len(corpus) == 0:
         raise ValueError(f"no images to index: the corpus at {corpus.root} is empty")
+    resolve(request, len(corpus), encoder.config.embed_dim)  # or hours end in an error
     with _new_index(path) as begun:
         if begun is None:
             manifest = _begin(encoder, corpus)
@@ -59,7 +66,8 @@ def build_index(
             total=len(corpus), initial=done, desc="indexing", unit="img", disable=not progress
         ) as bar:
             manifest = _stage_shards(encoder, corpus, path, manifest, batch_size, bar.update)
-        commit(path, _finish(path, manifest))
+        device = "auto" if encoder.device.type == "cuda" else "cpu"
+        commit(path, _finish(path, manifest, request, device, progress))
 
 
 @contextmanager
@@ -231,7 +239,9 @@ def _stage_shard(
     return manifest
 
 
-def _finish(path: Path, manifest: Manifest) -> Manifest:
+def _finish(
+    path: Path, manifest: Manifest, request: KindRequest, device: str, progress: bool
+) -> Manifest:
     """Build the search structure over all shards and describe the whole.
 
     Raises:
@@ -246,8 +256,9 @@ def _finish(path: Path, manifest: Manifest) -> Manifest:
             f"none of the {manifest.corpus.images:,} images in {manifest.corpus.root} could be "
             f"read; the first is {first.path}: {first.message}"
         )
-    searcher = build_searcher(KIND, rows.embeddings, rows.ids)
-    file = store(path, "index/knn_g1.faiss", len(rows.ids), searcher.write)
+    index = store_searcher(
+        path, 1, request, rows.embeddings, rows.ids, device=device, progress=progress
+    )
     failed = sum(file.rows for file in lists)
     return replace(
         manifest,
@@ -256,5 +267,5 @@ def _finish(path: Path, manifest: Manifest) -> Manifest:
         shards=manifest.staged,
         staged=(),
         plan=None,
-        index=SearchRecord(kind=KIND, file=file),
+        index=index,
     )

@@ -6,7 +6,7 @@ Reading is strict: an unknown key, another version or a file outside the index f
 
 An unfinished build or addition keeps what it has stored so far in `staged`: nobody searches it,
 nobody loses it, and the next run goes on from there. Version 1, which knew neither updates nor
-resumption, is read as version 2.
+resumption, and version 2, which knew only the kind Flat, are read as version 3.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from indexing.calibration_record import Calibration
+from indexing.request import KindRequest
 from indexing.strict_json import read_record
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 28
 """A larger manifest is refused before it is parsed; 100 million images need about 4 MB."""
@@ -33,7 +35,11 @@ FILE_NAME = re.compile(
 )
 """What data files of an index are called, below its folder."""
 
+EXACT = "Flat"
+"""The kind, and its FAISS factory string, that compares every vector and needs no calibration."""
+
 _NEW_IN_VERSION_2 = {"next_shard", "staged", "plan", "adding", "tombstones", "failures"}
+_NEW_IN_VERSION_3 = {"factory", "calibration", "request", "note"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +128,27 @@ class CorpusRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRecord:
-    """The FAISS file, and the kind of index in it."""
+    """The FAISS file, the kind of index in it, and how to search it.
+
+    Attributes:
+        kind: Name of the kind.
+        factory: FAISS factory string it was made by.
+        calibration: How hard to search; None for the kind Flat.
+        request: What was asked for, to be asked for again when the index changes.
+        note: Why it is another kind than was asked for; None if it is not.
+        file: What FAISS wrote.
+    """
 
     kind: str
+    factory: str
+    calibration: Calibration | None
+    request: KindRequest
+    note: str | None
     file: StoredFile
+
+    def __post_init__(self) -> None:
+        if self.calibration is None and self.factory != EXACT:
+            raise ValueError(f"index.calibration is missing, which kind {self.kind!r} needs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,15 +265,18 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"it is not complete JSON: {error}") from error
         version = values.get("format_version") if isinstance(values, dict) else None
-        if version not in (1, FORMAT_VERSION) or type(version) is not int:
+        if version not in range(1, FORMAT_VERSION + 1) or type(version) is not int:
             raise ValueError(
-                f"it has format version {version!r}, this program reads versions 1 and "
+                f"it has format version {version!r}, this program reads versions 1 to "
                 f"{FORMAT_VERSION}"
             )
-        if version == 1:  # these have no hash of their own
-            _upgrade(values)
-        elif values.pop("sha256", None) != _digest(values):
+        # Those of version 1 have no hash of their own.
+        if version > 1 and values.pop("sha256", None) != _digest(values):
             raise ValueError("it is damaged: its content is not what was written")
+        if version == 1:
+            _upgrade_from_1(values)
+        if version < FORMAT_VERSION:
+            _upgrade_from_2(values)
         return read_record(cls, values, "manifest")
 
 
@@ -263,7 +289,7 @@ def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _upgrade(values: dict[str, Any]) -> None:
+def _upgrade_from_1(values: dict[str, Any]) -> None:
     """Say in the words of version 2 what a manifest of version 1 means, as far as it is one."""
     if early := sorted(_NEW_IN_VERSION_2 & set(values)):
         raise ValueError(f"manifest has unknown keys {early} for version 1")
@@ -271,7 +297,19 @@ def _upgrade(values: dict[str, Any]) -> None:
     if isinstance(counts, dict):
         counts.setdefault("removed", 0)
     values |= {
-        "format_version": FORMAT_VERSION,
         "next_shard": len(shards) if isinstance(shards, list) else 0,  # numbered from 0
         "staged": [], "plan": None, "adding": None, "tombstones": None, "failures": None,
+    }  # fmt: skip
+
+
+def _upgrade_from_2(values: dict[str, Any]) -> None:
+    """Say in the words of version 3 what a manifest of version 2 means: `auto` chose Flat."""
+    values["format_version"] = FORMAT_VERSION
+    if not isinstance(index := values.get("index"), dict):
+        return
+    if early := sorted(_NEW_IN_VERSION_3 & set(index)):
+        raise ValueError(f"manifest.index has unknown keys {early} for version 2")
+    request = asdict(KindRequest())
+    values["index"] = {
+        **index, "factory": EXACT, "calibration": None, "request": request, "note": None
     }  # fmt: skip

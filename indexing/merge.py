@@ -14,10 +14,10 @@ from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from indexing.corpus import Failure
-from indexing.manifest import Counts, Manifest, SearchRecord, Shard
-from indexing.searcher import build_searcher
+from indexing.manifest import Counts, Manifest, Shard
+from indexing.searcher import store_searcher
 from indexing.shards import read_failures, write_failures
-from indexing.storage import commit, store
+from indexing.storage import commit
 from indexing.stored import StoredRows, live_rows, write_tombstones
 
 
@@ -157,10 +157,8 @@ def _describe(
         removed = np.union1d(rows.removed, dead)
         changed["tombstones"] = write_tombstones(path, generation, removed)
     if not np.isin(rows.ids[live], rows.ids[_searched(rows, manifest)]).all():
-        kind, ids = manifest.index.kind, rows.ids[live]
-        searcher = build_searcher(kind, rows.embeddings.take(live), ids)
-        file = store(path, f"index/knn_g{generation}.faiss", len(ids), searcher.write)
-        changed["index"] = SearchRecord(kind=kind, file=file)
+        vectors, ids = rows.embeddings.take(live), rows.ids[live]
+        changed["index"] = store_searcher(path, generation, manifest.index.request, vectors, ids)
     counts = Counts(images=len(live), failures=failed, removed=len(rows.ids) - len(live))
     return replace(manifest, generation=generation, staged=(), counts=counts, **changed)
 

@@ -290,7 +290,7 @@ def refuses(folder, monkeypatch, other):
     file = store(folder, NAME, ROWS, lambda stream: stream.write(content))
     monkeypatch.delattr(faiss, "read_index")
     with pytest.raises(ValueError, match="knn_g1.faiss is damaged: "):
-        read_structure(folder, file, DIM, np.arange(ROWS), mmap=False)
+        read_structure(folder, file, DIM, mmap=False)
 
 
 @pytest.mark.parametrize("name", ["Flat", "HNSW", *IVF])

@@ -7,10 +7,9 @@ ids, scores = index.search(queries, k=10)
 
 from __future__ import annotations
 
+from indexing.calibration_record import Calibration
 from indexing.kinds.ann import AnnIndex
-from indexing.kinds.calibration import Calibration
 from indexing.kinds.kind import (
-    AUTO,
     KINDS,
     Kind,
     choose_kind,
@@ -18,6 +17,7 @@ from indexing.kinds.kind import (
     memory_bytes,
     named_kind,
 )
+from indexing.request import AUTO
 
 __all__ = [
     "AUTO",

@@ -12,16 +12,18 @@ from faiss.contrib.exhaustive_search import knn_ground_truth
 from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
+from indexing.calibration_record import Calibration
 from indexing.embeddings import Embeddings
 from indexing.flat import write_faiss
 from indexing.kinds import gpu
-from indexing.kinds.calibration import TARGET, Calibration, calibrate, leave_nothing_out
+from indexing.kinds.calibration import TARGET, calibrate, leave_nothing_out
 from indexing.kinds.engine import Engine, Queries
 from indexing.kinds.kind import Kind
-from indexing.kinds.reading import read_structure
+from indexing.kinds.reading import held_ids, read_structure
 from indexing.kinds.structure import make_structure
 from indexing.manifest import StoredFile
 from indexing.rescore import SPARE, best_first, pair_scores, rounding
+from indexing.storage import damaged
 
 _PAIRS = 1 << 16  # rescored at a time: 64 MB of vectors of dimension 256
 _ROWS_PER_BLOCK = 65_536
@@ -135,7 +137,7 @@ class AnnIndex:
         embeddings: Embeddings,
         ids: Int64[ndarray, " images"],
         kind: Kind,
-        calibration: Calibration,
+        calibration: Calibration | None,
         mmap: bool = False,
         device: str = "auto",
     ) -> AnnIndex:
@@ -145,10 +147,10 @@ class AnnIndex:
             folder: The index folder.
             file: What the manifest says about the FAISS file.
             dim: Of the vectors.
-            embeddings: The rows it was built from.
-            ids: Of these rows, in their order.
+            embeddings: The rows it was built from, and maybe others.
+            ids: Of these rows; ascending, or in the order they were added.
             kind: It was built as.
-            calibration: Stored at build.
+            calibration: Stored at build; None for without leaving anything out.
             mmap: Leave the lists of an IVF kind on disk and read what a query visits; for an
                 index larger than memory. Such an index is searched on the CPU.
             device: `"auto"`, `"cpu"` or `"cuda"`: where to search.
@@ -160,7 +162,13 @@ class AnnIndex:
         on_gpu = gpu.resolve("cpu" if mmap and device == "auto" else device, kind, dim)
         if mmap and on_gpu:
             raise ValueError("a memory-mapped index is searched on the CPU; use device cpu")
-        structure = read_structure(folder, file, dim, ids, mmap=mmap and kind.is_ivf)
+        structure = read_structure(folder, file, dim, mmap=mmap and kind.is_ivf)
+        held = held_ids(structure)
+        if not np.array_equal(held, ids):
+            rows = np.minimum(np.searchsorted(ids, held), len(ids) - 1)
+            if len(np.unique(held)) < len(held) or (ids[rows] != held).any():
+                raise damaged(folder / file.name, "its ids are not those of the metadata")
+            embeddings, ids = embeddings.take(rows), held
         return cls(structure, embeddings, ids, on_gpu=on_gpu, calibration=calibration)
 
     def write(self, stream: BinaryIO) -> None:

@@ -24,7 +24,8 @@ from typing import Any
 
 import faiss
 
-AUTO = "auto"
+from indexing.request import AUTO
+
 FACTORY = "factory"
 """Name of the kind that an expert described by a FAISS factory string."""
 
@@ -139,19 +140,30 @@ def choose_kind(
         ValueError: If nothing fits; the message names the smallest.
     """
     on_gpu = device == "cuda"
-    names = [name for name in _NAMED if not (on_gpu and name in CPU_ONLY)]
     limits = _MOST_IMAGES | ({"Flat": _FLAT_ON_GPU, "Flat16": _FLAT_ON_GPU} if on_gpu else {})
-    kinds = [Kind(name=name, factory=_NAMED[name](images, dim)) for name in names]
-    kinds = [kind for kind in kinds if kind.min_images <= images]
+    kinds = _kinds_for(images, dim, device)
     wanted = [kind for kind in kinds if images <= limits.get(kind.name, images)]
     for kind in wanted:
         if max_memory_bytes is None or memory_bytes(kind, images, dim) <= max_memory_bytes:
             return kind
-    smallest = min(kinds, key=lambda kind: memory_bytes(kind, images, dim))
+    smallest = smallest_kind(images, dim, device)
     raise ValueError(
         f"no kind of index holds {images:,} images in {max_memory_bytes:,} bytes; the smallest, "
         f"{smallest.name}, needs {memory_bytes(smallest, images, dim):,}"
     )
+
+
+def smallest_kind(images: int, dim: int, device: str = "cpu") -> Kind:
+    """Return the named kind that takes the least memory for so many vectors."""
+    kinds = _kinds_for(images, dim, device)
+    return min(kinds, key=lambda kind: memory_bytes(kind, images, dim))
+
+
+def _kinds_for(images: int, dim: int, device: str) -> list[Kind]:
+    """Kinds by name that a device searches and so many vectors can train, largest first."""
+    names = [name for name in _NAMED if not (device == "cuda" and name in CPU_ONLY)]
+    kinds = [Kind(name=name, factory=_NAMED[name](images, dim)) for name in names]
+    return [kind for kind in kinds if kind.min_images <= images]
 
 
 def memory_bytes(kind: Kind, images: int, dim: int) -> int:

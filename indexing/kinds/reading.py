@@ -16,16 +16,13 @@ from indexing.manifest import StoredFile
 from indexing.storage import check_hash, damaged
 
 
-def read_structure(
-    folder: Path, file: StoredFile, dim: int, ids: Int64[ndarray, " images"], *, mmap: bool
-) -> faiss.Index:
+def read_structure(folder: Path, file: StoredFile, dim: int, *, mmap: bool) -> faiss.Index:
     """Read a FAISS file after its hash and layout were checked, and check what came of it.
 
     Args:
         folder: The index folder.
         file: What the manifest says about it.
         dim: Of the vectors.
-        ids: That must be in it, in this order where it keeps one.
         mmap: Leave the lists on disk.
 
     Raises:
@@ -40,36 +37,43 @@ def read_structure(
     except RuntimeError as error:
         raise damaged(path, "FAISS cannot read it") from error
     _, inner = split(index)
-    if {index.ntotal, inner.ntotal, len(ids)} != {file.rows}:
+    if {index.ntotal, inner.ntotal} != {file.rows}:
         raise damaged(path, f"it holds {inner.ntotal} vectors, not {file.rows}")
     if index.d != dim:
         raise damaged(path, f"its vectors have dimension {index.d}, not {dim}")
-    if reason := _defect(index, inner, ids):
+    if reason := _defect(index, inner):
         raise damaged(path, reason)
     return index
+
+
+def held_ids(index: faiss.Index) -> Int64[ndarray, " images"]:
+    """Ids of all vectors in a structure: as they were added if it keeps the order, or sorted."""
+    _, inner = split(index)
+    if isinstance(index, faiss.IndexIDMap):
+        return np.array(faiss.vector_to_array(index.id_map), dtype=np.int64)
+    lists = inner.invlists
+    stored = [
+        faiss.rev_swig_ptr(lists.get_ids(number), size)
+        for number in range(inner.nlist)
+        if (size := lists.list_size(number))
+    ]
+    return np.sort(np.concatenate(stored))
 
 
 def _defect(
     index: faiss.Index,
     inner: Any,  # noqa: ANN401 -- the stubs of FAISS lack its members
-    ids: Int64[ndarray, " images"],
 ) -> str | None:
     """Say what is wrong inside: FAISS does not look."""
     if isinstance(index, faiss.IndexIDMap):
-        if not np.array_equal(faiss.vector_to_array(index.id_map), ids):
-            return "its ids are not those of the metadata"
-        return None  # FAISS itself checks that the links of a graph stay inside it
+        # FAISS itself checks that the links of a graph stay inside it.
+        return None if index.id_map.size() == index.ntotal else "its ids are not one per vector"
     lists, quantizer = inner.invlists, inner.quantizer
     if lists.code_size != inner.code_size or (quantizer.ntotal, quantizer.d) != (
         inner.nlist,
         inner.d,
     ):
         return "its lists do not fit together"
-    stored = [
-        faiss.rev_swig_ptr(lists.get_ids(number), size)
-        for number in range(inner.nlist)
-        if (size := lists.list_size(number))
-    ]
-    if not np.array_equal(np.sort(np.concatenate(stored)), np.sort(ids)):
-        return "its ids are not those of the metadata"
+    if sum(lists.list_size(number) for number in range(inner.nlist)) != inner.ntotal:
+        return "its lists do not hold as many vectors as it says"
     return None
