@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from indexing.calibration_record import Calibration
-from indexing.request import KindRequest
+from indexing.request import EXACT, KindRequest
 from indexing.strict_json import read_record
+from indexing.upgrade import FORMAT_VERSION, upgrade
 
-FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 28
 """A larger manifest is refused before it is parsed; 100 million images need about 4 MB."""
@@ -34,12 +34,6 @@ FILE_NAME = re.compile(
     r"|tombstones_g\d+\.npy"
 )
 """What data files of an index are called, below its folder."""
-
-EXACT = "Flat"
-"""The kind, and its FAISS factory string, that compares every vector and needs no calibration."""
-
-_NEW_IN_VERSION_2 = {"next_shard", "staged", "plan", "adding", "tombstones", "failures"}
-_NEW_IN_VERSION_3 = {"factory", "calibration", "request", "note"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,10 +267,7 @@ class Manifest:
         # Those of version 1 have no hash of their own.
         if version > 1 and values.pop("sha256", None) != _digest(values):
             raise ValueError("it is damaged: its content is not what was written")
-        if version == 1:
-            _upgrade_from_1(values)
-        if version < FORMAT_VERSION:
-            _upgrade_from_2(values)
+        upgrade(values)
         return read_record(cls, values, "manifest")
 
 
@@ -287,29 +278,3 @@ def sealed(values: dict[str, Any]) -> bytes:
 
 def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def _upgrade_from_1(values: dict[str, Any]) -> None:
-    """Say in the words of version 2 what a manifest of version 1 means, as far as it is one."""
-    if early := sorted(_NEW_IN_VERSION_2 & set(values)):
-        raise ValueError(f"manifest has unknown keys {early} for version 1")
-    shards, counts = values.get("shards"), values.get("counts")
-    if isinstance(counts, dict):
-        counts.setdefault("removed", 0)
-    values |= {
-        "next_shard": len(shards) if isinstance(shards, list) else 0,  # numbered from 0
-        "staged": [], "plan": None, "adding": None, "tombstones": None, "failures": None,
-    }  # fmt: skip
-
-
-def _upgrade_from_2(values: dict[str, Any]) -> None:
-    """Say in the words of version 3 what a manifest of version 2 means: `auto` chose Flat."""
-    values["format_version"] = FORMAT_VERSION
-    if not isinstance(index := values.get("index"), dict):
-        return
-    if early := sorted(_NEW_IN_VERSION_3 & set(index)):
-        raise ValueError(f"manifest.index has unknown keys {early} for version 2")
-    request = asdict(KindRequest())
-    values["index"] = {
-        **index, "factory": EXACT, "calibration": None, "request": request, "note": None
-    }  # fmt: skip

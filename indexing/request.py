@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 AUTO = "auto"
 
+EXACT = "Flat"
+"""The kind, and its FAISS factory string, that compares every vector and needs no calibration."""
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 

@@ -15,8 +15,8 @@ from indexing.kinds import KINDS, AnnIndex, Kind, gpu
 from indexing.kinds.kind import FACTORY
 from indexing.kinds.reading import read_structure
 from indexing.kinds.resolve import resolve_again
-from indexing.manifest import EXACT, SearchRecord
-from indexing.request import KindRequest
+from indexing.manifest import SearchRecord
+from indexing.request import EXACT, KindRequest
 from indexing.storage import store
 from indexing.stored import StoredRows
 
@@ -63,7 +63,7 @@ def build_searcher(
     Raises:
         ValueError: If there are too few rows for the kind, or the device cannot be had.
     """
-    if kind.factory == EXACT and not gpu.resolve(device, kind, embeddings.shape[1]):
+    if kind.factory == EXACT:  # nothing to train
         return FlatIndex.build(embeddings, ids)
     return AnnIndex.build(embeddings, ids, kind, device=device, progress=progress)
 
