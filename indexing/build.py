@@ -7,11 +7,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float32
 from numpy import ndarray
 from tqdm import tqdm
 
-from indexing.corpus import Corpus, DecodedBatch, Failure, ImageRecord
+from indexing.corpus import RECORDS, Corpus, DecodedBatch, Failure
 from indexing.embeddings import Embeddings
 from indexing.flat import KIND, FlatIndex
 from indexing.manifest import (
@@ -123,7 +124,7 @@ def _write_shards(
         run = corpus.subset(range(start, min(start + SHARD_SIZE, len(corpus))))
         vectors, records, failures = _embed_run(encoder, run, batch_size, advance)
         shards.append(write_shard(path, number, vectors, records, failures, next_id))
-        next_id += len(records)
+        next_id += records.num_rows
         first_failure = first_failure or next(iter(failures), None)
     if next_id == 0:
         assert first_failure is not None
@@ -136,18 +137,18 @@ def _write_shards(
 
 def _embed_run(
     encoder: Encoder, corpus: Corpus, batch_size: int, advance: Callable[[int], object]
-) -> tuple[Float32[ndarray, "images dim"], list[ImageRecord], list[Failure]]:
+) -> tuple[Float32[ndarray, "images dim"], pa.Table, list[Failure]]:
     """Embed a run of images; the next ones are decoded meanwhile."""
     parts = [np.empty((0, encoder.config.embed_dim), dtype=np.float32)]
-    records: list[ImageRecord] = []
+    columns: list[pa.RecordBatch] = []
     failures: list[Failure] = []
     for batch in corpus.decode(encoder.preprocess, batch_size=batch_size):
-        if batch.records:
+        if len(batch):
             parts.append(_embed_batch(encoder, batch))
-        records += batch.records
+        columns.append(batch.columns)
         failures += batch.failures
-        advance(len(batch.records) + len(batch.failures))
-    return np.concatenate(parts), records, failures
+        advance(len(batch) + len(batch.failures))
+    return np.concatenate(parts), pa.Table.from_batches(columns, RECORDS), failures
 
 
 def _embed_batch(encoder: Encoder, batch: DecodedBatch) -> Float32[ndarray, "images dim"]:
@@ -156,14 +157,14 @@ def _embed_batch(encoder: Encoder, batch: DecodedBatch) -> Float32[ndarray, "ima
     Raises:
         ValueError: If the encoder did not return one unit vector per image.
     """
-    vectors = embed(encoder, batch.pixels, batch_size=len(batch.records))
-    expected = (len(batch.records), encoder.config.embed_dim)
+    vectors = embed(encoder, batch.pixels, batch_size=len(batch))
+    expected = (len(batch), encoder.config.embed_dim)
     if vectors.shape != expected:
         raise ValueError(f"encoder {encoder.name} returned {vectors.shape}, wanted {expected}")
     norms = np.linalg.norm(vectors, axis=1)
     for row in np.flatnonzero(~(np.abs(norms - 1) < _NORM_TOLERANCE)):  # NaN is caught too
         raise ValueError(
-            f"encoder {encoder.name} has no direction for {batch.records[row].path}: its "
+            f"encoder {encoder.name} has no direction for {batch.columns['path'][row]}: its "
             f"embedding has length {norms[row]}; check the weights of the encoder"
         )
     return vectors

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from matvit.data import NO_LABEL, ImageSet
+from matvit.data import NO_LABEL, ImageSet, Kind
+from matvit.decoding import DecodeError, DecodePool
+from matvit.files import FileStat
 from matvit.preprocess import Preprocess
 
 _PREFETCHED_BATCHES = 2
+_IMAGES_PER_TASK = 16
 
-CorpusKind = Literal["folder", "parquet"]
+
+RECORDS = pa.schema(
+    [
+        ("path", pa.string()),
+        ("position", pa.int64()),
+        ("bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("label", pa.int64()),
+    ]
+)
+"""What is kept about an image that could be read; see `ImageRecord`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +85,32 @@ class DecodedBatch:
     """Consecutive images of a corpus, ready to embed.
 
     Attributes:
-        pixels: uint8, shape (len(records), image_size, image_size, 3).
-        records: One per row of `pixels`, in corpus order.
+        pixels: uint8, shape (len(batch), image_size, image_size, 3).
+        columns: What is known about each row of `pixels`, as `RECORDS` says, in corpus order.
         failures: Images of the same run that have no row.
     """
 
     pixels: NDArray[np.uint8]
-    records: list[ImageRecord]
+    columns: pa.RecordBatch
     failures: list[Failure]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @cached_property
+    def records(self) -> list[ImageRecord]:
+        """The columns as one object per image, for those who look at a few."""
+        return [ImageRecord(**row) for row in self.columns.to_pylist()]
 
 
 class Corpus:
-    """Images in a fixed order, from a folder or from Parquet files.
+    """Images in a fixed order, from a folder, from Parquet files or from tar archives.
 
-    Open one with `open`, `from_folder` or `from_parquet`.
+    Open one with `open`, `from_folder`, `from_parquet` or `from_tar`.
 
     Attributes:
         root: The folder or file that was opened, as an absolute path.
-        kind: `"folder"` or `"parquet"`.
+        kind: `"folder"`, `"parquet"` or `"tar"`.
     """
 
     root: Path
@@ -101,16 +125,16 @@ class Corpus:
         self._images = images
         self._labelled = labelled
         self._positions = np.arange(len(images)) if positions is None else positions
-        self.kind: CorpusKind = images.kind
+        self.kind: Kind = images.kind
         self.root = images.root.resolve()
 
     @classmethod
     def open(cls, path: str | Path) -> Corpus:
-        """Open a folder of images or of Parquet files, one Parquet file, or a pattern of them.
+        """Open a folder of images, of Parquet files or of tar archives, one file, or a pattern.
 
         Raises:
             FileNotFoundError: If nothing is at `path`.
-            ValueError: If there is neither an image nor a Parquet file.
+            ValueError: If there is no image, Parquet file or tar archive.
         """
         return cls(ImageSet.open(path))
 
@@ -123,6 +147,11 @@ class Corpus:
     def from_parquet(cls, path: str | Path) -> Corpus:
         """Open Parquet files in the Hugging Face layout (`image.bytes`, optionally `label`)."""
         return cls(ImageSet.from_parquet(path))
+
+    @classmethod
+    def from_tar(cls, path: str | Path) -> Corpus:
+        """Open tar archives in the WebDataset layout (`key.jpg`, optionally `key.cls`)."""
+        return cls(ImageSet.from_tar(path))
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -165,75 +194,107 @@ class Corpus:
         """Return the same images as if nobody had sorted them into classes."""
         return Corpus(self._images, self._positions, labelled=False)
 
+    def stat(self, index: int) -> FileStat:
+        """Size and time of modification of an image file, without reading it.
+
+        Raises:
+            OSError: If the file is gone.
+        """
+        return self._images.stat(int(self._positions[index]))
+
+    @property
+    def names(self) -> pa.LargeStringArray:
+        """Name of each image; see `name`."""
+        return self._images.names.take(pa.array(self._positions))
+
     def decode(
-        self, preprocess: Preprocess, *, batch_size: int = 256, workers: int | None = None
+        self,
+        preprocess: Preprocess,
+        *,
+        batch_size: int = 256,
+        workers: int | None = None,
+        processes: bool = False,
     ) -> Iterator[DecodedBatch]:
-        """Decode and resize all images in a pool of threads, a few batches ahead of the caller.
+        """Decode and resize all images in parallel, a few batches ahead of the caller.
 
         Args:
             preprocess: How images become pixels.
             batch_size: Images per batch, those that fail included.
-            workers: Threads; None for one per CPU.
+            workers: Decoders that run side by side; None for one per CPU, 0 for the calling
+                thread alone.
+            processes: Decode in processes instead of threads: a decoder that crashes then costs
+                one image and not the program.
 
         Returns:
-            Batches in corpus order. Memory holds a few of them at a time.
+            Batches in corpus order, the same whatever the workers. Memory holds a few at a time.
 
         Raises:
-            ValueError: If `batch_size` or `workers` is below 1.
+            ValueError: If `batch_size` is below 1 or there are fewer `workers` than there can be.
             FileNotFoundError: While iterating, if the corpus itself goes away.
         """
-        workers = workers if workers is not None else os.cpu_count() or 1
-        if batch_size < 1 or workers < 1:
-            raise ValueError(
-                f"batch_size and workers must be at least 1, got {batch_size} and {workers}"
-            )
-        return self._decode_batches(preprocess, batch_size, workers)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        pool = DecodePool(preprocess, workers, processes=processes)
+        return self._decode_batches(pool, preprocess.image_size, batch_size)
 
     def _decode_batches(
-        self, preprocess: Preprocess, batch_size: int, workers: int
+        self, pool: DecodePool, image_size: int, batch_size: int
     ) -> Iterator[DecodedBatch]:
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        pending: deque[list[Future[_Outcome]]] = deque()
-        try:
+        pending: deque[_Pending] = deque()
+        with pool:
             for start in range(0, len(self), batch_size):
                 run = self._positions[start : start + batch_size]
-                pending.append([pool.submit(self._decode_one, preprocess, int(p)) for p in run])
-                if len(pending) > _PREFETCHED_BATCHES:
-                    yield _collect(pending.popleft(), preprocess.image_size)
+                pixels = np.empty((len(run), image_size, image_size, 3), dtype=np.uint8)
+                step = min(_IMAGES_PER_TASK, -(-len(run) // max(1, pool.workers)))
+                futures = [
+                    pool.submit(self._decode_run, pool, run[i : i + step], pixels[i : i + step])
+                    for i in range(0, len(run), step)
+                ]
+                pending.append((pixels, futures))
+                if len(pending) > (_PREFETCHED_BATCHES if pool.workers else 0):
+                    yield _collect(*pending.popleft())
             while pending:
-                yield _collect(pending.popleft(), preprocess.image_size)
-        finally:
-            pool.shutdown(cancel_futures=True)
+                yield _collect(*pending.popleft())
 
-    def _decode_one(self, preprocess: Preprocess, position: int) -> _Outcome:
+    def _decode_run(
+        self, pool: DecodePool, run: NDArray[np.int64], pixels: NDArray[np.uint8]
+    ) -> list[_Outcome]:
+        """Decode a few images into their rows of `pixels`."""
+        return [
+            self._decode_one(pool, int(position), row)
+            for position, row in zip(run, pixels, strict=True)
+        ]
+
+    def _decode_one(self, pool: DecodePool, position: int, row: NDArray[np.uint8]) -> _Outcome:
         """Read and decode one image; being unreadable is an outcome, not an error."""
         path = self._images.name(position)
         try:
-            # Before reading: a file that changes in between then looks changed, not indexed.
-            mtime_ns = self._images.mtime_ns(position)
-            data = self._images.read(position)
-            pixels, width, height = preprocess.decode(data)
+            data, mtime_ns = self._images.fetch(position)
+            pixels, width, height = pool.decode(data)
         except (OSError, ValueError) as error:
             if not self._images.is_there():
                 raise FileNotFoundError(f"{self.root} went away while it was read") from error
-            cause = error.__cause__ or error
-            return Failure(path, type(cause).__name__, " ".join(str(error).split()), position)
+            kind = error.kind if isinstance(error, DecodeError) else type(error).__name__
+            return Failure(path, kind, " ".join(str(error).split()), position)
+        row[:] = pixels
         digest = hashlib.sha256(data).hexdigest()
         labels = self._images.labels if self._labelled else None
         label = NO_LABEL if labels is None else int(labels[position])
-        record = ImageRecord(position, path, len(data), mtime_ns, digest, width, height, label)
-        return record, pixels
+        return path, position, len(data), mtime_ns, digest, width, height, label
 
 
-_Outcome = tuple[ImageRecord, NDArray[np.uint8]] | Failure
+_Known = tuple[str, int, int, int, str, int, int, int]  # the fields of RECORDS
+_Outcome = _Known | Failure
+_Pending = tuple[NDArray[np.uint8], list[Future[list[_Outcome]]]]
 
 
-def _collect(futures: list[Future[_Outcome]], image_size: int) -> DecodedBatch:
+def _collect(pixels: NDArray[np.uint8], futures: list[Future[list[_Outcome]]]) -> DecodedBatch:
     """Wait for one batch and split it into rows and failures."""
-    outcomes = [future.result() for future in futures]
-    rows = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
-    pixels = np.empty((len(rows), image_size, image_size, 3), dtype=np.uint8)
-    for row, (_, image) in zip(pixels, rows, strict=True):
-        row[:] = image
+    outcomes = [outcome for future in futures for outcome in future.result()]
+    known = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
     failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-    return DecodedBatch(pixels, [record for record, _ in rows], failures)
+    if failures:
+        pixels = pixels[[not isinstance(outcome, Failure) for outcome in outcomes]]
+    values = list(zip(*known, strict=True)) or [()] * len(RECORDS)
+    arrays = [pa.array(column, field.type) for column, field in zip(values, RECORDS, strict=True)]
+    return DecodedBatch(pixels, pa.RecordBatch.from_arrays(arrays, schema=RECORDS), failures)

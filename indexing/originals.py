@@ -9,6 +9,7 @@ from pathlib import Path
 
 from indexing.corpus import Corpus
 from indexing.manifest import CorpusRecord
+from matvit.files import read_file
 
 
 class Originals:
@@ -39,7 +40,7 @@ class Originals:
             ValueError: If the path leads out of the corpus, or the image is not the indexed one.
         """
         if self._record.kind == "folder":
-            data = self._inside(path).read_bytes()
+            data = read_file(self._inside(path)).data
         else:
             data = self._read_row(path, position)
         if hashlib.sha256(data).hexdigest() != sha256:
@@ -68,4 +69,6 @@ class Originals:
 
     @cached_property
     def _corpus(self) -> Corpus:
+        if self._record.kind == "tar":
+            return Corpus.from_tar(self._root)
         return Corpus.from_parquet(self._root)

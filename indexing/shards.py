@@ -16,26 +16,14 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 from numpy import ndarray
 
-from indexing.corpus import Failure, ImageRecord
+from indexing.corpus import RECORDS, Failure
 from indexing.manifest import Shard, StoredFile
 from indexing.storage import check_hash, damaged, store
 
 SHARD_SIZE = 16_384
 """Positions of the corpus list per shard."""
 
-METADATA = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("path", pa.string()),
-        ("position", pa.int64()),
-        ("bytes", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("sha256", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("label", pa.int64()),
-    ]
-)
+METADATA = pa.schema([("id", pa.int64()), *RECORDS])
 """One row per embedding; label is -1 where there is none."""
 
 FAILURES = pa.schema(
@@ -53,7 +41,7 @@ def write_shard(
     folder: Path,
     number: int,
     vectors: Float32[ndarray, "images dim"],
-    records: Sequence[ImageRecord],
+    records: pa.Table,
     failures: Sequence[Failure],
     first_id: int,
 ) -> Shard:
@@ -63,11 +51,11 @@ def write_shard(
         folder: The index.
         number: Of the shard, from 0.
         vectors: Unit vectors, one per record; stored as float16.
-        records: What is known about each image.
+        records: What is known about each image, as `RECORDS` says.
         failures: Images of the same run that could not be read.
         first_id: Id of the first record; the others follow.
     """
-    metadata = [{"id": first_id + row, **asdict(record)} for row, record in enumerate(records)]
+    ids = pa.array(np.arange(first_id, first_id + records.num_rows))
     failed = [asdict(failure) for failure in failures]
     return Shard(
         number=number,
@@ -80,7 +68,7 @@ def write_shard(
         metadata=_store_table(
             folder,
             f"metadata/metadata_{number:06d}.parquet",
-            pa.Table.from_pylist(metadata, METADATA),
+            pa.table([ids, *records.columns], schema=METADATA),
         ),
         failures=_store_table(
             folder,

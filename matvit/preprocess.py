@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from matvit.files import read_file
+
 ImageLike = str | Path | bytes | Image.Image
 
 DECODING_VERSION = 1
@@ -173,7 +175,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _open(source: str | Path | bytes) -> Image.Image:
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    data = source if isinstance(source, bytes) else read_file(source).data
     if not data:
         raise ValueError("the file is empty")
     return Image.open(io.BytesIO(data), formats=_formats())

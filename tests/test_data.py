@@ -36,7 +36,9 @@ def test_a_folder_is_read_in_the_order_of_its_names(photo_folder):
     )
     assert images.read(3) == (photo_folder / names[3]).read_bytes()
     assert list(images.read_range(2, 5)) == [images.read(i) for i in (2, 3, 4)]
-    assert images.mtime_ns(0) == (photo_folder / names[0]).stat().st_mtime_ns
+    found = (photo_folder / names[0]).stat()
+    assert images.stat(0) == (found.st_size, found.st_mtime_ns)
+    assert images.fetch(0) == (images.read(0), found.st_mtime_ns)
 
 
 def test_the_first_folder_is_the_class(photo_folder):
@@ -104,7 +106,7 @@ def test_parquet_files_are_read_as_one_list(tmp_path):
     assert [images.name(i) for i in (0, 7)] == ["p/0.jpg", "p/7.jpg"]
     assert images.labels.tolist() == [0, 0, 1, 1, 0, 1, 0, 1]
     assert images.class_names == ["cat", "dog"]
-    assert images.mtime_ns(6) == (tmp_path / "b.parquet").stat().st_mtime_ns
+    assert images.stat(6) == (None, (tmp_path / "b.parquet").stat().st_mtime_ns)
     with pytest.raises(IndexError, match="image 8 of 8"):
         images.read(8)
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from indexing.corpus import RECORDS as COLUMNS
 from indexing.corpus import Failure, ImageRecord
 from indexing.shards import FAILURES, METADATA, read_tables, write_shard
 from indexing.storage import store
@@ -21,12 +22,13 @@ def record(position):
 
 
 RECORDS = [record(position) for position in (0, 1, 3)]
+TABLE = pa.Table.from_pylist([asdict(record) for record in RECORDS], COLUMNS)
 FAILED = [Failure("a/2.png", "OSError", "cut off", 2)]
 VECTORS = np.eye(3, 8, dtype=np.float32)
 
 
 def test_shard_is_three_plain_files_with_the_names_others_read(tmp_path):
-    write_shard(tmp_path, 17, VECTORS, RECORDS, FAILED, first_id=40)
+    write_shard(tmp_path, 17, VECTORS, TABLE, FAILED, first_id=40)
     vectors = np.load(tmp_path / "img_emb/img_emb_000017.npy")
     metadata = pq.read_table(tmp_path / "metadata/metadata_000017.parquet").to_pylist()
     failures = pq.read_table(tmp_path / "failures/failures_000017.parquet").to_pylist()
@@ -44,7 +46,7 @@ def test_shard_is_three_plain_files_with_the_names_others_read(tmp_path):
 
 
 def test_shard_describes_its_files(tmp_path):
-    shard = write_shard(tmp_path, 2, VECTORS, RECORDS, FAILED, first_id=0)
+    shard = write_shard(tmp_path, 2, VECTORS, TABLE, FAILED, first_id=0)
     assert shard.number == 2
     for file, rows in ((shard.embeddings, 3), (shard.metadata, 3), (shard.failures, 1)):
         content = (tmp_path / file.name).read_bytes()
@@ -55,15 +57,15 @@ def test_shard_describes_its_files(tmp_path):
 
 def test_tables_of_all_shards_read_as_one(tmp_path):
     shards = [
-        write_shard(tmp_path, 0, VECTORS, RECORDS, [], first_id=0),
-        write_shard(tmp_path, 1, VECTORS[:0], [], FAILED, first_id=3),
-        write_shard(tmp_path, 2, VECTORS[:1], [record(9)], [], first_id=3),
+        write_shard(tmp_path, 0, VECTORS, TABLE, [], first_id=0),
+        write_shard(tmp_path, 1, VECTORS[:0], TABLE[:0], FAILED, first_id=3),
+        write_shard(tmp_path, 2, VECTORS[:1], TABLE[2:], [], first_id=3),
     ]
     metadata = read_tables(tmp_path, [shard.metadata for shard in shards], METADATA)
     failures = read_tables(tmp_path, [shard.failures for shard in shards], FAILURES)
     assert metadata.schema.equals(METADATA)
     assert metadata.column("id").to_pylist() == [0, 1, 2, 3]
-    assert metadata.column("position").to_pylist() == [0, 1, 3, 9]
+    assert metadata.column("position").to_pylist() == [0, 1, 3, 3]
     assert failures.column("path").to_pylist() == ["a/2.png"]
 
 
@@ -98,7 +100,7 @@ def test_file_that_is_no_table_is_refused(tmp_path):
 
 
 def test_changed_table_is_refused(tmp_path):
-    shard = write_shard(tmp_path, 0, VECTORS, RECORDS, [], first_id=0)
+    shard = write_shard(tmp_path, 0, VECTORS, TABLE, [], first_id=0)
     path = tmp_path / shard.metadata.name
     path.write_bytes(path.read_bytes().replace(b"a/3.png", b"b/3.png"))
     with pytest.raises(ValueError, match="its content is not what was written"):
