@@ -21,6 +21,7 @@ from matvit.files import FileContent, FileStat
 
 _CACHED_ROW_GROUPS = 8
 _CACHED_BYTES = 1 << 28  # one row group is kept even if it is larger
+_TEXT = pa.large_string()
 _MOST_CLASSES = 1 << 20
 _LAYOUT = "expected the Hugging Face layout: image.bytes (binary), image.path, label"
 
@@ -60,9 +61,9 @@ class ParquetImages(ImageSet):
         parts = []
         for group in self._groups:
             rows = pa.array(np.arange(group.first, group.first + group.rows))
-            file = f"{group.file.name}#"
-            parts.append(pc.binary_join_element_wise(file, rows.cast(pa.large_string()), ""))
-        unnamed = pa.chunked_array(parts, pa.large_string()).combine_chunks()
+            file, nothing = (pa.scalar(text, _TEXT) for text in (f"{group.file.name}#", ""))
+            parts.append(pc.binary_join_element_wise(file, rows.cast(_TEXT), nothing))
+        unnamed = pa.chunked_array(parts, _TEXT).combine_chunks()
         if self._paths is None:
             return unnamed
         is_named = pc.fill_null(pc.greater(pc.binary_length(self._paths), 0), False)
@@ -155,8 +156,8 @@ def _column(files: Sequence[Path], name: str, child: str) -> pa.ChunkedArray | N
         if not pa.types.is_struct(kind) or kind.get_field_index(child) < 0:
             return None
         column = parquet.read(columns=[f"{name}.{child}"]).column(name)
-        parts += [chunk.field(child).cast(pa.large_string()) for chunk in column.chunks]
-    return pa.chunked_array(parts, type=pa.large_string()).combine_chunks()
+        parts += [chunk.field(child).cast(_TEXT) for chunk in column.chunks]
+    return pa.chunked_array(parts, type=_TEXT).combine_chunks()
 
 
 def _labels_of_parquet(
