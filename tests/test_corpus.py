@@ -13,6 +13,7 @@ import json
 import shutil
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from indexing.corpus import Corpus
+from indexing.corpus import RECORDS, Corpus
 from matvit.preprocess import Preprocess
 
 PREPROCESS = Preprocess(image_size=8)
@@ -250,3 +251,17 @@ def test_folder_without_images_is_an_error(tmp_path):
 def test_root_is_absolute_so_that_an_index_finds_it_from_anywhere(photo_folder, monkeypatch):
     monkeypatch.chdir(photo_folder)
     assert Corpus.open(Path("apple")).root == photo_folder / "apple"
+
+
+def test_names_and_sizes_of_a_subset_are_known_without_reading(photo_folder):
+    corpus = Corpus.open(photo_folder).subset([3, 1])
+    assert corpus.names.to_pylist() == [NAMES[3], NAMES[1]]
+    found = (photo_folder / NAMES[3]).stat()
+    assert corpus.stat(0) == (found.st_size, found.st_mtime_ns)
+
+
+def test_columns_are_the_records(photo_folder):
+    (batch,) = Corpus.open(photo_folder).decode(PREPROCESS)
+    assert batch.columns.schema.equals(RECORDS)
+    assert batch.columns.to_pylist() == [asdict(record) for record in batch.records]
+    assert len(batch) == 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -84,3 +85,16 @@ def test_parquet_file_that_is_gone_is_named(parquet):
     parquet.unlink()
     with pytest.raises(FileNotFoundError, match=r"images.parquet"):
         originals(parquet, "parquet").read("same.png", 0, digest(b"one"))
+
+
+def test_image_of_a_tar_archive_is_read_by_its_position(tmp_path):
+    for number, data in enumerate((b"one", b"two")):
+        (tmp_path / "same.png").write_bytes(data)
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
+            archive.add(tmp_path / "same.png", "same.png")
+    reader = originals(tmp_path / "*.tar", "tar")
+    assert reader.read("same.png", 1, digest(b"two")) == b"two"
+    with pytest.raises(ValueError, match=r"same.png in .* has changed"):
+        reader.read("same.png", 0, digest(b"two"))
+    with pytest.raises(FileNotFoundError, match=r"same.png is no longer in"):
+        reader.read("same.png", 2, digest(b"one"))
