@@ -63,12 +63,12 @@ def test_of_two_links_to_one_folder_the_first_by_name_is_followed(tmp_path):
 
 
 def test_names_that_are_not_utf8_are_told_apart_by_what_the_system_calls_them(tmp_path):
-    raw = [os.fsencode(tmp_path) + name for name in (b"/\xe9.jpg", b"/\xe8.jpg", b"/\xff/1.jpg")]
+    names = (b"\xe9.jpg", b"\xe8.jpg", b"\xff/1.jpg")
     try:
-        os.mkdir(raw[2][:-6])
-        for number, path in enumerate(raw):
-            with open(path, "w") as stream:
-                stream.write(str(number))
+        for number, name in enumerate(names):
+            path = tmp_path / os.fsdecode(name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(str(number))
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     images = ImageSet.open(tmp_path)
