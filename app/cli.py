@@ -15,7 +15,17 @@ from typing import Annotated, NoReturn
 import typer
 from PIL import Image
 
-from app.console import BAD_USAGE, FAILED, one_line, say, show, show_json, show_progress
+from app.console import (
+    BAD_USAGE,
+    FAILED,
+    INTERRUPTED,
+    one_line,
+    say,
+    show,
+    show_json,
+    show_progress,
+)
+from app.index_cli import index_cli
 from app.options import (
     Device,
     DeviceOption,
@@ -27,7 +37,6 @@ from app.options import (
     exit_with_failures,
     load,
     open_retriever,
-    report_failures,
     resolve,
 )
 
@@ -37,7 +46,6 @@ cli = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-index_cli = typer.Typer(help="Build and inspect image indexes.")
 cli.add_typer(index_cli, name="index")
 
 
@@ -77,7 +85,9 @@ def demo(
 def train(
     data: Annotated[
         str,
-        typer.Argument(metavar="DATA", help="Folder with a folder per class, or Parquet files."),
+        typer.Argument(
+            metavar="DATA", help="Folder with a folder per class, Parquet or tar files."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the encoder, its log and its state.")],
     recipe: Annotated[str, typer.Option(help="Named recipe.")] = "joint64",
@@ -136,61 +146,62 @@ def extract(
     say(f"{model.name} {small.widths}: {count:,} parameters in {out}.")
 
 
-@index_cli.command("build")
-def index_build(
-    images: Annotated[
-        str, typer.Argument(metavar="IMAGES", help="Folder of images, or Parquet files.")
+@cli.command()
+def convert(
+    encoder: Annotated[
+        str,
+        typer.Argument(
+            metavar="ENCODER",
+            help="Bundled encoder, checkpoint folder, or a timm Vision Transformer by name.",
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the new index.")],
-    encoder: Annotated[str, typer.Option(help="Bundled encoder or checkpoint folder.")] = "",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
-    device: DeviceOption = Device.AUTO,
-    as_json: JsonOption = False,
-) -> None:
-    """Embed all images once, at full size, into a new index."""
-    from indexing import Corpus, ImageIndex
-
-    model = load(encoder, device)
-    corpus = Corpus.open(images)
-    index = ImageIndex.build(model, corpus, out, batch_size=batch_size, progress=show_progress())
-    report_failures(index)
-    if as_json:
-        show_json(index.info())
-    else:
-        show(f"{len(index):,} images in {out}, embedded by {model.name} at full size.")
-    exit_with_failures(len(index.failures))
-
-
-@index_cli.command("info")
-def index_info(
-    index: IndexArgument,
-    failures: Annotated[
-        bool, typer.Option("--failures", help="List the images that could not be read.")
+    images: Annotated[str, typer.Option(help="Folder of images, Parquet or tar files; no labels.")],
+    out: Annotated[Path, typer.Option(help="Folder for the converted encoder.")],
+    no_training: Annotated[
+        bool, typer.Option("--no-training", help="Only sort the hidden units by importance.")
     ] = False,
+    epochs: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Passes over the images [default: 100,000 seen, 30 at most]."),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Images per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Peak.")] = None,
+    max_images: Annotated[
+        int, typer.Option(min=20, help="Decode at most this many; they are kept in memory.")
+    ] = 20_000,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the input, for timm names only.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: DeviceOption = Device.AUTO,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what an index holds, and which encoder may ask it."""
-    from indexing import ImageIndex
+    """Make any Vision Transformer elastic, without labels; its index stays valid."""
+    from app.convert import find_encoder, format_rows, run_conversion
+    from matvit.convert import check_target
+    from matvit.embed import resolve_device
+    from matvit.training_data import LabelledPixels
 
-    opened = ImageIndex.open(index)
-    info = opened.info()
-    if failures:
-        for failure in opened.failures:
-            row = {"path": failure.path, "error": failure.error, "message": failure.message}
-            if as_json:
-                show_json(row)
-            else:
-                show("\t".join(row.values()))
-        return
+    check_target(out, resume=resume)
+    where = resolve_device(device.value)
+    model = find_encoder(encoder, image_size).to(where)
+    data = LabelledPixels.load(
+        images, model.preprocess, labels=False, limit=max_images, progress=show_progress()
+    )
+    rows = run_conversion(
+        model, data, out,
+        training=not no_training,
+        settings={"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate},
+        seed=seed, device=device.value, resume=resume, progress=show_progress(),
+    )  # fmt: skip
     if as_json:
-        show_json(info)
-        return
-    encoder, preprocess = info["encoder"], info["preprocess"]
-    show(f"{info['images']:,} images, {info['failures']:,} failed, {info['bytes']:,} bytes")
-    show(f"kind        {info['kind']}, generation {info['generation']}")
-    show(f"encoder     {encoder['name']} ({encoder['fingerprint']}), {encoder['dim']} dimensions")
-    show(f"preprocess  {preprocess['fingerprint']}")
-    show(f"corpus      {info['corpus']['root']}")
+        for row in rows:
+            show_json(row)
+    else:
+        show(format_rows(rows))
+    say(f"{model.name} at full size is unchanged ({model.fingerprint}); the encoder is in {out}.")
+    exit_with_failures(data.skipped)
 
 
 @cli.command()
@@ -236,7 +247,7 @@ def search(
 @cli.command()
 def evaluate(
     index: IndexArgument,
-    queries: Annotated[str, typer.Option(help="Folder of query images, or Parquet files.")],
+    queries: Annotated[str, typer.Option(help="Folder of query images, Parquet or tar files.")],
     submodels: Annotated[
         str, typer.Option(help="Comma-separated; `mix` adds a spread of Mix'n'Match ones.")
     ] = "S,M,L,XL",
@@ -296,9 +307,9 @@ def app(
 ) -> None:
     """Open the page in a browser (on this machine only)."""
     if index is not None:
-        from indexing.storage import read_manifest
+        from indexing.storage import read_finished
 
-        read_manifest(index)  # before a server is started for nothing
+        read_finished(index)  # before a server is started for nothing
     page = Path(__file__).with_name("streamlit_app.py")
     options = {"--index": index, "--report": report, "--encoder": encoder}
     given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
@@ -324,7 +335,7 @@ def main() -> None:
     except ClickException as error:
         _fail(f"{error.format_message().rstrip('.')}; see --help", BAD_USAGE)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+        _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-DONE, FAILED, BAD_USAGE, DONE_WITH_FAILURES = 0, 1, 2, 3
+DONE, FAILED, BAD_USAGE, DONE_WITH_FAILURES, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def say(message: str) -> None:

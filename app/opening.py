@@ -19,10 +19,19 @@ def load_encoder_for(
         FileNotFoundError: If there is no such encoder.
         ValueError: If none was named and the index was built by one that is not bundled.
     """
+    return load_encoder(encoder_name_for(index, encoder), device=device)
+
+
+def encoder_name_for(index: ImageIndex, encoder: str | None) -> str:
+    """Return the encoder that was named, or the bundled one that built the index.
+
+    Raises:
+        ValueError: If none was named and the index was built by one that is not bundled.
+    """
     built_by = str(index.info()["encoder"]["name"])
     if encoder is None and built_by not in bundled():
         raise ValueError(
             f"{index.path} was built by encoder {built_by!r}, which is not bundled; "
             "name its folder with --encoder"
         )
-    return load_encoder(encoder or built_by, device=device)
+    return encoder or built_by

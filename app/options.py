@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -11,7 +13,7 @@ import typer
 from app.console import DONE_WITH_FAILURES, say
 
 if TYPE_CHECKING:
-    from indexing import ImageIndex
+    from indexing import Failure, ImageIndex
     from matvit.embed import Encoder
     from matvit.model import MatViT
     from matvit.submodel import Submodel
@@ -69,13 +71,22 @@ def resolve(encoder: Encoder, text: str | None) -> Submodel:
         bad_usage(error)
 
 
-def report_failures(index: ImageIndex, shown: int = 5) -> None:
-    """Name the first images that could not be read."""
-    for failure in index.failures[:shown]:
+def load_whole_for(index: ImageIndex, encoder: str | None, device: Device) -> MatViT:
+    """Load the whole encoder that built an index, to add to it."""
+    from app.opening import encoder_name_for
+
+    return load(encoder_name_for(index, encoder), device)
+
+
+def report_failures(failures: Sequence[Failure], shown: int = 5) -> None:
+    """Name the first images that could not be read, and count them by reason."""
+    for failure in failures[:shown]:
         say(f"skipped {failure.path}: {failure.message}")
-    if len(index.failures) > shown:
-        more = len(index.failures) - shown
+    if len(failures) > shown:
+        more = len(failures) - shown
         say(f"... and {more:,} more; see them with `matvit index info INDEX --failures`")
+        counts = Counter(failure.error for failure in failures).most_common()
+        say("By error: " + ", ".join(f"{count:,} {error}" for error, count in counts))
 
 
 def exit_with_failures(count: int) -> None:

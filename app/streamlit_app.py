@@ -210,7 +210,9 @@ def _frontier(retriever: Retriever, report: Path, sizes: list[str]) -> None:
         st.error(f"{report}: {one_line(error)}")
         return
     measured = frontier.conditions
-    if measured is None or (measured.fingerprint, measured.images) != (
+    # A converted encoder has the fingerprint of its original, but other small sizes.
+    if measured is None or (measured.encoder, measured.fingerprint, measured.images) != (
+        retriever.encoder.name,
         retriever.encoder.fingerprint,
         len(retriever.index),
     ):

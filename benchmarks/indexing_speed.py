@@ -30,7 +30,7 @@ from by_hand import index_by_hand
 from numpy.typing import NDArray
 from provenance import provenance, without_paths, write_result
 
-from indexing import Corpus, DecodedBatch, ImageIndex
+from indexing import Corpus, DecodedBatch, ImageIndex, embedding
 from indexing import build as building
 from matvit.checkpoint import DEFAULT
 from matvit.config import MatViTConfig
@@ -55,7 +55,7 @@ class TimedCorpus(Corpus):
     def subset(self, indices: Any) -> Corpus:  # noqa: ANN401 -- as the corpus takes them
         """Keep the clock with the part."""
         part = super().subset(indices)
-        decode = part.decode
+        decode = part.decode_with
 
         def timed(*arguments: Any, **options: Any) -> Iterator[DecodedBatch]:  # noqa: ANN401
             batches = decode(*arguments, **options)
@@ -67,7 +67,7 @@ class TimedCorpus(Corpus):
                     return
                 yield batch
 
-        part.decode = timed  # type: ignore[method-assign]
+        part.decode_with = timed  # type: ignore[method-assign]
         return part
 
 
@@ -159,15 +159,15 @@ def _build(model: MatViT, corpus: Corpus) -> tuple[float, dict[str, float]]:
 
         return timed_work
 
-    originals = building.embed, building.write_shard
-    building.embed, building.write_shard = clock("encode", embed), clock("write", originals[1])
+    write = building.write_shard
+    embedding.embed, building.write_shard = clock("encode", embed), clock("write", write)
     try:
         with tempfile.TemporaryDirectory() as folder:
             start = perf_counter()
             ImageIndex.build(model, timed, Path(folder) / "index", batch_size=_BATCH)
             seconds = perf_counter() - start
     finally:
-        building.embed, building.write_shard = originals
+        embedding.embed, building.write_shard = embed, write
     parts = {"waiting for pixels": timed.waited, **spent}
     return seconds, {**parts, "the rest": seconds - sum(parts.values()), "all": seconds}
 

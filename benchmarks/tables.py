@@ -15,9 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
+SCALE_CLASSES = {"tiny": 3, "cpu": 50, "gpu": 200}  # of `benchmarks/recipes.py`
+TRAINED = ("S", "M", "L", "XL")
 _PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -56,12 +60,102 @@ def headline() -> str:
         f"{100 * (full['hit_rate@1'] - points[name]['hit_rate@1']):.1f} points"
         for name in ("L", "M", "S")
     ]
-    mixed = [point for name, point in points.items() if name not in ("S", "M", "L", "XL")]
-    best = sum(bool(point["pareto"]) for point in mixed)
+    return f"Of hit_rate@1, {', '.join(saved[:-1])}, and {saved[-1]}.\n"
+
+
+def mixes_table() -> str:
+    """Every Mix'n'Match submodel against the straight line between the trained sizes."""
+    result = _result("tiny_imagenet")
+    points = sorted(result["points"], key=lambda point: point["macs"])
+    line = [point for point in points if point["submodel"] in TRAINED]
+    mixes = [point for point in points if point["submodel"] not in TRAINED]
+    noise = _standard_error(line[-1])
+    rows, above, near = [], 0, 0
+    for point in mixes:
+        expected = np.interp(
+            point["macs"], [p["macs"] for p in line], [p["hit_rate@1"] for p in line]
+        )
+        difference = point["hit_rate@1"] - expected
+        above += difference >= 0
+        near += difference >= -noise
+        rows.append(
+            [
+                point["submodel"],
+                f"{point['macs'] / 1e9:.3f}",
+                f"{point['macs_fraction']:.0%}",
+                f"{point['hit_rate@1']:.4f}",
+                f"{difference:+.4f}",
+                f"{point['overlap@10']:.3f}",
+            ]
+        )
+    head = ["mix", "GMACs", "of full", "hit_rate@1", "against the line", "overlap@10"]
     return (
-        f"Of hit_rate@1, {', '.join(saved[:-1])}, and {saved[-1]}. Of {len(mixed)} Mix'n'Match "
-        f"submodels, none of them trained, {best} lie on the Pareto frontier.\n"
+        f"Of {len(mixes)} mixes, {above} lie on or above the straight line between the trained "
+        f"sizes, and {near} no further below it than {noise:.4f}, the standard error of one "
+        "figure.\n\n<details><summary>All mixes</summary>\n\n"
+        + _markdown(head, rows)
+        + _source(result)
+        + "\n</details>\n"
     )
+
+
+def agreement_table() -> str:
+    """Symmetric against asymmetric search, and how far the sizes agree."""
+    result = _result("agreement")
+    rows = [
+        [
+            row["submodel"],
+            f"{row['macs'] / 1e9:.3f}",
+            f"{row['hit_rate@1']:.4f}",
+            f"{row['symmetric_hit_rate@1']:.4f}",
+            f"{row['hit_rate@1'] - row['symmetric_hit_rate@1']:+.4f}"
+            f" ± {row['difference_standard_error']:.4f}",
+            f"{row['cosine']:.3f}",
+            f"{row['top1']:.4f}",
+            f"{row['top1_agreement']:.3f}",
+            f"{row['kl_divergence']:.3f}",
+        ]
+        for row in result["rows"]
+    ]
+    head = [
+        "size", "GMACs", "asks the full index", "asks its own", "difference", "cosine to full",
+        "top-1 of the classifier", "agrees with full", "KL, nats",
+    ]  # fmt: skip
+    return _markdown(head, rows) + _source(result)
+
+
+def recipes_table() -> str:
+    """Ways to train, at equal training compute."""
+    result = _result("recipes")
+    names = [*TRAINED, "3xM,3xL", "3xS,3xXL"]
+    rows = []
+    for row in sorted(result["rows"], key=lambda row: (row["recipe"], row["seed"])):
+        points = {point["submodel"]: point for point in row["points"]}
+        if len(points) == 1:  # trained apart: its own full size is one of ours
+            size = row["recipe"].removeprefix("apart ")
+            points = {size: points["XL"]}
+        cells = [f"{points[name]['hit_rate@1']:.4f}" if name in points else "" for name in names]
+        own = [
+            f"{points[name]['symmetric_hit_rate@1']:.4f}" if name in points else ""
+            for name in ("S", "M")
+        ]
+        rows.append([row["recipe"], str(row["seed"]), f"{row['seconds']:.0f}", *cells, *own])
+    head = ["recipe", "seed", "seconds", *names, "S asks its own", "M asks its own"]
+    crossed = ", ".join(
+        f"{name.removeprefix('apart ')} {share:.4f}"
+        for name, share in result["apart_asking_joint"].items()
+    )
+    chance = 1 / SCALE_CLASSES[result["scale"]]
+    return (
+        _markdown(head, rows)
+        + f"\nThose trained apart find nothing in the index of the jointly trained one: {crossed} "
+        f"(chance is {chance:.4f}).\n" + _source(result)
+    )
+
+
+def grocery_table() -> str:
+    """Classes never seen."""
+    return _sizes_table("grocery")
 
 
 def digits_table() -> str:
@@ -92,7 +186,7 @@ def _sizes_table(name: str) -> str:
             f"{point['images_per_s']:.0f}",
         ]
         for point in result["points"]
-        if point["submodel"] in ("S", "M", "L", "XL")
+        if point["submodel"] in TRAINED
     ]
     return _markdown(head, rows) + _source(result)
 
@@ -117,7 +211,17 @@ TABLES: dict[str, Callable[[], str]] = {
     "crossed": crossed_table,
     "digits": digits_table,
     "headline": headline,
+    "mixes": mixes_table,
+    "agreement": agreement_table,
+    "recipes": recipes_table,
+    "grocery": grocery_table,
 }
+
+
+def _standard_error(point: dict[str, Any]) -> float:
+    """Of a share measured on as many queries."""
+    share = point["hit_rate@1"]
+    return float((share * (1 - share) / point["queries"]) ** 0.5)
 
 
 def _result(name: str) -> dict[str, Any]:

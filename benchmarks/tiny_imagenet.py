@@ -3,7 +3,7 @@
     python benchmarks/tiny_imagenet.py --data DATA --work WORK [--encoder NAME]
 
 DATA holds `train-*.parquet` and `val-*.parquet`. The index is built at full size, in WORK; every
-size and a spread of Mix'n'Match submodels then ask it.
+size then asks it, all mixes of neighbouring sizes, and a spread of mixes in larger steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from provenance import provenance, without_paths, write_result
 from indexing import Corpus, ImageIndex
 from matvit.checkpoint import DEFAULT
 from matvit.embed import resolve_device
-from matvit.mix_n_match import mix_n_match, trained_sizes
+from matvit.mix_n_match import mix_n_match, neighbouring_mixes, trained_sizes
 from matvit.model import MatViT
 from retrieval import Retriever, evaluate
 from retrieval.report import write_report
@@ -41,7 +41,11 @@ def main() -> None:
     queries = Corpus.from_parquet(given.data / "val-*.parquet")
     index, seconds = open_or_build(model, given.data, given.work / "full.index")
     retriever = Retriever(model, index)
-    sizes = [*trained_sizes(model.config), *mix_n_match(model.config, _MIXES)]
+    sizes = [
+        *trained_sizes(model.config),
+        *neighbouring_mixes(model.config),
+        *mix_n_match(model.config, _MIXES),
+    ]
     frontier = evaluate(retriever, queries, sizes, k=10, progress=True)
     write_report(frontier, given.work / "report")
     result: dict[str, Any] = {

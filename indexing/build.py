@@ -1,77 +1,97 @@
-"""Building an index: decode, embed at full size, store shard by shard, commit once at the end."""
+"""Building an index: decode, embed at full size, commit shard by shard, then make it searchable.
+
+Each shard is committed as soon as it is stored, so a build that is stopped, by whatever, loses at
+most the shard it was at; the same call goes on behind the last one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32
-from numpy import ndarray
 from tqdm import tqdm
 
-from indexing.corpus import RECORDS, Corpus, DecodedBatch, Failure
-from indexing.embeddings import Embeddings
-from indexing.flat import KIND, FlatIndex
-from indexing.manifest import (
-    MANIFEST,
-    CorpusRecord,
-    Counts,
-    EncoderRecord,
-    Manifest,
-    PreprocessRecord,
-    SearchRecord,
-    Shard,
+from indexing.compatibility import check_encoder, check_whole, describe
+from indexing.corpus import Corpus, Failure
+from indexing.embedding import embed_batch
+from indexing.flat import KIND
+from indexing.manifest import MANIFEST, CorpusRecord, Counts, Manifest, Plan, SearchRecord, Shard
+from indexing.searcher import build_searcher
+from indexing.shards import SHARD_SIZE, metadata_table, read_failures, write_shard
+from indexing.storage import (
+    FOLDERS,
+    LOCK,
+    PREVIOUS,
+    check_hash,
+    check_size,
+    commit,
+    read_manifest,
+    remove_index,
+    store,
+    writer_lock,
 )
-from indexing.shards import SHARD_SIZE, write_shard
-from indexing.storage import FOLDERS, LOCK, commit, read_manifest, remove_data, store, writer_lock
-from matvit.cost import count_macs
-from matvit.embed import Encoder, embed
+from indexing.stored import StoredRows
+from matvit.decoding import DecodePool
+from matvit.embed import Encoder
 
-_GENERATION = 1
-_NORM_TOLERANCE = 1e-3
-_LEFT_BY_A_KILLED_BUILD = {LOCK, f"{MANIFEST}.tmp", *FOLDERS}
+_LEFT_BY_A_KILLED_BUILD = {LOCK, f"{MANIFEST}.tmp", PREVIOUS, f"{PREVIOUS}.tmp", *FOLDERS}
 
 
 def build_index(
-    encoder: Encoder, corpus: Corpus, path: Path, *, batch_size: int, progress: bool
+    encoder: Encoder,
+    corpus: Corpus,
+    path: Path,
+    *,
+    batch_size: int,
+    progress: bool,
+    workers: int | None = None,
+    processes: bool = False,
 ) -> None:
-    """Embed a corpus and store it as an index; see `ImageIndex.build`."""
-    _check_encoder_is_whole(encoder)
+    """Embed a corpus and store it as an index, or finish doing so; see `ImageIndex.build`."""
+    check_whole(encoder)
     if len(corpus) == 0:
         raise ValueError(f"no images to index: the corpus at {corpus.root} is empty")
-    with _new_index(path):
-        with tqdm(total=len(corpus), desc="indexing", unit="img", disable=not progress) as bar:
-            shards = _write_shards(encoder, corpus, path, batch_size, bar.update)
-        commit(path, _finish(encoder, corpus, path, shards))
-
-
-def _check_encoder_is_whole(encoder: Encoder) -> None:
-    """Refuse a submodel cut from an encoder: it shares the fingerprint of the whole."""
-    if not (largest := encoder.submodel(None)).is_full:
-        raise ValueError(
-            f"an index is embedded at full size, but {encoder.name} is only the submodel "
-            f"{largest}; build it with the whole encoder and search it with this one"
-        )
+    with _new_index(path) as begun:
+        if begun is None:
+            manifest = _begin(encoder, corpus)
+            remove_index(path)  # what is left of a build that was killed before its first commit
+        else:
+            manifest = _resume(encoder, corpus, path, begun)
+        assert manifest.plan is not None
+        done = min(len(manifest.staged) * manifest.plan.shard_size, len(corpus))
+        with (
+            DecodePool(encoder.preprocess, workers, processes=processes) as pool,
+            tqdm(
+                total=len(corpus), initial=done, desc="indexing", unit="img", disable=not progress
+            ) as bar,
+        ):
+            manifest = _stage_shards(encoder, corpus, path, manifest, pool, batch_size, bar.update)
+        commit(path, _finish(path, manifest))
 
 
 @contextmanager
-def _new_index(path: Path) -> Iterator[None]:
-    """Reserve an empty folder for one writer; leave nothing behind if the build fails."""
+def _new_index(path: Path) -> Iterator[Manifest | None]:
+    """Reserve a folder for one writer; leave nothing behind if the build fails before a commit.
+
+    Yields:
+        The state of an unfinished build, if there is one.
+    """
     _check_vacant(path)
     existed = path.exists()
     path.mkdir(parents=True, exist_ok=True)
     with writer_lock(path):
         _check_vacant(path)  # another build may have finished in between
-        remove_data(path)
         try:
-            yield
+            yield read_manifest(path) if (path / MANIFEST).exists() else None
         except BaseException:
-            if not (path / MANIFEST).exists():  # else it came too late to stop the build
-                remove_data(path)
+            if not (path / MANIFEST).exists():
                 with suppress(OSError):  # what matters is the error that brought us here
+                    remove_index(path)
                     (path / LOCK).unlink()
                     if not existed:
                         path.rmdir()
@@ -79,7 +99,7 @@ def _new_index(path: Path) -> Iterator[None]:
 
 
 def _check_vacant(path: Path) -> None:
-    """Refuse a place that holds anything but what a killed build leaves.
+    """Refuse a place that holds anything but an unfinished build or what a killed one leaves.
 
     Raises:
         FileExistsError: If it does; the message says what.
@@ -89,10 +109,8 @@ def _check_vacant(path: Path) -> None:
     if not path.is_dir():
         raise FileExistsError(f"{path} is a file; an index is a folder, choose another name")
     if (path / MANIFEST).exists():
-        raise FileExistsError(
-            f"{path} already holds an index of {_describe_size(path)}; "
-            "choose another folder or remove it"
-        )
+        _check_unfinished(path)
+        return
     names = {entry.name for entry in path.iterdir()}
     foreign = names if LOCK not in names else names - _LEFT_BY_A_KILLED_BUILD
     if foreign:
@@ -102,102 +120,155 @@ def _check_vacant(path: Path) -> None:
         )
 
 
-def _describe_size(path: Path) -> str:
+def _check_unfinished(path: Path) -> None:
     try:
-        return f"{read_manifest(path).counts.images:,} images"
+        manifest = read_manifest(path)
     except ValueError:
-        return "images that cannot be read"
+        size = "images that cannot be read"
+    else:
+        if manifest.plan is not None:
+            return
+        size = f"{manifest.counts.images:,} images"
+    raise FileExistsError(
+        f"{path} already holds an index of {size}; "
+        "add to it with `matvit index add`, choose another folder or remove it"
+    )
 
 
-def _write_shards(
-    encoder: Encoder, corpus: Corpus, path: Path, batch_size: int, advance: Callable[[int], object]
-) -> list[Shard]:
-    """Embed and store the whole corpus.
-
-    Raises:
-        ValueError: If not one image could be read.
-    """
-    shards: list[Shard] = []
-    first_failure: Failure | None = None
-    next_id = 0
-    for number, start in enumerate(range(0, len(corpus), SHARD_SIZE)):
-        run = corpus.subset(range(start, min(start + SHARD_SIZE, len(corpus))))
-        vectors, records, failures = _embed_run(encoder, run, batch_size, advance)
-        shards.append(write_shard(path, number, vectors, records, failures, next_id))
-        next_id += records.num_rows
-        first_failure = first_failure or next(iter(failures), None)
-    if next_id == 0:
-        assert first_failure is not None
-        raise ValueError(
-            f"none of the {len(corpus):,} images in {corpus.root} could be read; "
-            f"the first is {first_failure.path}: {first_failure.message}"
-        )
-    return shards
-
-
-def _embed_run(
-    encoder: Encoder, corpus: Corpus, batch_size: int, advance: Callable[[int], object]
-) -> tuple[Float32[ndarray, "images dim"], pa.Table, list[Failure]]:
-    """Embed a run of images; the next ones are decoded meanwhile."""
-    parts = [np.empty((0, encoder.config.embed_dim), dtype=np.float32)]
-    columns: list[pa.RecordBatch] = []
-    failures: list[Failure] = []
-    for batch in corpus.decode(encoder.preprocess, batch_size=batch_size):
-        if len(batch):
-            parts.append(_embed_batch(encoder, batch))
-        columns.append(batch.columns)
-        failures += batch.failures
-        advance(len(batch) + len(batch.failures))
-    return np.concatenate(parts), pa.Table.from_batches(columns, RECORDS), failures
-
-
-def _embed_batch(encoder: Encoder, batch: DecodedBatch) -> Float32[ndarray, "images dim"]:
-    """Embed one batch and make sure that every row can be searched for.
-
-    Raises:
-        ValueError: If the encoder did not return one unit vector per image.
-    """
-    vectors = embed(encoder, batch.pixels, batch_size=len(batch))
-    expected = (len(batch), encoder.config.embed_dim)
-    if vectors.shape != expected:
-        raise ValueError(f"encoder {encoder.name} returned {vectors.shape}, wanted {expected}")
-    norms = np.linalg.norm(vectors, axis=1)
-    for row in np.flatnonzero(~(np.abs(norms - 1) < _NORM_TOLERANCE)):  # NaN is caught too
-        raise ValueError(
-            f"encoder {encoder.name} has no direction for {batch.columns['path'][row]}: its "
-            f"embedding has length {norms[row]}; check the weights of the encoder"
-        )
-    return vectors
-
-
-def _finish(encoder: Encoder, corpus: Corpus, path: Path, shards: list[Shard]) -> Manifest:
-    """Build the search structure over all shards and describe the whole."""
-    images = sum(shard.embeddings.rows for shard in shards)
-    dim = encoder.config.embed_dim
-    embeddings = Embeddings(path, [shard.embeddings for shard in shards], dim)
-    flat = FlatIndex.build(embeddings, np.arange(images))
+def _begin(encoder: Encoder, corpus: Corpus) -> Manifest:
+    """Describe a build that has stored nothing yet."""
+    by, prepared = describe(encoder)
     class_names = corpus.class_names
     return Manifest(
-        generation=_GENERATION,
-        next_id=images,
-        counts=Counts(images=images, failures=sum(shard.failures.rows for shard in shards)),
-        encoder=EncoderRecord(
-            name=encoder.name,
-            fingerprint=encoder.fingerprint,
-            dim=dim,
-            macs=count_macs(encoder.config, encoder.submodel(None)),
-        ),
-        preprocess=PreprocessRecord(
-            spec=encoder.preprocess.to_dict(), fingerprint=encoder.preprocess.fingerprint
-        ),
+        generation=0,
+        next_id=0,
+        next_shard=0,
+        counts=Counts(images=0, failures=0, removed=0),
+        encoder=by,
+        preprocess=prepared,
         corpus=CorpusRecord(
             root=str(corpus.root),
             kind=corpus.kind,
             images=len(corpus),
             class_names=None if class_names is None else tuple(class_names),
         ),
-        shards=tuple(shards),
-        index=SearchRecord(
-            kind=KIND, file=store(path, f"index/knn_g{_GENERATION}.faiss", images, flat.write)
-        ),
+        shards=(),
+        staged=(),
+        plan=Plan(list_sha256=corpus.list_sha256, shard_size=SHARD_SIZE),
+        adding=None,
+        tombstones=None,
+        failures=None,
+        index=None,
+    )
+
+
+def _resume(encoder: Encoder, corpus: Corpus, path: Path, begun: Manifest) -> Manifest:
+    """Check that an unfinished build is the same job, and drop shards that are damaged.
+
+    Raises:
+        IndexMismatchError: If it was begun by another encoder or preprocessing.
+        ValueError: If it was begun with another list of images.
+    """
+    check_encoder(path, begun, encoder)
+    assert begun.plan is not None
+    old = begun.corpus
+    same = (old.root, old.images, begun.plan.list_sha256)
+    if same != (str(corpus.root), len(corpus), corpus.list_sha256):
+        raise ValueError(
+            f"{path} was begun with another list of images: {old.images:,} in {old.root}, now "
+            f"{len(corpus):,} in {corpus.root}; put files that were added, renamed or removed "
+            "back as they were, or remove the index and start again"
+        )
+    intact = tuple(takewhile(lambda shard: _is_intact(path, shard), begun.staged))
+    if intact == begun.staged:
+        return begun
+    next_id = sum(shard.metadata.rows for shard in intact)
+    return replace(begun, staged=intact, next_id=next_id, next_shard=len(intact))
+
+
+def _is_intact(path: Path, shard: Shard) -> bool:
+    try:
+        for file in shard.files:
+            check_size(path, file)
+            check_hash(path, file)
+    except ValueError:
+        return False
+    return True
+
+
+def _stage_shards(
+    encoder: Encoder,
+    corpus: Corpus,
+    path: Path,
+    manifest: Manifest,
+    pool: DecodePool,
+    batch_size: int,
+    advance: Callable[[int], object],
+) -> Manifest:
+    """Embed, store and commit the shards that are not there yet."""
+    assert manifest.plan is not None
+    size = manifest.plan.shard_size
+    for start in range(len(manifest.staged) * size, len(corpus), size):
+        run = corpus.subset(range(start, min(start + size, len(corpus))))
+        manifest = _stage_shard(encoder, run, path, manifest, pool, batch_size, advance)
+    return manifest
+
+
+def _stage_shard(
+    encoder: Encoder,
+    run: Corpus,
+    path: Path,
+    manifest: Manifest,
+    pool: DecodePool,
+    batch_size: int,
+    advance: Callable[[int], object],
+) -> Manifest:
+    """Embed one run of images and commit it; the next ones are decoded meanwhile."""
+    vectors: list[np.ndarray] = []
+    columns: list[pa.RecordBatch] = []
+    failures: list[Failure] = []
+    for batch in run.decode_with(pool, batch_size=batch_size):
+        vectors.append(embed_batch(encoder, batch.pixels, batch.columns["path"]))
+        columns.append(batch.columns)
+        failures += batch.failures
+        advance(len(batch) + len(batch.failures))
+    next_id = manifest.next_id + sum(map(len, vectors))
+    table = metadata_table(columns, range(manifest.next_id, next_id))
+    shard = write_shard(path, manifest.next_shard, np.concatenate(vectors), table, failures)
+    manifest = replace(
+        manifest,
+        next_id=next_id,
+        next_shard=manifest.next_shard + 1,
+        staged=(*manifest.staged, shard),
+    )
+    commit(path, manifest)
+    return manifest
+
+
+def _finish(path: Path, manifest: Manifest) -> Manifest:
+    """Build the search structure over all shards and describe the whole.
+
+    Raises:
+        ValueError: If not one image could be read; nothing of the index is left then.
+    """
+    lists = [shard.failures for shard in manifest.staged if shard.failures is not None]
+    rows = StoredRows(path, manifest, manifest.staged)
+    if not len(rows.ids):
+        first = read_failures(path, lists)[0]
+        remove_index(path)
+        raise ValueError(
+            f"none of the {manifest.corpus.images:,} images in {manifest.corpus.root} could be "
+            f"read; the first is {first.path}: {first.message}"
+        )
+    searcher = build_searcher(KIND, rows.embeddings, rows.ids)
+    file = store(path, "index/knn_g1.faiss", len(rows.ids), searcher.write)
+    failed = sum(file.rows for file in lists)
+    return replace(
+        manifest,
+        generation=1,
+        counts=Counts(images=len(rows.ids), failures=failed, removed=0),
+        shards=manifest.staged,
+        staged=(),
+        plan=None,
+        index=SearchRecord(kind=KIND, file=file),
     )

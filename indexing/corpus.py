@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 
 from matvit.data import NO_LABEL, ImageSet, Kind
 from matvit.decoding import DecodeError, DecodePool
-from matvit.files import FileStat
 from matvit.preprocess import Preprocess
+
+UNKNOWN = -1
+"""Size or time of a file that nobody can tell."""
 
 _PREFETCHED_BATCHES = 2
 _IMAGES_PER_TASK = 16
@@ -43,7 +46,7 @@ class ImageRecord:
     """What is known about an image that could be read.
 
     Attributes:
-        position: Place in the folder or the Parquet files, from 0.
+        position: Place among all images that there are, from 0.
         path: Name shown to people: path below the root, with forward slashes.
         bytes: Size of the image file.
         mtime_ns: When the file was last modified, in nanoseconds.
@@ -71,13 +74,17 @@ class Failure:
         path: Name shown to people.
         error: Class name of the exception behind it, such as `UnidentifiedImageError`.
         message: The reason, in one line.
-        position: Place in the folder or the Parquet files, from 0.
+        position: Place among all images that there are, from 0.
+        bytes: Size of the image file, -1 if unknown.
+        mtime_ns: When the file was last modified, in nanoseconds, -1 if unknown.
     """
 
     path: str
     error: str
     message: str
     position: int
+    bytes: int = UNKNOWN
+    mtime_ns: int = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -194,18 +201,30 @@ class Corpus:
         """Return the same images as if nobody had sorted them into classes."""
         return Corpus(self._images, self._positions, labelled=False)
 
-    def stat(self, index: int) -> FileStat:
-        """Size and time of modification of an image file, without reading it.
+    def stamp(self, index: int) -> tuple[int, int]:
+        """Size in bytes and time of change in nanoseconds of an image file, without reading it.
 
-        Raises:
-            OSError: If the file is gone.
+        The size of an image inside a Parquet file is not known without reading: it is -1. Both
+        are -1 for a file that is gone.
         """
-        return self._images.stat(int(self._positions[index]))
+        try:
+            size, mtime_ns = self._images.stat(int(self._positions[index]))
+        except OSError:
+            return UNKNOWN, UNKNOWN
+        return UNKNOWN if size is None else size, mtime_ns
 
     @property
     def names(self) -> pa.LargeStringArray:
         """Name of each image; see `name`."""
         return self._images.names.take(pa.array(self._positions))
+
+    @property
+    def list_sha256(self) -> str:
+        """SHA-256 of the list of images, in order: their names, and what their classes mean."""
+        digest = hashlib.sha256(json.dumps([self.kind, self.class_names]).encode())
+        for name in self.names:
+            digest.update(b"\0" + name.as_py().encode())
+        return digest.hexdigest()
 
     def decode(
         self,
@@ -232,29 +251,44 @@ class Corpus:
             ValueError: If `batch_size` is below 1 or there are fewer `workers` than there can be.
             FileNotFoundError: While iterating, if the corpus itself goes away.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        _check_batch_size(batch_size)
         pool = DecodePool(preprocess, workers, processes=processes)
-        return self._decode_batches(pool, preprocess.image_size, batch_size)
+        return self._decode_and_close(pool, batch_size)
 
-    def _decode_batches(
-        self, pool: DecodePool, image_size: int, batch_size: int
-    ) -> Iterator[DecodedBatch]:
-        pending: deque[_Pending] = deque()
+    def decode_with(self, pool: DecodePool, *, batch_size: int = 256) -> Iterator[DecodedBatch]:
+        """Do as `decode` does, with workers that stay for the next run.
+
+        Args:
+            pool: How images become pixels, and who works.
+            batch_size: Images per batch, those that fail included.
+
+        Raises:
+            ValueError: If `batch_size` is below 1.
+            FileNotFoundError: While iterating, if the corpus itself goes away.
+        """
+        _check_batch_size(batch_size)
+        return self._decode_batches(pool, batch_size)
+
+    def _decode_and_close(self, pool: DecodePool, batch_size: int) -> Iterator[DecodedBatch]:
         with pool:
-            for start in range(0, len(self), batch_size):
-                run = self._positions[start : start + batch_size]
-                pixels = np.empty((len(run), image_size, image_size, 3), dtype=np.uint8)
-                step = min(_IMAGES_PER_TASK, -(-len(run) // max(1, pool.workers)))
-                futures = [
-                    pool.submit(self._decode_run, pool, run[i : i + step], pixels[i : i + step])
-                    for i in range(0, len(run), step)
-                ]
-                pending.append((pixels, futures))
-                if len(pending) > (_PREFETCHED_BATCHES if pool.workers else 0):
-                    yield _collect(*pending.popleft())
-            while pending:
+            yield from self._decode_batches(pool, batch_size)
+
+    def _decode_batches(self, pool: DecodePool, batch_size: int) -> Iterator[DecodedBatch]:
+        pending: deque[_Pending] = deque()
+        size = pool.preprocess.image_size
+        for start in range(0, len(self), batch_size):
+            run = self._positions[start : start + batch_size]
+            pixels = np.empty((len(run), size, size, 3), dtype=np.uint8)
+            step = min(_IMAGES_PER_TASK, -(-len(run) // max(1, pool.workers)))
+            futures = [
+                pool.submit(self._decode_run, pool, run[i : i + step], pixels[i : i + step])
+                for i in range(0, len(run), step)
+            ]
+            pending.append((pixels, futures))
+            if len(pending) > (_PREFETCHED_BATCHES if pool.workers else 0):
                 yield _collect(*pending.popleft())
+        while pending:
+            yield _collect(*pending.popleft())
 
     def _decode_run(
         self, pool: DecodePool, run: NDArray[np.int64], pixels: NDArray[np.uint8]
@@ -268,19 +302,28 @@ class Corpus:
     def _decode_one(self, pool: DecodePool, position: int, row: NDArray[np.uint8]) -> _Outcome:
         """Read and decode one image; being unreadable is an outcome, not an error."""
         path = self._images.name(position)
+        mtime_ns = size = UNKNOWN
         try:
+            # Before reading: a file that changes in between then looks changed, not indexed.
+            mtime_ns = self._images.stat(position).mtime_ns
             data, mtime_ns = self._images.fetch(position)
+            size = len(data)
             pixels, width, height = pool.decode(data)
         except (OSError, ValueError) as error:
             if not self._images.is_there():
                 raise FileNotFoundError(f"{self.root} went away while it was read") from error
             kind = error.kind if isinstance(error, DecodeError) else type(error).__name__
-            return Failure(path, kind, " ".join(str(error).split()), position)
+            return Failure(path, kind, " ".join(str(error).split()), position, size, mtime_ns)
         row[:] = pixels
         digest = hashlib.sha256(data).hexdigest()
         labels = self._images.labels if self._labelled else None
         label = NO_LABEL if labels is None else int(labels[position])
-        return path, position, len(data), mtime_ns, digest, width, height, label
+        return path, position, size, mtime_ns, digest, width, height, label
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
 _Known = tuple[str, int, int, int, str, int, int, int]  # the fields of RECORDS

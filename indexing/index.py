@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
+from indexing.add import add_images
 from indexing.build import build_index
-from indexing.corpus import Corpus, Failure
-from indexing.embeddings import Embeddings
-from indexing.flat import KIND, FlatIndex, unit_queries
-from indexing.manifest import MANIFEST, Manifest
+from indexing.compact import CompactReport, compact_index
+from indexing.compatibility import IndexMismatchError, check_encoder
+from indexing.consistency import check_rows, check_search
+from indexing.corpus import Corpus
+from indexing.flat import unit_queries
+from indexing.info import describe_index
+from indexing.manifest import Manifest
+from indexing.merge import AddReport
 from indexing.originals import Originals
-from indexing.shards import FAILURES, METADATA, read_tables
-from indexing.storage import check_size, damaged, read_manifest
-from matvit.data import NO_LABEL
+from indexing.remove import RemoveReport, remove_images
+from indexing.searcher import LiveSearcher, read_searcher
+from indexing.shards import read_failures
+from indexing.storage import check_size, read_finished, read_manifest
+from indexing.stored import StoredRows, column
+from indexing.verify import VerifyReport, verify
 from matvit.embed import Encoder
 
+__all__ = ["ImageIndex", "IndexMismatchError"]
+
 _SAMPLED_ROWS = 64
-_SAME_SCORE = 1e-6  # a duplicate scores like the image itself, up to float32 rounding
-
-
-class IndexMismatchError(ValueError):
-    """An index was asked with another encoder or preprocessing than it was built with."""
 
 
 class ImageIndex:
     """Images embedded at full size, with exact cosine search.
 
-    Every image has an id, a number that never changes while the index lives. `ids`, `paths`,
-    `labels`, `metadata` and `embeddings` all have one row per image in the same order; `rows_of`
-    turns ids into row numbers.
+    Every image has an id, a number that never changes while the index lives and is never given to
+    another image. `ids`, `paths`, `labels`, `metadata` and `embeddings` all have one row per image
+    in the same order; `rows_of` turns ids into row numbers.
 
-    Make one with `build`, or open one with `open`.
+    Make one with `build`, or open one with `open`. An opened index stays at the generation it was
+    opened at, whatever others do to the folder; `add`, `remove` and `compact` move the one they
+    are called on to the new generation.
 
     Attributes:
         path: The folder it is stored in.
@@ -52,13 +58,17 @@ class ImageIndex:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self._manifest = manifest
-        shards, dim = manifest.shards, manifest.encoder.dim
-        self.embeddings = Embeddings(path, [shard.embeddings for shard in shards], dim)
-        self.metadata = read_tables(path, [shard.metadata for shard in shards], METADATA)
-        failures = read_tables(path, [shard.failures for shard in shards], FAILURES)
-        self.failures = [Failure(**row) for row in failures.to_pylist()]
-        self.ids: Int64[ndarray, " images"] = _column(self.metadata, "id")
-        self._searcher = FlatIndex.read(path, manifest.index.file, dim)
+        assert manifest.index is not None
+        # Everything is opened here, so that nothing is missed when a writer removes files later.
+        rows = StoredRows(path, manifest, manifest.shards)
+        check_rows(path, manifest, rows)
+        searcher = read_searcher(path, manifest.index, manifest.encoder.dim)
+        check_search(path, manifest, rows, searcher, samples=_SAMPLED_ROWS)
+        self.metadata = rows.live_metadata()
+        self.embeddings = rows.live_embeddings()
+        self.failures = read_failures(path, manifest.failure_files)
+        self.ids: Int64[ndarray, " images"] = column(self.metadata, "id")
+        self._searcher = LiveSearcher(searcher, self.ids)
 
     @classmethod
     def build(
@@ -68,35 +78,53 @@ class ImageIndex:
         path: str | Path,
         *,
         batch_size: int = 256,
+        workers: int | None = None,
+        processes: bool = False,
         progress: bool = False,
     ) -> ImageIndex:
         """Embed all images of a corpus at full size and store them as a new index.
 
-        An image that cannot be read is left out and listed in `failures`. A build that fails
-        leaves nothing behind; one that is killed leaves no index, and its folder can be built
-        into again.
+        An image that cannot be read is left out and listed in `failures`. What is stored is
+        committed every 16,384 images. A build that is interrupted, killed or runs out of disk
+        leaves an unfinished index, which does not open; the same call finishes it, and the result
+        is that of an uninterrupted one. A build that stops before its first commit leaves nothing.
 
         Args:
             encoder: A whole encoder; it runs on the device where it lives.
             corpus: The images.
-            path: Folder of the index; it must not exist or be empty.
+            path: Folder of the index; it must not exist, or be empty or unfinished.
             batch_size: Images decoded and embedded at a time.
+            workers: Decoders that run side by side; None for one per CPU, 0 for none besides the
+                calling thread.
+            processes: Decode in processes instead of threads: a decoder that crashes over a
+                damaged file then costs one image and not the program.
             progress: Show a progress bar on stderr.
 
         Raises:
-            FileExistsError: If `path` holds anything.
+            FileExistsError: If `path` holds anything else, such as a finished index.
             BlockingIOError: If another process is building there.
-            ValueError: If no image could be read, or the encoder is not whole or not finite.
+            IndexMismatchError: If it was begun by another encoder or preprocessing.
+            ValueError: If no image could be read, the encoder is not whole or not finite, or it
+                was begun with another list of images.
         """
-        build_index(encoder, corpus, Path(path), batch_size=batch_size, progress=progress)
+        build_index(
+            encoder,
+            corpus,
+            Path(path),
+            batch_size=batch_size,
+            workers=workers,
+            processes=processes,
+            progress=progress,
+        )
         return cls.open(path)
 
     @classmethod
     def open(cls, path: str | Path, encoder: Encoder | None = None) -> ImageIndex:
         """Open an index and make sure that it is whole and can be searched.
 
-        Checked are the size of every file, the hash of every file that is read whole (all but
-        the embeddings), counts and ids, and that a sample of the images find themselves.
+        Checked are the size of every file, the hash of every file that is read whole, counts and
+        ids, and that a sample of the images find themselves. An embedding file is hashed before
+        the first row is taken from it. `verify` checks everything.
 
         Args:
             path: Folder of the index.
@@ -105,22 +133,21 @@ class ImageIndex:
         Raises:
             FileNotFoundError: If there is no index at `path`.
             IndexMismatchError: If it was built by another encoder or preprocessing.
-            ValueError: If it is damaged or of another version; the message names the file.
+            ValueError: If it is damaged, unfinished or of another version; the message names the
+                file, or says what to do.
         """
         path = Path(path)
-        manifest = read_manifest(path)
-        if manifest.index.kind != KIND:
-            raise ValueError(
-                f"{path} is an index of kind {manifest.index.kind!r}; this program reads {KIND!r}"
-            )
-        if encoder is not None:
-            _check_encoder(path, manifest, encoder)
-        for file in manifest.files:
-            check_size(path, file)
-        index = cls(path, manifest)
-        index._check_rows()
-        index._check_images_find_themselves()
-        return index
+        while True:
+            manifest = read_finished(path)
+            if encoder is not None:
+                check_encoder(path, manifest, encoder)
+            try:
+                for file in manifest.searched_files:
+                    check_size(path, file)
+                return cls(path, manifest)
+            except (FileNotFoundError, ValueError):
+                if read_manifest(path) == manifest:
+                    raise  # else a writer has meanwhile removed what we were opening
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -151,6 +178,100 @@ class ImageIndex:
         queries = unit_queries(vectors, self.embeddings.shape[1])
         return self._searcher.search(queries, min(k, len(self)))
 
+    def add(
+        self,
+        encoder: Encoder,
+        corpus: Corpus,
+        *,
+        retry_failed: bool = False,
+        remove_missing: bool = False,
+        batch_size: int = 256,
+        workers: int | None = None,
+        processes: bool = False,
+        progress: bool = False,
+    ) -> AddReport:
+        """Bring the index up to date with its corpus.
+
+        Only files that are new, or whose size or time of change is another, are read; of these,
+        only content that the index does not have is embedded. An image found under a new name
+        keeps its id if its old name is gone, so a renamed folder costs no embedding. A file with
+        other content than before is another image: it gets a new id, and the old one is removed.
+
+        What is stored is committed every 16,384 images, but not searched before all of it is; an
+        addition that was stopped goes on with the same call. An image that was removed, but whose
+        file is still there, is new.
+
+        Args:
+            encoder: The whole encoder that built the index.
+            corpus: All images of the folder or files the index was built from.
+            retry_failed: Read again what could not be read before, though it has not changed.
+            remove_missing: Remove images that are not in `corpus`.
+            batch_size: Images decoded and embedded at a time.
+            workers: Decoders that run side by side; None for one per CPU, 0 for none besides the
+                calling thread.
+            processes: Decode in processes instead of threads: a decoder that crashes over a
+                damaged file then costs one image and not the program.
+            progress: Show a progress bar on stderr.
+
+        Raises:
+            IndexMismatchError: If the index was built by another encoder or preprocessing.
+            BlockingIOError: If somebody else is writing.
+            ValueError: If `corpus` is another one, names in it are shared, or no image would be
+                left.
+        """
+        report = add_images(
+            encoder,
+            corpus,
+            self.path,
+            retry_failed=retry_failed,
+            remove_missing=remove_missing,
+            batch_size=batch_size,
+            workers=workers,
+            processes=processes,
+            progress=progress,
+        )
+        self._move_on()
+        return report
+
+    def remove(
+        self, ids: Iterable[int] | Int64[ndarray, " ids"] = (), *, paths: Iterable[str] = ()
+    ) -> RemoveReport:
+        """Remove images: they are found no more from now on. `compact` gives back their space.
+
+        Args:
+            ids: Ids of images.
+            paths: Names of images, or of some that could not be read, to list them no more.
+
+        Raises:
+            KeyError: If one of them is not in the index; nothing is removed then.
+            BlockingIOError: If somebody else is writing.
+            ValueError: If none is named, or no image would be left.
+        """
+        report = remove_images(self.path, [int(number) for number in ids], paths)
+        self._move_on()
+        return report
+
+    def compact(self, *, progress: bool = False) -> CompactReport:
+        """Give back the space of what was removed, and join small shards.
+
+        Whoever has the index open keeps what was opened. Ids and answers stay as they are.
+
+        Raises:
+            BlockingIOError: If somebody else is writing.
+            ValueError: If a file that would have to be copied is damaged.
+        """
+        report = compact_index(self.path, progress=progress)
+        self._move_on()
+        return report
+
+    def verify(self, *, progress: bool = False) -> VerifyReport:
+        """Read everything that is stored now and check it; see `indexing.verify`."""
+        return verify(self.path, progress=progress)
+
+    def _move_on(self) -> None:
+        """Become the newest generation, in one step: other threads see the old one or the new."""
+        self.__dict__ = ImageIndex.open(self.path).__dict__
+
     def check_encoder(self, encoder: Encoder) -> None:
         """Make sure that an encoder speaks the language of this index.
 
@@ -158,7 +279,7 @@ class ImageIndex:
             IndexMismatchError: If its weights or its preprocessing are not those the index was
                 built with.
         """
-        _check_encoder(self.path, self._manifest, encoder)
+        check_encoder(self.path, self._manifest, encoder)
 
     def rows_of(self, ids: Int64[ndarray, "..."]) -> Int64[ndarray, "..."]:
         """Row numbers of images in `metadata`, `labels`, `paths` and `embeddings`.
@@ -181,7 +302,7 @@ class ImageIndex:
     @cached_property
     def labels(self) -> Int64[ndarray, " images"]:
         """Class index of each image, -1 for none."""
-        return _column(self.metadata, "label")
+        return column(self.metadata, "label")
 
     @property
     def class_names(self) -> list[str] | None:
@@ -205,70 +326,8 @@ class ImageIndex:
 
     def info(self) -> dict[str, Any]:
         """Describe the index in plain JSON values."""
-        manifest = self._manifest
-        failed = Counter(failure.error for failure in self.failures)
-        return {
-            "path": str(self.path),
-            "format_version": manifest.format_version,
-            "generation": manifest.generation,
-            "kind": manifest.index.kind,
-            "images": len(self),
-            "failures": len(self.failures),
-            "failures_by_error": dict(failed.most_common()),
-            "classes": None if self.class_names is None else len(self.class_names),
-            "bytes": sum(file.bytes for file in manifest.files),
-            "encoder": vars(manifest.encoder).copy(),
-            "preprocess": vars(manifest.preprocess).copy(),
-            "corpus": {
-                "root": manifest.corpus.root,
-                "kind": manifest.corpus.kind,
-                "images": manifest.corpus.images,
-            },
-        }
+        return describe_index(self.path, self._manifest, self.failures)
 
     @cached_property
     def _originals(self) -> Originals:
         return Originals(self._manifest.corpus)
-
-    def _check_rows(self) -> None:
-        """Search structure, metadata and class names must speak of the same images."""
-        if (np.diff(self.ids) <= 0).any() or not np.array_equal(self._searcher.ids, self.ids):
-            file = self._manifest.index.file.name
-            raise damaged(self.path / file, "its ids are not those of the metadata")
-        classes = len(self._manifest.corpus.class_names or ())
-        if self.labels.min() < NO_LABEL or self.labels.max() >= classes:
-            raise damaged(self.path / MANIFEST, f"labels are outside its {classes} class names")
-
-    def _check_images_find_themselves(self) -> None:
-        """Search for a sample of the stored vectors: each must come first, or a duplicate of it.
-
-        Reading the sample also checks its norms.
-        """
-        rows = np.unique(np.linspace(0, len(self) - 1, _SAMPLED_ROWS).astype(np.int64))
-        ids, scores = self.search(self.embeddings[rows], k=1)
-        lost = (ids[:, 0] != self.ids[rows]) & ~(np.abs(scores[:, 0] - 1) < _SAME_SCORE)
-        if lost.any():
-            raise damaged(
-                self.path / self._manifest.index.file.name,
-                f"image {self.paths[int(rows[lost][0])]} does not find itself",
-            )
-
-
-def _check_encoder(path: Path, manifest: Manifest, encoder: Encoder) -> None:
-    """Refuse an encoder with other weights or other preprocessing than the index was built by."""
-    built = manifest.encoder
-    if encoder.fingerprint != built.fingerprint:
-        raise IndexMismatchError(
-            f"{path} was built by encoder {built.name} ({built.fingerprint}), but this is "
-            f"{encoder.name} ({encoder.fingerprint}); build the index again or load that encoder"
-        )
-    expected, found = manifest.preprocess.fingerprint, encoder.preprocess.fingerprint
-    if found != expected:
-        raise IndexMismatchError(
-            f"{path} was built with preprocessing {expected}, but encoder {encoder.name} uses "
-            f"{found}; build the index again or restore the settings"
-        )
-
-
-def _column(table: pa.Table, name: str) -> Int64[ndarray, " images"]:
-    return np.asarray(table.column(name).to_numpy(), dtype=np.int64)

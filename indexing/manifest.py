@@ -3,31 +3,37 @@
 `manifest.json` is the only commit point. A file that no manifest names does not exist as far as
 an index is concerned, so a reader sees the whole of one generation or the whole of another.
 Reading is strict: an unknown key, another version or a file outside the index folder is refused.
+
+An unfinished build or addition keeps what it has stored so far in `staged`: nobody searches it,
+nobody loses it, and the next run goes on from there. Version 1, which knew neither updates nor
+resumption, is read as version 2.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-import types
-from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass
+from typing import Any
 
-FORMAT_VERSION = 1
+from indexing.strict_json import read_record
+
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 28
 """A larger manifest is refused before it is parsed; 100 million images need about 4 MB."""
 
-_Record = TypeVar("_Record")
-_Plain = TypeVar("_Plain")
-
-_LARGEST = 1 << 53  # what every JSON reader keeps exact
-_FILE_NAME = re.compile(
+FILE_NAME = re.compile(
     r"img_emb/img_emb_\d{6,}\.npy"
     r"|metadata/metadata_\d{6,}\.parquet"
     r"|failures/failures_\d{6,}\.parquet"
     r"|index/knn_g\d+\.faiss"
+    r"|tombstones_g\d+\.npy"
 )
+"""What data files of an index are called, below its folder."""
+
+_NEW_IN_VERSION_2 = {"next_shard", "staged", "plan", "adding", "tombstones", "failures"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,7 @@ class StoredFile:
     sha256: str
 
     def __post_init__(self) -> None:
-        if not _FILE_NAME.fullmatch(self.name):
+        if not FILE_NAME.fullmatch(self.name):
             raise ValueError(f"{self.name!r} is not the name of a file of an index")
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(f"{self.name} has a sha256 that is not 64 hex digits")
@@ -48,12 +54,22 @@ class StoredFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A run of the corpus list: embeddings and metadata row by row, and what failed."""
+    """A run of images: embeddings and metadata row by row, and what failed among them.
+
+    Attributes:
+        number: Of the shard; never given twice, so that no file name means two things.
+        failures: What could not be read; None once an update has moved it to the manifest's list.
+    """
 
     number: int
     embeddings: StoredFile
     metadata: StoredFile
-    failures: StoredFile
+    failures: StoredFile | None
+
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        """Its files."""
+        return (self.embeddings, self.metadata, *([self.failures] if self.failures else []))
 
     def __post_init__(self) -> None:
         if self.embeddings.rows != self.metadata.rows:
@@ -65,10 +81,11 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Images that are indexed, and images that could not be read."""
+    """Images that are indexed, images that could not be read, stored rows nobody finds any more."""
 
     images: int
     failures: int
+    removed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +129,37 @@ class SearchRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What an unfinished build set out to do.
+
+    Attributes:
+        list_sha256: Of the list of images; see `list_fingerprint`.
+        shard_size: Images of the list per shard.
+    """
+
+    list_sha256: str
+    shard_size: int
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1:
+            raise ValueError(f"plan.shard_size must be at least 1, got {self.shard_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything an index is, except the data itself.
+
+    Attributes:
+        generation: Counts the commits that changed what a search finds; 0 until a build is done.
+        next_id: Id of the next new image; no id is ever given twice.
+        next_shard: Number of the next shard or list of failures.
+        shards: What is searched, less what is removed. Of two rows with one id the later counts.
+        staged: Shards of an unfinished build or addition, which are not searched yet.
+        plan: What an unfinished build set out to do; None once it is done.
+        adding: The corpus as an unfinished addition sees it, whose classes `staged` is labelled by.
+        tombstones: Ids that were removed, while rows of them are still stored.
+        failures: Images that could not be read, besides those listed by the shards.
+        index: What is searched; None while the build is unfinished.
 
     Raises:
         ValueError: If counts and files disagree, or there is no vector.
@@ -121,45 +167,73 @@ class Manifest:
 
     generation: int
     next_id: int
+    next_shard: int
     counts: Counts
     encoder: EncoderRecord
     preprocess: PreprocessRecord
     corpus: CorpusRecord
     shards: tuple[Shard, ...]
-    index: SearchRecord
+    staged: tuple[Shard, ...]
+    plan: Plan | None
+    adding: CorpusRecord | None
+    tombstones: StoredFile | None
+    failures: StoredFile | None
+    index: SearchRecord | None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        images, failures = self.counts.images, self.counts.failures
-        if images < 1:
+        if (self.plan is None) != (self.index is not None):
+            raise ValueError("an index has either a search file or a plan to finish")
+        numbers = [shard.number for shard in (*self.shards, *self.staged)]
+        if len(set(numbers)) < len(numbers) or max(numbers, default=-1) >= self.next_shard:
+            raise ValueError(f"its shards are not numbered apart below {self.next_shard}")
+        self._check_counts()
+
+    def _check_counts(self) -> None:
+        images, removed = self.counts.images, self.counts.removed
+        if self.index is not None and images < 1:
             raise ValueError("the index holds no image; build it again")
-        if sum(shard.embeddings.rows for shard in self.shards) != images:
-            raise ValueError(f"the shards do not add up to {images} images")
-        if sum(shard.failures.rows for shard in self.shards) != failures:
-            raise ValueError(f"the shards do not add up to {failures} failures")
-        if self.index.file.rows != images:
+        if sum(shard.embeddings.rows for shard in self.shards) != images + removed:
+            more = f" and {removed} removed ones" if removed else ""
+            raise ValueError(f"the shards do not add up to {images} images{more}")
+        if sum(file.rows for file in self.failure_files) != self.counts.failures:
+            raise ValueError(f"the shards do not add up to {self.counts.failures} failures")
+        if self.index is not None and not images <= self.index.file.rows <= images + removed:
             raise ValueError(f"{self.index.file.name} has {self.index.file.rows} rows of {images}")
         if self.next_id < images:
             raise ValueError(f"next_id is {self.next_id}, below the {images} ids in use")
 
     @property
+    def failure_files(self) -> tuple[StoredFile, ...]:
+        """Lists of the images that could not be read; staged ones are not among them."""
+        lists = (*(shard.failures for shard in self.shards), self.failures)
+        return tuple(file for file in lists if file is not None)
+
+    @property
     def files(self) -> tuple[StoredFile, ...]:
-        """Every file the index consists of."""
-        parts = [(shard.embeddings, shard.metadata, shard.failures) for shard in self.shards]
-        return (*(file for shard in parts for file in shard), self.index.file)
+        """Every file the index consists of, staged ones included."""
+        search = None if self.index is None else self.index.file
+        more = (file for file in (self.tombstones, self.failures, search) if file is not None)
+        shards = (*self.shards, *self.staged)
+        return (*(file for shard in shards for file in shard.files), *more)
+
+    @property
+    def searched_files(self) -> tuple[StoredFile, ...]:
+        """The files that a reader opens."""
+        staged = {file.name for shard in self.staged for file in shard.files}
+        return tuple(file for file in self.files if file.name not in staged)
 
     def to_json(self) -> bytes:
-        """Return the manifest as indented UTF-8 JSON, version first."""
-        values = {"format_version": self.format_version, **asdict(self)}
-        return json.dumps(values, indent=2).encode() + b"\n"
+        """Return the manifest as indented UTF-8 JSON, version first and the hash of it all last."""
+        return sealed({"format_version": self.format_version, **asdict(self)})
 
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:
         """Read a manifest.
 
         Raises:
-            ValueError: If it is not JSON, of another version, or not exactly what `to_json`
-                writes.
+            ValueError: If it is not JSON, of another version, damaged, or not exactly what
+                `to_json` writes.
         """
         if len(text) > MAX_BYTES:
             raise ValueError(f"it has {len(text):,} bytes, more than the limit of {MAX_BYTES:,}")
@@ -168,44 +242,36 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"it is not complete JSON: {error}") from error
         version = values.get("format_version") if isinstance(values, dict) else None
-        if version != FORMAT_VERSION:
+        if version not in (1, FORMAT_VERSION) or type(version) is not int:
             raise ValueError(
-                f"it has format version {version!r}, this program reads version {FORMAT_VERSION}"
+                f"it has format version {version!r}, this program reads versions 1 and "
+                f"{FORMAT_VERSION}"
             )
-        return _read_record(cls, values, "manifest")
+        if version == 1:  # these have no hash of their own
+            _upgrade(values)
+        elif values.pop("sha256", None) != _digest(values):
+            raise ValueError("it is damaged: its content is not what was written")
+        return read_record(cls, values, "manifest")
 
 
-def _read(kind: object, value: object, where: str) -> object:
-    """Read a JSON value as the type `kind`, without converting anything."""
-    if isinstance(kind, type) and is_dataclass(kind):
-        return _read_record(kind, value, where)
-    if isinstance(kind, types.UnionType):
-        return None if value is None else _read(get_args(kind)[0], value, where)
-    if get_origin(kind) is tuple:
-        items = _expect(list, value, where)
-        return tuple(
-            _read(get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(items)
-        )
-    if kind is int and not 0 <= _expect(int, value, where) <= _LARGEST:
-        raise ValueError(f"{where} must be within 0..{_LARGEST}, got {value!r:.40}")
-    plain = get_origin(kind) or kind
-    assert isinstance(plain, type)
-    return _expect(plain, value, where)
+def sealed(values: dict[str, Any]) -> bytes:
+    """Return the JSON of a manifest with the hash of its content, which reading checks."""
+    return json.dumps({**values, "sha256": _digest(values)}, indent=2).encode() + b"\n"
 
 
-def _read_record(kind: type[_Record], value: object, where: str) -> _Record:
-    """Read a JSON object as the dataclass `kind`; every key must be there and no other."""
-    values = _expect(dict, value, where)
-    hints = get_type_hints(kind)
-    if unknown := sorted(set(values) - set(hints)):
-        raise ValueError(f"{where} has unknown keys {unknown}; known: {sorted(hints)}")
-    if missing := sorted(set(hints) - set(values)):
-        raise ValueError(f"{where} lacks the keys {missing}")
-    return kind(**{name: _read(hints[name], values[name], f"{where}.{name}") for name in hints})
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _expect(kind: type[_Plain], value: object, where: str) -> _Plain:
-    """Return `value` if it is exactly of type `kind` (JSON's true is not an integer)."""
-    if type(value) is not kind:
-        raise ValueError(f"{where} must be a {kind.__name__}, got {value!r:.100}")
-    return value
+def _upgrade(values: dict[str, Any]) -> None:
+    """Say in the words of version 2 what a manifest of version 1 means, as far as it is one."""
+    if early := sorted(_NEW_IN_VERSION_2 & set(values)):
+        raise ValueError(f"manifest has unknown keys {early} for version 1")
+    shards, counts = values.get("shards"), values.get("counts")
+    if isinstance(counts, dict):
+        counts.setdefault("removed", 0)
+    values |= {
+        "format_version": FORMAT_VERSION,
+        "next_shard": len(shards) if isinstance(shards, list) else 0,  # numbered from 0
+        "staged": [], "plan": None, "adding": None, "tombstones": None, "failures": None,
+    }  # fmt: skip

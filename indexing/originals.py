@@ -7,6 +7,8 @@ import os
 from functools import cached_property
 from pathlib import Path
 
+import pyarrow as pa
+
 from indexing.corpus import Corpus
 from indexing.manifest import CorpusRecord
 from matvit.files import read_file
@@ -32,7 +34,7 @@ class Originals:
 
         Args:
             path: Its name in the metadata.
-            position: Its place in the corpus.
+            position: Its place in the corpus when it was indexed.
             sha256: What its bytes must hash to.
 
         Raises:
@@ -61,11 +63,18 @@ class Originals:
         return file
 
     def _read_row(self, path: str, position: int) -> bytes:
-        if position >= len(self._corpus):
+        corpus = self._corpus
+        if position >= len(corpus) or corpus.name(position) != path:
+            position = self._names.index(path).as_py()  # rows before it came or went
+        if position < 0:
             raise FileNotFoundError(
                 f"{path} is no longer in {self._root}; put it back or build the index again"
             )
-        return self._corpus.read(position)
+        return corpus.read(position)
+
+    @cached_property
+    def _names(self) -> pa.Array:
+        return self._corpus.names
 
     @cached_property
     def _corpus(self) -> Corpus:

@@ -1,19 +1,19 @@
-"""Shards: what is stored about a run of the corpus list, as plain .npy and Parquet files.
+"""Shards: what is stored about a run of images, as plain .npy and Parquet files.
 
-Shard n covers positions n * SHARD_SIZE up to (n + 1) * SHARD_SIZE of the corpus, so its number
-depends on the list of images alone, not on what failed or on how many workers there were.
+A build puts positions n * SHARD_SIZE up to (n + 1) * SHARD_SIZE of the corpus into shard n, so its
+number depends on the list of images alone, not on what failed or on how many workers there were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32
+from jaxtyping import Float
 from numpy import ndarray
 
 from indexing.corpus import RECORDS, Failure
@@ -21,7 +21,7 @@ from indexing.manifest import Shard, StoredFile
 from indexing.storage import check_hash, damaged, store
 
 SHARD_SIZE = 16_384
-"""Positions of the corpus list per shard."""
+"""Images per shard."""
 
 METADATA = pa.schema([("id", pa.int64()), *RECORDS])
 """One row per embedding; label is -1 where there is none."""
@@ -32,31 +32,37 @@ FAILURES = pa.schema(
         ("error", pa.string()),
         ("message", pa.string()),
         ("position", pa.int64()),
+        ("bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
     ]
 )
-"""One row per image that could not be read."""
+"""One row per image that could not be read; size and time are -1 where they are not known."""
+
+_FAILURES_OF_VERSION_1 = pa.schema(list(FAILURES)[:4])
+
+
+def metadata_table(batches: Sequence[pa.RecordBatch], ids: Iterable[int]) -> pa.Table:
+    """Put ids before what is known about images; one row each, in the columns of `RECORDS`."""
+    records = pa.Table.from_batches(batches, RECORDS)
+    return pa.table([pa.array(ids, pa.int64()), *records.columns], schema=METADATA)
 
 
 def write_shard(
     folder: Path,
     number: int,
-    vectors: Float32[ndarray, "images dim"],
-    records: pa.Table,
-    failures: Sequence[Failure],
-    first_id: int,
+    vectors: Float[ndarray, "images dim"],
+    metadata: pa.Table,
+    failures: Sequence[Failure] | None,
 ) -> Shard:
     """Store one shard; it exists once a manifest names it.
 
     Args:
         folder: The index.
-        number: Of the shard, from 0.
-        vectors: Unit vectors, one per record; stored as float16.
-        records: What is known about each image, as `RECORDS` says.
-        failures: Images of the same run that could not be read.
-        first_id: Id of the first record; the others follow.
+        number: Of the shard.
+        vectors: Unit vectors, one per row of `metadata`; stored as float16.
+        metadata: As `metadata_table` returns it.
+        failures: Images of the same run that could not be read; None if the shard keeps no list.
     """
-    ids = pa.array(np.arange(first_id, first_id + records.num_rows))
-    failed = [asdict(failure) for failure in failures]
     return Shard(
         number=number,
         embeddings=store(
@@ -65,17 +71,25 @@ def write_shard(
             len(vectors),
             lambda stream: np.save(stream, vectors.astype(np.float16), allow_pickle=False),
         ),
-        metadata=_store_table(
-            folder,
-            f"metadata/metadata_{number:06d}.parquet",
-            pa.table([ids, *records.columns], schema=METADATA),
-        ),
-        failures=_store_table(
-            folder,
-            f"failures/failures_{number:06d}.parquet",
-            pa.Table.from_pylist(failed, FAILURES),
-        ),
+        metadata=_store_table(folder, f"metadata/metadata_{number:06d}.parquet", metadata),
+        failures=None if failures is None else write_failures(folder, number, failures),
     )
+
+
+def write_failures(folder: Path, number: int, failures: Sequence[Failure]) -> StoredFile:
+    """Store a list of images that could not be read."""
+    table = pa.Table.from_pylist([asdict(failure) for failure in failures], FAILURES)
+    return _store_table(folder, f"failures/failures_{number:06d}.parquet", table)
+
+
+def read_failures(folder: Path, files: Sequence[StoredFile]) -> list[Failure]:
+    """Read lists of images that could not be read, as one.
+
+    Raises:
+        ValueError: If a file is damaged or has other columns or rows than it should.
+    """
+    tables = [_read_table(folder, file, FAILURES, _FAILURES_OF_VERSION_1) for file in files]
+    return [Failure(**row) for table in tables for row in table.to_pylist()]
 
 
 def read_tables(folder: Path, files: Sequence[StoredFile], schema: pa.Schema) -> pa.Table:
@@ -84,19 +98,21 @@ def read_tables(folder: Path, files: Sequence[StoredFile], schema: pa.Schema) ->
     Raises:
         ValueError: If a file is damaged or has other columns or rows than it should.
     """
-    return pa.concat_tables([_read_table(folder, file, schema) for file in files])
+    tables = [_read_table(folder, file, schema) for file in files]
+    return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
 def _store_table(folder: Path, name: str, table: pa.Table) -> StoredFile:
     return store(folder, name, table.num_rows, lambda stream: pq.write_table(table, stream))
 
 
-def _read_table(folder: Path, file: StoredFile, schema: pa.Schema) -> pa.Table:
+def _read_table(folder: Path, file: StoredFile, *schemas: pa.Schema) -> pa.Table:
+    """Read one table, which must have the columns of one of the schemas."""
     check_hash(folder, file)  # the file is read whole anyway
     path = folder / file.name
     try:
         with pq.ParquetFile(path) as parquet:
-            if not parquet.schema_arrow.equals(schema):
+            if not any(parquet.schema_arrow.equals(schema) for schema in schemas):
                 raise damaged(path, f"its columns are {parquet.schema_arrow.names}")
             if parquet.metadata.num_rows != file.rows:
                 raise damaged(path, f"it has {parquet.metadata.num_rows} rows, not {file.rows}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,12 +17,17 @@ from typing import BinaryIO, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from indexing.manifest import MANIFEST, MAX_BYTES, Manifest, StoredFile
+from indexing.manifest import FILE_NAME, MANIFEST, MAX_BYTES, Manifest, StoredFile
 
 LOCK = "LOCK"
 PREVIOUS = f"{MANIFEST}.prev"
 FOLDERS = ("img_emb", "metadata", "failures", "index")
+REMEDY = "; restore it from a copy or build the index again"
 _TEMPORARY = ".tmp"
+_WRITTEN_BY_US = re.compile(
+    rf"({FILE_NAME.pattern})({re.escape(_TEMPORARY)})?"
+    rf"|({re.escape(MANIFEST)}|{re.escape(PREVIOUS)}){re.escape(_TEMPORARY)}"
+)
 
 
 class Written(NamedTuple):
@@ -39,20 +45,39 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Written
         write: Called with a binary stream to fill.
 
     Raises:
-        OSError: If the disk is full or the file did not arrive on it whole.
+        OSError: If the disk is full or the file did not arrive on it whole. What was written of
+            it is removed.
     """
     temporary = path.with_name(path.name + _TEMPORARY)
-    with temporary.open("wb") as stream:
+    try:
+        written = _write_and_sync(temporary, write)
+        temporary.replace(path)
+    except OSError as error:
+        _discard(temporary)
+        if error.filename or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except BaseException:
+        _discard(temporary)
+        raise
+    sync_folder(path.parent)
+    return written
+
+
+def _write_and_sync(path: Path, write: Callable[[BinaryIO], object]) -> Written:
+    with path.open("wb") as stream:
         write(stream)
         stream.flush()
         os.fsync(stream.fileno())
         expected = stream.tell()
-    if (found := temporary.stat().st_size) != expected:
-        raise OSError(f"wrote {expected:,} bytes to {temporary} but {found:,} are there")
-    written = Written(expected, sha256_of(temporary))
-    temporary.replace(path)
-    _sync_folder(path.parent)
-    return written
+    if (found := path.stat().st_size) != expected:
+        raise OSError(f"wrote {expected:,} bytes to {path} but {found:,} are there")
+    return Written(expected, sha256_of(path))
+
+
+def _discard(path: Path) -> None:
+    with suppress(OSError):  # what matters is the error that brought us here
+        path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
@@ -94,9 +119,7 @@ def check_hash(folder: Path, file: StoredFile) -> None:
 
 def damaged(path: Path, reason: str) -> ValueError:
     """Return the error for a file of an index that cannot be trusted."""
-    return ValueError(
-        f"{path} is damaged: {reason}; restore it from a copy or build the index again"
-    )
+    return ValueError(f"{path} is damaged: {reason}{REMEDY}")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -115,7 +138,31 @@ def read_manifest(folder: Path) -> Manifest:
         with path.open("rb") as stream:
             return Manifest.from_json(stream.read(MAX_BYTES + 1))
     except ValueError as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+        raise ValueError(f"cannot read {path}: {error}{_way_back(folder)}") from error
+
+
+def read_finished(folder: Path) -> Manifest:
+    """Read the manifest of an index that can be searched.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it cannot be read, or the build is unfinished; the message says what to do.
+    """
+    manifest = read_manifest(folder)
+    if manifest.plan is not None:
+        done = min(len(manifest.staged) * manifest.plan.shard_size, manifest.corpus.images)
+        raise ValueError(
+            f"{folder} is unfinished: {done:,} of {manifest.corpus.images:,} images are stored; "
+            "run the same `matvit index build` again to finish it"
+        )
+    return manifest
+
+
+def _way_back(folder: Path) -> str:
+    """What to do about a manifest that cannot be read."""
+    if not (folder / PREVIOUS).is_file():
+        return ""
+    return f"; the state before it is in {PREVIOUS}: copy that over it to go back"
 
 
 def commit(folder: Path, manifest: Manifest) -> None:
@@ -154,21 +201,54 @@ def writer_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def remove_data(folder: Path) -> None:
-    """Remove the data files below `folder`, and nothing that an index would not have written.
+def double(folder: Path) -> None:
+    """Make the state before the same as the state: nothing refers to older files any more."""
+    current = (folder / MANIFEST).read_bytes()
+    write_atomically(folder / PREVIOUS, lambda stream: stream.write(current))
 
-    Only for the writer of an index without a manifest: what is left of a build that stopped.
+
+def orphans(folder: Path, manifest: Manifest | None) -> list[Path]:
+    """Files that an index once wrote, or began to write, and that `manifest` does not name.
+
+    Args:
+        folder: The index.
+        manifest: What counts; None for nothing.
     """
-    (folder / (MANIFEST + _TEMPORARY)).unlink(missing_ok=True)
+    named = set() if manifest is None else {file.name for file in manifest.files}
+    candidates = [path for name in ("", *FOLDERS) for path in sorted((folder / name).glob("*"))]
+    return [
+        path
+        for path in candidates
+        if (name := path.relative_to(folder).as_posix()) not in named
+        and _WRITTEN_BY_US.fullmatch(name)
+    ]
+
+
+def sweep(folder: Path, manifest: Manifest | None) -> int:
+    """Remove orphans and return how many bytes that freed.
+
+    Only for the writer of an index. A file that somebody has open on Windows stays an orphan.
+    """
+    freed = 0
+    for path in orphans(folder, manifest):
+        size = path.stat().st_size
+        with suppress(PermissionError):
+            path.unlink()
+            freed += size
+    return freed
+
+
+def remove_index(folder: Path) -> None:
+    """Remove all that an index wrote below `folder` but its lock: the manifest first."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / PREVIOUS).unlink(missing_ok=True)
+    sweep(folder, None)
     for name in FOLDERS:
-        stem = "knn_g" if name == "index" else f"{name}_"
-        for file in (folder / name).glob(f"{stem}*"):
-            file.unlink()
         with suppress(OSError):  # missing, or holds something that is not ours
             (folder / name).rmdir()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename survive a power cut; Windows has no such call and needs none."""
     if os.name == "nt":
         return

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
-from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, one_hot
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 
 def augment(
@@ -16,15 +17,17 @@ def augment(
     *,
     min_area: float,
     jitter: float,
+    grayscale: float = 0.0,
     generator: Generator,
 ) -> Float[Tensor, "batch 3 size size"]:
-    """Crop at random, flip at random, vary brightness and contrast, resize.
+    """Crop at random, flip at random, vary brightness, contrast and colour, resize.
 
     Args:
         images: Pixels 0..255.
         size: Side of the output in pixels.
         min_area: Smallest share of the image that a crop keeps; the largest is 1.
         jitter: Brightness and contrast are scaled by factors from 1 - jitter to 1 + jitter.
+        grayscale: Share of the images that lose their colour.
         generator: Source of randomness, on the CPU.
 
     Returns:
@@ -41,7 +44,83 @@ def augment(
     grid = affine_grid(theta, shape, align_corners=False)
     cropped = grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
     resized = avg_pool2d(cropped, oversample) if oversample > 1 else cropped
-    return _jitter(resized, jitter, generator)
+    return _drop_color(_jitter(resized, jitter, generator), grayscale, generator)
+
+
+def mix_images(
+    images: Float[Tensor, "batch 3 height width"],
+    labels: Int[Tensor, "batch"],
+    classes: int,
+    *,
+    mixup: float,
+    cutmix: float,
+    generator: Generator,
+) -> tuple[Float[Tensor, "batch 3 height width"], Float[Tensor, "batch classes"]]:
+    """Mix every image with its neighbour in the batch, and their classes alike.
+
+    The first image is mixed with the second, the third with the fourth and so on, so that any
+    even slice of a batch can be mixed on its own. If both kinds are on, each step draws one.
+
+    Args:
+        images: Pixels.
+        labels: Class indices.
+        classes: How many classes there are.
+        mixup: Both parameters of the beta distribution that blends two images; 0 for never.
+        cutmix: The same for the share of a rectangle cut from the other image; 0 for never.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        Mixed pixels, and the share of each class in them.
+
+    References:
+        mixup: Beyond empirical risk minimization. https://arxiv.org/abs/1710.09412
+        CutMix, section 3.1. https://arxiv.org/abs/1905.04899
+    """
+    targets = one_hot(labels, classes).float()
+    if not mixup and not cutmix:
+        return images, targets
+    cuts = bool(cutmix) and (not mixup or _uniform(1, 0.0, 1.0, generator).item() < 0.5)
+    kept = _beta(cutmix if cuts else mixup, generator)
+    partner = torch.arange(len(images), device=images.device) ^ 1
+    partner = partner.clamp(max=len(images) - 1)
+    if cuts:
+        images, kept = _paste(images, images[partner], kept, generator)
+    else:
+        images = images * kept + images[partner] * (1 - kept)
+    return images, targets * kept + targets[partner] * (1 - kept)
+
+
+def _paste(
+    images: Float[Tensor, "batch 3 height width"],
+    others: Float[Tensor, "batch 3 height width"],
+    kept: float,
+    generator: Generator,
+) -> tuple[Float[Tensor, "batch 3 height width"], float]:
+    """Paste a rectangle of the others; return what share of the images is really kept."""
+    height, width = images.shape[-2:]
+    centre_y, centre_x = _uniform(2, 0.0, 1.0, generator).tolist()
+    half = math.sqrt(1 - kept) / 2
+    top, bottom = (min(max(round((centre_y + d) * height), 0), height) for d in (-half, half))
+    left, right = (min(max(round((centre_x + d) * width), 0), width) for d in (-half, half))
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = others[..., top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _beta(alpha: float, generator: Generator) -> float:
+    """Draw from the beta distribution with both parameters alpha, from a generator of our own."""
+    sample = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator)
+    return float(sample[0] / sample.sum())
+
+
+def _drop_color(
+    images: Float[Tensor, "batch 3 height width"], share: float, generator: Generator
+) -> Float[Tensor, "batch 3 height width"]:
+    if share == 0:
+        return images
+    chosen = (_uniform(len(images), 0.0, 1.0, generator) < share).to(images.device)
+    gray: Tensor = rgb_to_grayscale(images, num_output_channels=3)
+    return torch.where(chosen.view(-1, 1, 1, 1), gray, images)
 
 
 def _random_crops(count: int, min_area: float, generator: Generator) -> Float[Tensor, "count 2 3"]:

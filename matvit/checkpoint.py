@@ -1,5 +1,8 @@
 """Encoders on disk: `model.safetensors` and `config.json` in one folder.
 
+A converted encoder has a third file, `anchor.safetensors`: the full size, as it was before the
+conversion.
+
 The fingerprint identifies an encoder by architecture and weights. An index stores it and refuses
 any other encoder; a submodel extracted from a model keeps its parent's, since it answers the
 same index.
@@ -25,6 +28,7 @@ from matvit.preprocess import Preprocess
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
+ANCHOR = "anchor.safetensors"
 SETTINGS = "config.json"
 DEFAULT = "matvit-tiny64"
 BUNDLED = Path(__file__).parent / "weights"
@@ -46,6 +50,7 @@ class Checkpoint:
         training: How the weights came to be; free-form.
         submodel: For an extracted submodel, what was cut; None for a full MatViT.
         fingerprint: Identity of the full encoder; computed from the weights if empty.
+        anchor: Weights that a converted encoder runs its full size from; None if from `tensors`.
     """
 
     name: str
@@ -55,6 +60,7 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)
     submodel: str | None = None
     fingerprint: str = ""
+    anchor: Mapping[str, Tensor] | None = None
 
 
 def fingerprint(config: MatViTConfig, tensors: Mapping[str, Tensor]) -> str:
@@ -109,29 +115,35 @@ def locate(source: str | Path) -> Path:
 def write(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Path:
     """Write a checkpoint; weights first, settings last, each in one step.
 
-    An interrupted write leaves files whose fingerprints disagree, which `read` refuses.
+    An interrupted write leaves files whose fingerprints disagree, which `read` refuses. `dtype`
+    is for the weights; an anchor is stored in it only where that loses nothing.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights_fingerprint = fingerprint(checkpoint.config, checkpoint.tensors)
+    anchor = checkpoint.anchor
+    identity = checkpoint.fingerprint or weights_fingerprint
     settings = {
         "format_version": FORMAT_VERSION,
         "name": checkpoint.name,
-        "fingerprint": checkpoint.fingerprint or weights_fingerprint,
+        "fingerprint": identity if anchor is None else fingerprint(checkpoint.config, anchor),
         "weights": weights_fingerprint,
         "submodel": checkpoint.submodel,
         "model": checkpoint.config.to_dict(),
         "preprocess": checkpoint.preprocess.to_dict(),
         "training": checkpoint.training,
+        **({} if anchor is None else {"anchor": ANCHOR}),
     }
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as staging:
-        weights, description = Path(staging) / WEIGHTS, Path(staging) / SETTINGS
-        tensors = {k: v.detach().to("cpu", dtype).clone() for k, v in checkpoint.tensors.items()}
-        save_file(tensors, weights, metadata={"format": "pt"})
+        description = Path(staging) / SETTINGS
+        _save(checkpoint.tensors, Path(staging) / WEIGHTS, dtype)
+        if anchor is not None:
+            _save(anchor, Path(staging) / ANCHOR, dtype, exact=True)
         description.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        weights.chmod(0o644)  # the library makes it private
-        weights.replace(folder / WEIGHTS)
-        description.replace(folder / SETTINGS)
+        for made in (WEIGHTS, *(() if anchor is None else (ANCHOR,)), SETTINGS):
+            (Path(staging) / made).replace(folder / made)
+    if anchor is None:
+        (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier checkpoint in this folder
     return folder
 
 
@@ -145,21 +157,13 @@ def read(source: str | Path) -> Checkpoint:
     folder = locate(source)
     settings = _read_settings(folder / SETTINGS)
     try:
-        stored = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read {folder / WEIGHTS}: {error}") from error
-    try:
         config = MatViTConfig.from_dict(settings["model"])
         preprocess = Preprocess.from_dict(settings["preprocess"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / SETTINGS}: {error}") from error
-    tensors = {key: value.float() for key, value in stored.items()}
-    found = fingerprint(config, tensors)
-    if found != settings["weights"]:
-        raise ValueError(
-            f"{folder / WEIGHTS} is damaged or was changed: its fingerprint is {found}, "
-            f"{SETTINGS} says {settings['weights']}; restore both files from where they came"
-        )
+    tensors = _load(folder / WEIGHTS, config, settings["weights"])
+    has_anchor = "anchor" in settings
+    anchor = _load(folder / ANCHOR, config, settings["fingerprint"]) if has_anchor else None
     return Checkpoint(
         name=settings["name"],
         config=config,
@@ -168,7 +172,38 @@ def read(source: str | Path) -> Checkpoint:
         training=settings["training"],
         submodel=settings["submodel"],
         fingerprint=settings["fingerprint"],
+        anchor=anchor,
     )
+
+
+def _save(
+    tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype, *, exact: bool = False
+) -> None:
+    """Write tensors; with `exact`, in float32 wherever `dtype` would change a value."""
+    stored = {}
+    for key, value in tensors.items():
+        rounded = value.detach().to("cpu", dtype).clone()
+        if exact and not torch.equal(rounded.float(), value.detach().cpu().float()):
+            rounded = value.detach().to("cpu", torch.float32).clone()
+        stored[key] = rounded
+    save_file(stored, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # the library makes it private
+
+
+def _load(path: Path, config: MatViTConfig, expected: str) -> dict[str, Tensor]:
+    """Read tensors as float32, and check that they are those written."""
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    tensors = {key: value.float() for key, value in stored.items()}
+    found = fingerprint(config, tensors)
+    if found != expected:
+        raise ValueError(
+            f"{path} is damaged or was changed: its fingerprint is {found}, "
+            f"{SETTINGS} says {expected}; restore both files from where they came"
+        )
+    return tensors
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -176,7 +211,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    if not isinstance(settings, dict) or set(settings) != _KEYS:
+    if not isinstance(settings, dict) or set(settings) - {"anchor"} != _KEYS:
         raise ValueError(f"{path} does not describe an encoder; expected keys {sorted(_KEYS)}")
     if settings["format_version"] != FORMAT_VERSION:
         raise ValueError(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatViTConfig:
     """Architecture of a nested Vision Transformer.
 
-    Every field is the `timm.models.vision_transformer.VisionTransformer` argument of the same
-    name, so a timm model's settings can be copied over unchanged.
+    Every field but `norm_eps` is the `timm.models.vision_transformer.VisionTransformer` argument
+    of the same name, so a timm model's settings can be copied over unchanged.
 
     Args:
         img_size: Side of the square input, in pixels.
@@ -31,6 +33,8 @@ class MatViTConfig:
         pre_norm: Normalise the tokens before the first block.
         fc_norm: Normalise after pooling instead of before; None follows timm (after `"avg"`).
         dynamic_img_size: Accept other input sizes by resampling the position embedding.
+        act_layer: Activation of the feed-forward networks, by timm's name.
+        norm_eps: Added to the variance in every layer norm.
 
     Raises:
         ValueError: If the sizes do not fit together.
@@ -53,6 +57,8 @@ class MatViTConfig:
     pre_norm: bool = False
     fc_norm: bool | None = None
     dynamic_img_size: bool = False
+    act_layer: Activation = "gelu"
+    norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
         for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads"):
@@ -77,6 +83,7 @@ class MatViTConfig:
             raise ValueError("global_pool='token' reads the class token; set class_token=True")
         if self.num_classes < 0 or self.reg_tokens < 0:
             raise ValueError("num_classes and reg_tokens cannot be negative")
+        self._check_functions()
 
     @property
     def hidden_dim(self) -> int:
@@ -99,9 +106,23 @@ class MatViTConfig:
             raise ValueError(f"img_size must be a multiple of {self.patch_size}, got {size}")
         return (size // self.patch_size) ** 2 + self.prefix_tokens
 
+    def _check_functions(self) -> None:
+        if self.act_layer not in (known := get_args(Activation)):
+            raise ValueError(f"act_layer must be one of {', '.join(known)}, got {self.act_layer!r}")
+        if self.norm_eps <= 0:
+            raise ValueError(f"norm_eps must be above 0, got {self.norm_eps}")
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
-        return asdict(self)
+        """Return the fields as plain JSON values.
+
+        Settings that came after the first encoders are left out where they change nothing, so
+        that those encoders keep their fingerprints.
+        """
+        values = asdict(self)
+        for name, without_effect in (("act_layer", "gelu"), ("norm_eps", 1e-6)):
+            if values[name] == without_effect:
+                del values[name]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MatViTConfig:

@@ -55,6 +55,7 @@ class DecodePool:
         processes: Decode in that many processes instead of threads.
 
     Attributes:
+        preprocess: How images become pixels.
         workers: How many there are, 0 for none but the calling thread.
 
     Raises:
@@ -71,7 +72,7 @@ class DecodePool:
                 f"{' with processes' if processes else ''}, got {count}"
             )
         self.workers = count
-        self._preprocess = preprocess
+        self.preprocess = preprocess
         self._threads = ThreadPoolExecutor(count, "decode") if count else None
         self._processes = _Processes(preprocess) if processes else None
 
@@ -102,7 +103,7 @@ class DecodePool:
         if self._processes is not None:
             return self._processes.decode(data)
         try:
-            return self._preprocess.decode(data)
+            return self.preprocess.decode(data)
         except ValueError as error:
             raise DecodeError(type(error.__cause__ or error).__name__, str(error)) from error
 

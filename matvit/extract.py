@@ -7,6 +7,7 @@ was cut from, so it may ask that model's indexes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.functional import normalize
 from matvit import checkpoint
 from matvit.config import MatViTConfig
 from matvit.cost import check_submodel
+from matvit.layers import ACTIVATIONS, timm_arguments
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
 from matvit.submodel import Granularity, Submodel
@@ -47,9 +49,9 @@ class ExtractedViT(VisionTransformer):
         fingerprint: str,
     ) -> None:
         check_submodel(config, submodel)
-        super().__init__(**{**config.to_dict(), "num_classes": 0})
+        super().__init__(**timm_arguments(replace(config, num_classes=0)))
         for block, width in zip(self.blocks, submodel.widths, strict=True):
-            block.mlp = Mlp(config.embed_dim, width, act_layer=nn.GELU)
+            block.mlp = Mlp(config.embed_dim, width, act_layer=ACTIVATIONS[config.act_layer])
         setattr(self, "head", UnitNorm())  # noqa: B010 -- timm declares a linear head or none
         self.config, self.preprocess = config, preprocess
         self.name, self.widths = name, submodel
@@ -131,7 +133,8 @@ def extract(model: MatViT, submodel: Submodel | str | None = None) -> ExtractedV
     """Cut a submodel out of a MatViT.
 
     Returns:
-        A plain ViT that gives the vectors `model(images, submodel)` gives.
+        A plain ViT that gives the vectors `model(images, submodel)` gives. The full size of a
+        converted encoder is the encoder that it was converted from.
 
     Raises:
         ValueError: If the submodel is not one of the model's.
@@ -140,7 +143,7 @@ def extract(model: MatViT, submodel: Submodel | str | None = None) -> ExtractedV
     small = ExtractedViT(model.config, chosen, model.preprocess, model.name, model.fingerprint)
     reference = next(model.parameters())
     small.to(reference.device, reference.dtype)
-    small.take_weights(_slice(model.backbone.state_dict(), chosen))
+    small.take_weights(_slice(model.weights_of(chosen).state_dict(), chosen))
     return small
 
 

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from jaxtyping import Float
+from timm.layers.activations import GELUTanh, QuickGELU
 from timm.layers.mlp import Mlp
+from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import Block
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from matvit.config import MatViTConfig
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": GELUTanh,
+    "quick_gelu": QuickGELU,
+}
+
+
+def timm_arguments(config: MatViTConfig) -> dict[str, Any]:
+    """Return the arguments that make timm's `VisionTransformer` the plain ViT of these settings."""
+    arguments = {**config.to_dict(), "act_layer": ACTIVATIONS[config.act_layer]}
+    if (eps := arguments.pop("norm_eps", None)) is not None:
+        arguments["norm_layer"] = partial(LayerNorm, eps=eps)
+    return arguments
 
 
 class NestedMlp(Mlp):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from matvit.model import MatViT
 from matvit.submodel import Submodel
@@ -15,7 +16,7 @@ from matvit.submodel import Submodel
 def joint_cross_entropy(
     model: MatViT,
     images: Float[Tensor, "batch 3 height width"],
-    labels: Int[Tensor, "batch"],
+    labels: Int[Tensor, "batch"] | Float[Tensor, "batch classes"],
     submodels: Sequence[Submodel],
     weights: Sequence[float],
     *,
@@ -25,6 +26,14 @@ def joint_cross_entropy(
 
     All submodels share the head, so their embeddings are drawn to the same class directions:
     that is what lets one of them ask an index that another one filled.
+
+    Args:
+        model: What is trained.
+        images: Normalised images.
+        labels: Class indices, or shares of classes (mixed images).
+        submodels: Sizes trained.
+        weights: Weight of each size.
+        label_smoothing: Share of the target spread over all classes.
 
     Returns:
         The weighted mean over the submodels, and each submodel's own loss (detached).
@@ -38,7 +47,7 @@ def joint_cross_entropy(
     """
     _check_weights(submodels, weights)
     logits = model.classify(model.pool(model.features(images, submodels))).float()
-    repeated = labels.repeat(len(submodels))
+    repeated = torch.cat([labels] * len(submodels))
     losses = cross_entropy(
         logits.flatten(0, 1), repeated, label_smoothing=label_smoothing, reduction="none"
     )
@@ -51,6 +60,9 @@ def alignment(
     targets: Float[Tensor, "batch dim"],
     submodels: Sequence[Submodel],
     weights: Sequence[float],
+    *,
+    neighbour_weight: float = 0.0,
+    temperature: float = 0.1,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "submodels"]]:
     """Distance of several submodels' embeddings from the vectors a database holds.
 
@@ -63,9 +75,11 @@ def alignment(
         targets: Embeddings of the same images by the database encoder, of length one.
         submodels: Sizes trained.
         weights: Weight of each size.
+        neighbour_weight: Weight of `neighbour_divergence`, beside 1 - cosine.
+        temperature: Of that divergence.
 
     Returns:
-        The weighted mean of 1 - cosine, and each submodel's own mean (detached).
+        The weighted mean over the submodels, and each submodel's own loss (detached).
 
     Raises:
         ValueError: If there is not one positive weight per submodel.
@@ -76,7 +90,38 @@ def alignment(
     """
     _check_weights(submodels, weights)
     vectors = normalize(model.pool(model.features(images, submodels)).float(), dim=-1)
-    return _weigh(1 - (vectors * targets).sum(dim=-1).mean(dim=1), weights)
+    losses = 1 - (vectors * targets).sum(dim=-1).mean(dim=1)
+    if neighbour_weight:
+        losses = losses + neighbour_weight * neighbour_divergence(vectors, targets, temperature)
+    return _weigh(losses, weights)
+
+
+def neighbour_divergence(
+    vectors: Float[Tensor, "submodels batch dim"],
+    targets: Float[Tensor, "batch dim"],
+    temperature: float,
+) -> Float[Tensor, "submodels"]:
+    """How differently queries and database vectors see their neighbours in the batch.
+
+    Each image asks the database vectors of the other images; the similarities become a
+    distribution over them, once with the image's own database vector and once with its query
+    vector. The result is the Kullback-Leibler divergence of the two, in nats, averaged over the
+    images: zero where a query ranks and scores the others just as the database vector does.
+
+    References:
+        Contextual similarity distillation for asymmetric image retrieval, section 3.3 (there
+        over the nearest neighbours in the database). CVPR 2022.
+    """
+    itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
+    wanted = (targets @ targets.T / temperature).masked_fill(itself, -torch.inf)
+    given = (vectors @ targets.T / temperature).masked_fill(itself, -torch.inf)
+    # An image's similarity to itself is left out of both, as a finite zero: -inf - -inf is NaN.
+    log_wanted = log_softmax(wanted, dim=-1).masked_fill(itself, 0.0)
+    log_given = log_softmax(given, dim=-1).masked_fill(itself, 0.0)
+    shares = log_wanted.exp().masked_fill(itself, 0.0)
+    divergence = (shares * (log_wanted - log_given)).sum(dim=-1)
+    mean: Tensor = divergence.mean(dim=-1)
+    return mean
 
 
 def _check_weights(submodels: Sequence[Submodel], weights: Sequence[float]) -> None:

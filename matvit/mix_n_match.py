@@ -8,7 +8,8 @@ References:
 
 from __future__ import annotations
 
-from itertools import combinations_with_replacement
+import random
+from itertools import combinations_with_replacement, pairwise
 
 from matvit.config import MatViTConfig
 from matvit.cost import count_macs
@@ -37,13 +38,63 @@ def mix_n_match(config: MatViTConfig, limit: int | None = None) -> list[Submodel
     Raises:
         ValueError: If `limit` is below 2.
     """
-    widths = [size.width(config.hidden_dim) for size in Granularity]
-    submodels = [
-        Submodel(chosen, config.hidden_dim)
-        for chosen in combinations_with_replacement(widths, config.depth)
-    ]
+    submodels = [Submodel(chosen, config.hidden_dim) for chosen in _monotone_widths(config)]
     submodels.sort(key=lambda submodel: (count_macs(config, submodel), submodel.widths))
     return submodels if limit is None else _spread(config, submodels, limit)
+
+
+def neighbouring_mixes(config: MatViTConfig) -> list[Submodel]:
+    """Return the mixes of two sizes next to each other, cheapest first.
+
+    Each is one size up to some block and the other from there on, the larger one last or first:
+    the smallest steps there are, 30 of them for 6 blocks.
+    """
+    widening = _neighbouring_widths(config)
+    submodels = [
+        Submodel(widths, config.hidden_dim)
+        for widths in [*widening, *(widths[::-1] for widths in widening)]
+    ]
+    return sorted(submodels, key=lambda submodel: (count_macs(config, submodel), submodel.widths))
+
+
+def random_submodel(config: MatViTConfig, seed: int) -> Submodel:
+    """Draw a submodel to train on, so that sizes nobody trained do not fall behind.
+
+    A third of the draws are one size in every block, M or L (the smallest and the largest belong
+    into every step anyway); a third are mixes of two neighbouring sizes, the ones that cost least
+    quality; a third are any mixes. Mixes widen with depth or, as often, narrow.
+
+    Returns:
+        The same submodel for the same seed.
+
+    References:
+        The sandwich rule (smallest, largest and random widths in every step): Universally
+        slimmable networks, section 3.2. https://arxiv.org/abs/1903.05134
+    """
+    rng = random.Random(seed)  # noqa: S311 -- nothing here is secret
+    kind = rng.randrange(3)
+    if kind == 0:
+        size = rng.choice([Granularity.M, Granularity.L])
+        return Submodel.uniform(size, depth=config.depth, hidden_dim=config.hidden_dim)
+    mixes = _neighbouring_widths(config) if kind == 1 else _monotone_widths(config)
+    chosen = rng.choice(mixes)
+    return Submodel(chosen if rng.random() < 0.5 else chosen[::-1], config.hidden_dim)
+
+
+def _neighbouring_widths(config: MatViTConfig) -> list[tuple[int, ...]]:
+    """Return the non-decreasing mixes of two sizes next to each other."""
+    sizes = list(Granularity)
+    return [
+        (small.width(config.hidden_dim),) * (config.depth - larger)
+        + (large.width(config.hidden_dim),) * larger
+        for small, large in pairwise(sizes)
+        for larger in range(1, config.depth)
+    ]
+
+
+def _monotone_widths(config: MatViTConfig) -> list[tuple[int, ...]]:
+    widths = [size.width(config.hidden_dim) for size in Granularity]
+    return list(combinations_with_replacement(widths, config.depth))
 
 
 def _spread(config: MatViTConfig, submodels: list[Submodel], limit: int) -> list[Submodel]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from matvit import checkpoint
+from matvit import backbone, checkpoint
 from matvit.config import MatViTConfig
 from matvit.cost import check_submodel
-from matvit.layers import NestedBlock, NestedMlp
 from matvit.preprocess import Preprocess
 from matvit.submodel import Granularity, Submodel
 
@@ -25,6 +25,10 @@ class MatViT(nn.Module):
 
     Which submodel runs is an argument of every call and never state, so threads can use one
     model at several sizes at once.
+
+    Usually all sizes are nested in one set of weights, `backbone`. A converted encoder (see
+    `serve_full_size_from`) has a second one, `anchor`: the full size of the encoder that it was
+    made from, unchanged. Then the full size runs there and every other one in `backbone`.
 
     Args:
         config: Architecture.
@@ -57,12 +61,8 @@ class MatViT(nn.Module):
                 f"the model takes {config.img_size}"
             )
         self.name = name
-        self.backbone = VisionTransformer(
-            **config.to_dict(),
-            drop_path_rate=drop_path_rate,
-            block_fn=NestedBlock,
-            mlp_layer=NestedMlp,
-        )
+        self.backbone = backbone.build(config, drop_path_rate)
+        self.anchor: VisionTransformer | None = None
         self._fingerprint: tuple[object, str] | None = None
         self.eval()
 
@@ -92,6 +92,8 @@ class MatViT(nn.Module):
         model = cls(stored.config, stored.preprocess, stored.name)
         try:
             model.backbone.load_state_dict(dict(stored.tensors))
+            if stored.anchor is not None:
+                model._set_anchor(stored.anchor)
         except RuntimeError as error:
             raise ValueError(
                 f"the weights of {stored.name} do not fit its settings: {error}"
@@ -110,18 +112,21 @@ class MatViT(nn.Module):
         Args:
             folder: Created if missing; an earlier checkpoint in it is replaced.
             dtype: Stored precision. With float16 the file is half as large, and the encoder it
-                loads as (float32 values rounded to float16) has its own fingerprint.
+                loads as (float32 values rounded to float16) has its own fingerprint. An anchor is
+                never rounded.
             training: Anything worth remembering about how the weights came to be.
         """
-        tensors = {key: value.to(dtype).float() for key, value in self._tensors().items()}
+        tensors = backbone.tensors(self.backbone)
+        rounded = {key: value.to(dtype).float() for key, value in tensors.items()}
         return checkpoint.write(
             folder,
             checkpoint.Checkpoint(
                 name=self.name,
                 config=self.config,
                 preprocess=self.preprocess,
-                tensors=tensors,
+                tensors=rounded,
                 training=training or {},
+                anchor=None if self.anchor is None else backbone.tensors(self.anchor),
             ),
             dtype=dtype,
         )
@@ -129,25 +134,48 @@ class MatViT(nn.Module):
     def start_from(self, other: MatViT) -> None:
         """Take over the weights of another model, but for a head of other classes.
 
+        Of a converted encoder these are the nested ones; its anchor stays behind.
+
         Raises:
             ValueError: If it has another architecture or preprocessing.
         """
-        theirs = {**other.config.to_dict(), "num_classes": self.config.num_classes}
-        if theirs != self.config.to_dict() or other.preprocess != self.preprocess:
-            raise ValueError(
-                f"cannot start from {other.name}: its architecture or preprocessing differs"
-            )
+        self._check_same_shape(other, "start from")
         weights = other.backbone.state_dict()
         if other.config.num_classes != self.config.num_classes:
             weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
         self.backbone.load_state_dict(weights, strict=False)
 
+    def serve_full_size_from(self, original: MatViT) -> None:
+        """From now on, the full size is that of another encoder, bit for bit.
+
+        This model takes on its fingerprint, and its indexes stay valid. The anchor is a copy that
+        is never trained; the smaller sizes go on running from this model's own weights.
+
+        Args:
+            original: Encoder of the same shape. If it is a converted one itself, its full size
+                is what counts.
+
+        Raises:
+            ValueError: If it has another architecture or preprocessing.
+        """
+        self._check_same_shape(original, "serve the full size from")
+        self._set_anchor(original.weights_of(original.submodel()).state_dict())
+
+    def train(self, mode: bool = True) -> MatViT:
+        """Switch stochastic depth on or off; an anchor never has any."""
+        super().train(mode)
+        if self.anchor is not None:
+            self.anchor.eval()
+        return self
+
     @property
     def fingerprint(self) -> str:
-        """16 hex digits identifying architecture and weights (not the classification head)."""
-        state = checkpoint.weights_version(self.backbone)
+        """16 hex digits identifying architecture and weights of the full size (not the head)."""
+        full = self.weights_of(self.submodel())
+        state = checkpoint.weights_version(full)
         if self._fingerprint is None or self._fingerprint[0] != state:
-            self._fingerprint = (state, checkpoint.fingerprint(self.config, self._tensors()))
+            tensors = backbone.tensors(full)
+            self._fingerprint = (state, checkpoint.fingerprint(self.config, tensors))
         return self._fingerprint[1]
 
     @property
@@ -169,6 +197,10 @@ class MatViT(nn.Module):
         check_submodel(self.config, spec)
         return spec
 
+    def weights_of(self, submodel: Submodel) -> VisionTransformer:
+        """Return the weights that a submodel runs from."""
+        return self.anchor if self.anchor is not None and submodel.is_full else self.backbone
+
     def forward(
         self,
         images: Float[Tensor, "batch 3 height width"],
@@ -183,7 +215,8 @@ class MatViT(nn.Module):
             ValueError: If the images have another size than the model takes, or the submodel is
                 not one of this model's.
         """
-        return normalize(self.pool(self.features(images, [self.submodel(submodel)])[0]), dim=-1)
+        chosen = [self.submodel(submodel)]
+        return normalize(self.pool(self.features(images, chosen), chosen)[0], dim=-1)
 
     def encode(
         self,
@@ -206,28 +239,43 @@ class MatViT(nn.Module):
         Returns:
             Tokens after the last block and norm, one row per submodel.
         """
-        self._check_images(images)
+        backbone.check_images(self.config, images)
         for submodel in submodels:
             check_submodel(self.config, submodel)
-        states = [self._stem(images)]
-        state_of = [0] * len(submodels)
-        for index, block in enumerate(self.backbone.blocks):
-            assert isinstance(block, NestedBlock)
-            branches = [
-                (state, submodel.widths[index])
-                for state, submodel in zip(state_of, submodels, strict=True)
-            ]
-            distinct = list(dict.fromkeys(branches))
-            attended = block.attend(torch.cat(states)).chunk(len(states))
-            states = [block.feed_forward(attended[state], width) for state, width in distinct]
-            state_of = [distinct.index(branch) for branch in branches]
-        tokens: Tensor = self.backbone.norm(torch.stack([states[state] for state in state_of]))
-        return tokens
+        if self.anchor is None:
+            return backbone.run(self.backbone, images, submodels)
+        tokens: dict[int, Tensor] = {}
+        for weights in (self.anchor, self.backbone):
+            rows = [row for row, each in enumerate(submodels) if self.weights_of(each) is weights]
+            if rows:
+                chosen = [submodels[row] for row in rows]
+                tokens.update(zip(rows, backbone.run(weights, images, chosen), strict=True))
+        return torch.stack([tokens[row] for row in range(len(submodels))])
 
-    def pool(self, features: Float[Tensor, "*batch tokens dim"]) -> Float[Tensor, "*batch dim"]:
-        """Reduce tokens to one vector per image, not normalised."""
-        pooled: Tensor = self.backbone.forward_head(features.flatten(0, -3), pre_logits=True)
-        return pooled.view(*features.shape[:-2], pooled.shape[-1])
+    def pool(
+        self,
+        features: Float[Tensor, "*batch tokens dim"],
+        submodels: Sequence[Submodel] | None = None,
+    ) -> Float[Tensor, "*batch dim"]:
+        """Reduce tokens to one vector per image, not normalised.
+
+        Args:
+            features: What `features` returned, or some of it.
+            submodels: What ran. Needed only by a converted encoder that normalises after pooling:
+                its full size has its own norm.
+
+        Raises:
+            ValueError: If it is needed and not given.
+        """
+        if self.anchor is None or isinstance(self.backbone.fc_norm, nn.Identity):
+            return backbone.pool(self.backbone, features)
+        if submodels is None:
+            raise ValueError(
+                f"{self.name} was converted, and normalises after pooling: its full size does so "
+                "with other weights than the rest; say which submodels ran, one per row"
+            )
+        pairs = zip(features, submodels, strict=True)
+        return torch.stack([backbone.pool(self.weights_of(each), row) for row, each in pairs])
 
     def classify(self, pooled: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch classes"]:
         """Class scores of pooled vectors, from the head that training uses.
@@ -240,26 +288,16 @@ class MatViT(nn.Module):
         logits: Tensor = self.backbone.head(pooled)
         return logits
 
-    def _stem(self, images: Float[Tensor, "batch 3 height width"]) -> Tensor:
-        """Everything before the first block: patches, positions, prefix tokens."""
-        patches = self.backbone.patch_drop(
-            self.backbone._pos_embed(self.backbone.patch_embed(images))
-        )
-        tokens: Tensor = self.backbone.norm_pre(patches)
-        return tokens
+    def _set_anchor(self, tensors: Mapping[str, Tensor]) -> None:
+        reference = next(self.backbone.parameters())
+        anchor = backbone.build(replace(self.config, num_classes=0))
+        anchor.to(reference.device, reference.dtype)
+        anchor.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("head.")})
+        self.anchor = anchor.eval().requires_grad_(False)
 
-    def _check_images(self, images: Tensor) -> None:
-        size, patch = self.config.img_size, self.config.patch_size
-        height, width = images.shape[-2:]
-        if self.config.dynamic_img_size:
-            if height % patch or width % patch or not height or not width:
-                raise ValueError(f"image sides must be multiples of {patch}, got {height}x{width}")
-        elif (height, width) != (size, size):
-            raise ValueError(f"this encoder takes {size}x{size} images, got {height}x{width}")
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """Weights under timm's names, detached, on the CPU."""
-        return {
-            key: value.detach().to("cpu", torch.float32)
-            for key, value in self.backbone.state_dict().items()
-        }
+    def _check_same_shape(self, other: MatViT, purpose: str) -> None:
+        theirs = {**other.config.to_dict(), "num_classes": self.config.num_classes}
+        if theirs != self.config.to_dict() or other.preprocess != self.preprocess:
+            raise ValueError(
+                f"cannot {purpose} {other.name}: its architecture or preprocessing differs"
+            )

@@ -61,6 +61,8 @@ class Preprocess:
         interpolation: `"bicubic"` or `"bilinear"`, both antialiased.
         mean: Subtracted per channel, on the scale 0..1.
         std: Divided by per channel, on the scale 0..1.
+        crop_pct: Share of each side of the image (with `"crop"`, of the shorter one) that is kept,
+            around the centre; some encoders were trained to see less than the whole.
     """
 
     image_size: int = 224
@@ -68,6 +70,7 @@ class Preprocess:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop_pct: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
@@ -82,6 +85,8 @@ class Preprocess:
             )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("mean and std need three values each, and std above 0")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
 
     @property
     def fingerprint(self) -> str:
@@ -113,10 +118,15 @@ class Preprocess:
         return self.decode(source).pixels
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values."""
+        """Return the settings as plain JSON values.
+
+        `crop_pct` came later: it is left out where it changes nothing, so that the fingerprints
+        of earlier encoders and indexes stay what they are.
+        """
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
+            if (name, value) != ("crop_pct", 1.0)
         }
 
     @classmethod
@@ -143,15 +153,19 @@ class Preprocess:
             width, height = height, width
         if image is not source:  # somebody else's image is left as it is
             # A large JPEG is decoded at a fraction of its size, still twice what is needed.
-            image.draft("RGB", (2 * self.image_size, 2 * self.image_size))
+            side = math.ceil(2 * self.image_size / self.crop_pct)
+            image.draft("RGB", (side, side))
         return Decoded(self._resize(upright_rgb(image)), width, height)
 
     def _resize(self, image: Image.Image) -> NDArray[np.uint8]:
         size = (self.image_size, self.image_size)
         method = Image.Resampling[self.interpolation.upper()]
+        border = (1 - self.crop_pct) / 2
         if self.fit == "squash":
-            return np.array(image.resize(size, method))
-        return np.array(ImageOps.fit(image, size, method))
+            width, height = image.size
+            kept = (border * width, border * height, (1 - border) * width, (1 - border) * height)
+            return np.array(image.resize(size, method, box=kept))
+        return np.array(ImageOps.fit(image, size, method, bleed=border))
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

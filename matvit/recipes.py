@@ -12,6 +12,8 @@ from typing import Any, Literal
 from matvit.config import MatViTConfig
 from matvit.preprocess import Preprocess
 
+RANDOM = "random"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
@@ -20,10 +22,15 @@ class Phase:
     Args:
         epochs: Passes over the data; fractions allowed.
         img_size: Side of the input in pixels.
-        sizes: Submodels trained in every step, as people write them.
+        sizes: Submodels trained, as people write them; `"random"` is one that each step draws
+            anew (see `matvit.mix_n_match.random_submodel`).
         weights: Weight of each size's loss.
+        sampled: Train one of the sizes in each step, drawn with probabilities in proportion to
+            `weights`, instead of all of them.
         objective: `"classify"` is cross-entropy on labels; `"align"` draws the embeddings of all
-            sizes to those of the encoder the run started from, at its full size.
+            sizes to those of the teacher at its full size. The teacher never changes; it is the
+            encoder that the run started from unless another one is named.
+        neighbour_weight: When aligning, weight of the neighbours' divergence beside 1 - cosine.
         micro_batch: Images per forward pass; gradients of a step are added up over them, so this
             decides speed and memory only.
     """
@@ -32,8 +39,17 @@ class Phase:
     img_size: int
     sizes: tuple[str, ...] = ("S", "M", "L", "XL")
     weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    sampled: bool = False
     objective: Literal["classify", "align"] = "classify"
+    neighbour_weight: float = 0.0
     micro_batch: int = 128
+
+    def __post_init__(self) -> None:
+        if not self.sizes or len(self.sizes) != len(self.weights) or min(self.weights) <= 0:
+            raise ValueError(
+                f"a phase needs one weight above 0 for each of its sizes {list(self.sizes)}, "
+                f"got {list(self.weights)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +63,16 @@ class Recipe:
         batch_size: Images per step.
         learning_rate: Peak of the schedule.
         weight_decay: Applied to matrices only, not to biases, norms and embeddings.
+        layer_decay: Learning rate of each layer, as a share of the next one's.
         warmup_steps: Steps of linear warm-up; a cosine to zero follows.
         label_smoothing: Of the cross-entropy.
         clip_norm: Largest gradient norm.
         drop_path_rate: Stochastic depth.
         min_area: Smallest share of an image that a random crop keeps.
         jitter: Strength of the brightness and contrast changes.
+        grayscale: Share of the images that lose their colour.
+        mixup: Parameter of mixup's beta distribution; 0 for no mixup.
+        cutmix: The same for CutMix; with both, each step draws one.
         ema_decay: Decay of the averaged weights, which are the ones that are kept.
         needs_init: Whether it goes on from the weights of another encoder.
     """
@@ -63,12 +83,16 @@ class Recipe:
     batch_size: int = 256
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
+    layer_decay: float = 1.0
     warmup_steps: int = 200
     label_smoothing: float = 0.1
     clip_norm: float = 1.0
     drop_path_rate: float = 0.0
     min_area: float = 0.35
     jitter: float = 0.2
+    grayscale: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     ema_decay: float = 0.999
     needs_init: bool = False
 
@@ -118,13 +142,26 @@ JOINT_AFTER_PLAIN = Recipe(
 )
 """All four sizes jointly, from the weights of a plain ViT, with a learning rate of its own."""
 
+_ALIGN = Phase(
+    epochs=1,
+    img_size=64,
+    sizes=("S", "XL", RANDOM, RANDOM),
+    objective="align",
+    micro_batch=64,
+)
+
 ALIGN = Recipe(
     name="align",
     model=_VIT,
-    phases=(Phase(epochs=0.25, img_size=64, objective="align"),),
+    phases=(
+        replace(_ALIGN, epochs=0.8, img_size=32, micro_batch=128),
+        replace(_ALIGN, epochs=0.6, img_size=48, micro_batch=128),
+        replace(_ALIGN, epochs=0.5),
+    ),
     batch_size=128,
-    learning_rate=5e-4,
-    warmup_steps=15,
+    learning_rate=3e-3,
+    warmup_steps=50,
+    min_area=0.5,
     ema_decay=0.98,
     needs_init=True,
 )
@@ -142,7 +179,43 @@ APART_S = replace(
 """An ordinary small ViT of the cost of S, trained on its own: the baseline that cannot ask
 another encoder's index."""
 
-RECIPES = {recipe.name: recipe for recipe in (JOINT64, PLAIN32, JOINT_AFTER_PLAIN, ALIGN, APART_S)}
+_LARGER_VIT = MatViTConfig(
+    img_size=64, patch_size=8, embed_dim=320, depth=9, num_heads=5, dynamic_img_size=True
+)
+
+PLAIN_GPU = Recipe(
+    name="plain-gpu",
+    model=_LARGER_VIT,
+    phases=(Phase(epochs=60, img_size=64, sizes=("XL",), weights=(1.0,), micro_batch=512),),
+    batch_size=512,
+    learning_rate=3e-3,
+    warmup_steps=500,
+    drop_path_rate=0.1,
+    mixup=0.2,
+    cutmix=1.0,
+    jitter=0.4,
+)
+"""The full size alone, with strong augmentation; the first half of what a GPU should train.
+
+    python benchmarks/ship.py --data DATA --work WORK --chain plain-gpu align-gpu
+
+Not run yet."""
+
+ALIGN_GPU = replace(
+    ALIGN,
+    name="align-gpu",
+    model=_LARGER_VIT,
+    phases=(replace(_ALIGN, epochs=15, micro_batch=512),),
+    batch_size=512,
+    warmup_steps=200,
+    ema_decay=0.999,
+)
+"""The alignment that goes with `plain-gpu`. Not run yet."""
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (JOINT64, PLAIN32, JOINT_AFTER_PLAIN, ALIGN, APART_S, PLAIN_GPU, ALIGN_GPU)
+}
 
 
 def recipe(name: str) -> Recipe:

@@ -62,11 +62,11 @@ class TarImages(ImageSet):
 
     @property
     def names(self) -> pa.LargeStringArray:
-        """Path of each image in its archive."""
+        """Name of the archive and path in it, as in `train-0.tar/a/1.jpg`."""
         return shown(self._names)
 
     def name(self, index: int) -> str:
-        """Return the path in the archive."""
+        """Return the name of the archive and the path in it."""
         return str(self._names[index].as_py().decode(errors="replace"))
 
     def stat(self, index: int) -> FileStat:
@@ -117,7 +117,7 @@ class _Members:
                 for row in range(first, len(self._labels)):
                     self._labels[row] = label
             elif is_image_name(base):
-                self._append(name, member, label)
+                self._append(f"{file.name}/{name}", member, label)  # archives may share names
 
     def names(self) -> pa.LargeBinaryArray:
         """Paths of all images, as bytes: they need not be UTF-8."""

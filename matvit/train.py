@@ -10,29 +10,39 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers.attention import Attention
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from matvit.augment import augment
-from matvit.embed import normalize_pixels, resolve_device, resolve_precision
+from matvit.batches import Batches, derive_seed
+from matvit.embed import resolve_device, resolve_precision
 from matvit.evaluate_training import top1_per_size
 from matvit.losses import alignment, joint_cross_entropy
+from matvit.mix_n_match import random_submodel
 from matvit.model import MatViT
 from matvit.optimizers import build_optimizers
-from matvit.recipes import Phase, Recipe
+from matvit.recipes import RANDOM, Phase, Recipe
 from matvit.run_folder import STATE, load_state, log, save_state
-from matvit.schedule import Schedule
+from matvit.submodel import Submodel
 from matvit.training_data import LabelledPixels
 
 _REPORT_EVERY = 50
 _VALIDATION_IMAGES = 1000
+
+
+class _Trained(NamedTuple):
+    """One of the submodels of a step."""
+
+    size: str
+    submodel: Submodel
+    weight: float
 
 
 class Trainer:
@@ -45,9 +55,11 @@ class Trainer:
         device: `auto`, `cpu` or `cuda`.
         init: Encoder whose weights to start from; the head is taken over if it has as many
             classes. None starts from scratch.
+        teacher: Encoder whose vectors an aligning recipe draws all sizes to; None is `init`.
 
     Raises:
-        ValueError: If `init` is missing and the recipe needs it, or has another architecture.
+        ValueError: If `init` is missing and the recipe needs it, or has another architecture,
+            or the teacher sees other images or has vectors of another dimension.
     """
 
     def __init__(
@@ -58,12 +70,15 @@ class Trainer:
         seed: int = 0,
         device: str = "auto",
         init: MatViT | None = None,
+        teacher: MatViT | None = None,
     ) -> None:
         self.recipe, self.data, self.seed = recipe, data, seed
-        self.schedule = Schedule(recipe, len(data))
         self.device = resolve_device(device)
+        self._batches = Batches(recipe, data, seed, self.device)
+        self.schedule = self._batches.schedule
         self.step = 0
-        self.init = None if init is None else {"name": init.name, "fingerprint": init.fingerprint}
+        self.init = _identity(init)
+        self.teacher = _identity(teacher or init)
         torch.manual_seed(seed)
         config = replace(recipe.model, num_classes=len(data.class_names))
         self.model = MatViT(
@@ -74,35 +89,38 @@ class Trainer:
             raise ValueError(f"recipe {recipe.name} goes on from an encoder; name it with init")
         if init is not None:
             self.model.start_from(init)
-        self._teacher = None if init is None else copy.deepcopy(init).to(self.device).eval()
+        self._teacher = _frozen(teacher or init, self.model) if aligns else None
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
         _use_trainable_attention(self.model)
         self.optimizers = build_optimizers(
-            self.model, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
+            self.model,
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay,
         )
-        self._images = torch.from_numpy(data.pixels).permute(0, 3, 1, 2)
-        self._labels = torch.from_numpy(data.labels)
 
-    def train_step(self) -> Tensor:
+    def train_step(self) -> dict[str, Tensor]:
         """Take one step.
 
         Returns:
-            The loss of each size trained, in the order of the phase's sizes.
+            The loss of each size trained, by its name in the recipe, as a scalar on the device
+            (reading it waits for the step to end).
 
         Raises:
             FloatingPointError: If the loss is not finite.
         """
         phase = self.schedule.phase(self.step)
-        images, labels = self._batch(phase.img_size)
+        images, labels = self._batches.load(self.step, phase.img_size)
+        trained = self._trained(phase)
         self.model.train()
-        torch.manual_seed(_mix(self.seed, self.step, 1))  # stochastic depth
-        losses = torch.zeros(len(phase.sizes), device=self.device)
+        torch.manual_seed(derive_seed(self.seed, self.step, 1))  # stochastic depth
+        losses = torch.zeros(len(trained), device=self.device)
         for part in range(0, len(images), phase.micro_batch):
             chunk = slice(part, part + phase.micro_batch)
             share = len(images[chunk]) / len(images)
-            losses += share * self._backward(phase, images[chunk], labels[chunk], share)
+            losses += share * self._backward(phase, trained, images[chunk], labels[chunk], share)
         self._update()
-        return losses
+        return _by_name([each.size for each in trained], losses)
 
     def state(self) -> dict[str, Any]:
         """Return everything needed to go on from this step."""
@@ -112,6 +130,7 @@ class Trainer:
             "recipe": json.dumps(self.recipe.to_dict(), sort_keys=True),
             "images": self.data.fingerprint,
             "init": json.dumps(self.init),
+            "teacher": json.dumps(self.teacher),
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -124,7 +143,7 @@ class Trainer:
             ValueError: If it belongs to another recipe, seed or data set.
         """
         mine = self.state()
-        for key in ("recipe", "seed", "images", "init"):
+        for key in ("recipe", "seed", "images", "init", "teacher"):
             if state[key] != mine[key]:
                 raise ValueError(
                     f"cannot resume: {key} was {state[key]!r} and is now {mine[key]!r}; "
@@ -136,36 +155,49 @@ class Trainer:
             optimizer.load_state_dict(stored)
         self.step = state["step"]
 
-    def _batch(self, img_size: int) -> tuple[Tensor, Tensor]:
-        """Return the augmented, normalised images of this step and their classes."""
-        epoch, position = divmod(self.step, self.schedule.steps_per_epoch)
-        shuffle = Generator().manual_seed(_mix(self.seed, epoch, 2))
-        order = torch.randperm(len(self.data), generator=shuffle)
-        rows = order[position * self.schedule.batch_size :][: self.schedule.batch_size]
-        images = augment(
-            self._images[rows].to(self.device),
-            img_size,
-            min_area=self.recipe.min_area,
-            jitter=self.recipe.jitter,
-            generator=Generator().manual_seed(_mix(self.seed, self.step, 3)),
-        )
-        images = normalize_pixels(images, self.model.preprocess)
-        return images, self._labels[rows].to(self.device)
+    def _trained(self, phase: Phase) -> list[_Trained]:
+        """Return what this step trains: the name of a size, the submodel and its weight."""
+        chosen = list(range(len(phase.sizes)))
+        if phase.sampled:
+            rng = random.Random(derive_seed(self.seed, self.step, 4))  # noqa: S311 -- no secret
+            chosen = rng.choices(chosen, phase.weights)
+        return [
+            _Trained(
+                phase.sizes[row],
+                self._submodel(phase.sizes[row], row),
+                1.0 if phase.sampled else phase.weights[row],
+            )
+            for row in chosen
+        ]
 
-    def _backward(self, phase: Phase, images: Tensor, labels: Tensor, share: float) -> Tensor:
+    def _submodel(self, size: str, row: int) -> Submodel:
+        if size != RANDOM:
+            return self.model.submodel(size)
+        return random_submodel(self.model.config, derive_seed(self.seed, self.step, 5) * 64 + row)
+
+    def _backward(
+        self, phase: Phase, trained: list[_Trained], images: Tensor, labels: Tensor, share: float
+    ) -> Tensor:
         """Add the gradients of some images, and return each size's mean loss on them."""
-        submodels = [self.model.submodel(size) for size in phase.sizes]
+        submodels = [each.submodel for each in trained]
+        weights = [each.weight for each in trained]
         with self._autocast():
             if phase.objective == "align":
-                targets = self._targets(images)
-                loss, per_size = alignment(self.model, images, targets, submodels, phase.weights)
+                loss, per_size = alignment(
+                    self.model,
+                    images,
+                    self._targets(images),
+                    submodels,
+                    weights,
+                    neighbour_weight=phase.neighbour_weight,
+                )
             else:
                 loss, per_size = joint_cross_entropy(
                     self.model,
                     images,
                     labels,
                     submodels,
-                    phase.weights,
+                    weights,
                     label_smoothing=self.recipe.label_smoothing,
                 )
         if not torch.isfinite(loss):
@@ -174,7 +206,7 @@ class Trainer:
         return per_size
 
     def _targets(self, images: Tensor) -> Tensor:
-        """Embed images as the encoder does that the run started from."""
+        """Embed images as the teacher does."""
         assert self._teacher is not None
         with torch.no_grad():
             return self._teacher.encode(images).float()
@@ -184,7 +216,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.schedule.learning_rate(self.step)
+                group["lr"] = self.schedule.learning_rate(self.step) * group["lr_scale"]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.model.eval()
@@ -212,6 +244,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     init: MatViT | None = None,
+    teacher: MatViT | None = None,
     resume: bool = False,
     checkpoint_minutes: float = 5.0,
     progress: bool = False,
@@ -224,7 +257,7 @@ def train(
         ValueError: If the state in `out` belongs to another run.
     """
     out = Path(out)
-    trainer = Trainer(recipe, data, seed=seed, device=device, init=init)
+    trainer = Trainer(recipe, data, seed=seed, device=device, init=init, teacher=teacher)
     _start(trainer, out, resume=resume)
     try:
         _run(trainer, out, checkpoint_minutes, progress=progress)
@@ -242,7 +275,7 @@ def _run(trainer: Trainer, out: Path, checkpoint_minutes: float, *, progress: bo
         phase = trainer.schedule.phase(step)
         losses = trainer.train_step()
         if trainer.step % _REPORT_EVERY == 0:
-            report = dict(zip(phase.sizes, losses.tolist(), strict=True))
+            report = {size: loss.item() for size, loss in losses.items()}
             bar.set_postfix({size: f"{loss:.3f}" for size, loss in report.items()})
             log(out, {"step": trainer.step, "loss": report, "img_size": phase.img_size})
         if time.monotonic() - saved > 60 * checkpoint_minutes:
@@ -270,6 +303,7 @@ def _finish(trainer: Trainer, out: Path, validation: LabelledPixels | None) -> M
     training: dict[str, Any] = {
         "recipe": trainer.recipe.to_dict(),
         "init": trainer.init,
+        "teacher": trainer.teacher,
         "seed": trainer.seed,
         "steps": trainer.step,
         "images": len(trainer.data),
@@ -283,14 +317,40 @@ def _finish(trainer: Trainer, out: Path, validation: LabelledPixels | None) -> M
     return model
 
 
+def _by_name(names: list[str], losses: Tensor) -> dict[str, Tensor]:
+    """Average the losses that have the same name."""
+    return {
+        name: losses[[row for row, its_name in enumerate(names) if its_name == name]].mean()
+        for name in dict.fromkeys(names)
+    }
+
+
+def _identity(encoder: MatViT | None) -> dict[str, str] | None:
+    if encoder is None:
+        return None
+    return {"name": encoder.name, "fingerprint": encoder.fingerprint}
+
+
+def _frozen(teacher: MatViT | None, student: MatViT) -> MatViT:
+    """Copy a teacher to where the student is, once it is certain that the two can be compared.
+
+    Raises:
+        ValueError: If they see other images or have vectors of another dimension.
+    """
+    assert teacher is not None
+    theirs = (teacher.preprocess, teacher.config.embed_dim)
+    if theirs != (student.preprocess, student.config.embed_dim):
+        raise ValueError(
+            f"teacher {teacher.name} has vectors of dimension {teacher.config.embed_dim} and the "
+            f"preprocessing {teacher.preprocess}; what is trained has {student.config.embed_dim} "
+            f"and {student.preprocess}"
+        )
+    return copy.deepcopy(teacher).to(student.device).eval().requires_grad_(False)
+
+
 def _use_trainable_attention(model: MatViT) -> None:
     """On a CPU, the backward pass of fused attention takes about twice that of plain matmuls."""
     if model.device.type == "cpu":
         for module in model.modules():
             if isinstance(module, Attention):
                 setattr(module, "fused_attn", False)  # noqa: B010 -- timm declares it final
-
-
-def _mix(seed: int, count: int, purpose: int) -> int:
-    """Derive independent seeds for every step and purpose."""
-    return (seed * 1_000_003 + count) * 8 + purpose

@@ -19,6 +19,9 @@ from tqdm import tqdm
 from matvit.data import NO_LABEL, ImageSet
 from matvit.preprocess import Preprocess
 
+UNLABELLED = "unlabelled"
+"""Name of the class that images have whose labels nobody asked for."""
+
 
 @dataclass(frozen=True)
 class LabelledPixels:
@@ -41,7 +44,10 @@ class LabelledPixels:
 
     def sample(self, count: int) -> LabelledPixels:
         """At most `count` images, evenly spaced over the set."""
-        rows = np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)
+        return self.subset(_evenly_spaced(len(self), count))
+
+    def subset(self, rows: NDArray[np.int64]) -> LabelledPixels:
+        """Return some of the images."""
         return replace(self, pixels=self.pixels[rows], labels=self.labels[rows])
 
     def with_classes(self, class_names: list[str]) -> LabelledPixels:
@@ -65,14 +71,22 @@ class LabelledPixels:
 
     @classmethod
     def load(
-        cls, path: str | Path, preprocess: Preprocess, *, progress: bool = False
+        cls,
+        path: str | Path,
+        preprocess: Preprocess,
+        *,
+        labels: bool = True,
+        limit: int | None = None,
+        progress: bool = False,
     ) -> LabelledPixels:
-        """Decode every labelled image of a folder or of Parquet files.
+        """Decode every labelled image of a folder, of Parquet files or of tar archives.
 
         Args:
             path: What `ImageSet.open` takes.
             preprocess: Decides the pixels; its `image_size` the memory needed, 3 * size^2 bytes
                 an image.
+            labels: Without, every image is taken, and all are of one class of no meaning.
+            limit: Decode at most this many, evenly spaced over all that there are.
             progress: Show a progress bar on stderr.
 
         Raises:
@@ -80,29 +94,35 @@ class LabelledPixels:
             ValueError: If the images have no labels, or none can be read.
         """
         images = ImageSet.open(path)
-        if images.labels is None or images.class_names is None:
+        rows = _evenly_spaced(len(images), len(images) if limit is None else limit)
+        number, names = images.labels, images.class_names
+        if not labels:
+            number, names = np.zeros(len(images), dtype=np.int64), [UNLABELLED]
+        if number is None or names is None:
             raise ValueError(
                 f"{path} has no labels; training needs a folder per class, or a 'label' column"
             )
         size = preprocess.image_size
-        pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
+        pixels = np.empty((len(rows), size, size, 3), dtype=np.uint8)
         kept: list[int] = []
-        bar = tqdm(total=len(images), desc="decode", unit="img", disable=not progress)
-        for row, decoded in enumerate(_decode_in_order(images, preprocess)):
-            if decoded is not None and images.labels[row] != NO_LABEL:
+        decoding = zip(rows, _decode_in_order(images, rows, preprocess), strict=True)
+        for row, decoded in tqdm(
+            decoding, total=len(rows), desc="decode", unit="img", disable=not progress
+        ):
+            if decoded is not None and number[row] != NO_LABEL:
                 pixels[len(kept)] = decoded
                 kept.append(row)
-            bar.update()
-        bar.close()
         if not kept:
-            raise ValueError(f"none of the {len(images)} images in {path} can be read")
-        return cls(
-            pixels[: len(kept)], images.labels[kept], images.class_names, len(images) - len(kept)
-        )
+            raise ValueError(f"none of the {len(rows)} images in {path} can be read")
+        return cls(pixels[: len(kept)], number[kept], names, len(rows) - len(kept))
+
+
+def _evenly_spaced(total: int, count: int) -> NDArray[np.int64]:
+    return np.linspace(0, total - 1, min(count, total)).astype(np.int64)
 
 
 def _decode_in_order(
-    images: ImageSet, preprocess: Preprocess
+    images: ImageSet, rows: NDArray[np.int64], preprocess: Preprocess
 ) -> Iterator[NDArray[np.uint8] | None]:
     """Decode on all cores (Pillow releases the GIL), a bounded number of images ahead."""
 
@@ -115,7 +135,8 @@ def _decode_in_order(
     workers = os.cpu_count() or 1
     pending: deque[Future[NDArray[np.uint8] | None]] = deque()
     with ThreadPoolExecutor(workers) as pool:
-        for data in images.read_range(0, len(images)):
+        for row in rows:
+            (data,) = images.read_range(int(row), int(row) + 1)
             pending.append(pool.submit(decode, data))
             if len(pending) >= 64 * workers:
                 yield pending.popleft().result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import faiss
@@ -44,3 +45,24 @@ def photo_folder(tmp_path: Path) -> Path:
         pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:02}.png")
     return root
+
+
+@pytest.fixture
+def matvit(monkeypatch, capsys):
+    """Run the command and return exit code, stdout and stderr."""
+    from app.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["matvit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny_model, tmp_path_factory) -> Path:
+    """The tiny encoder in a folder of its own."""
+    return tiny_model.save(tmp_path_factory.mktemp("encoder") / "tiny")

@@ -13,32 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from app.cli import main
 from matvit.config import MatViTConfig
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
-
-
-@pytest.fixture
-def matvit(monkeypatch, capsys):
-    """Run the command and return exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["matvit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    config = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
-    folder = tmp_path_factory.mktemp("encoder") / "tiny"
-    return MatViT(config, Preprocess(image_size=16), "tiny").save(folder)
 
 
 @pytest.fixture
@@ -60,35 +37,6 @@ def test_help_answers_without_importing_torch():
     assert done.returncode == 0, done.stderr
     for command in ("demo", "train", "index", "search", "evaluate", "doctor", "app"):
         assert command in done.stdout
-
-
-def test_index_build_and_info(matvit, photo_folder, encoder, tmp_path):
-    path = tmp_path / "new.index"
-    code, out, _ = matvit("index", "build", photo_folder, "--out", path, "--encoder", encoder)
-    assert code == 0
-    assert out == f"12 images in {path}, embedded by tiny at full size.\n"
-    code, out, _ = matvit("index", "info", path, "--json")
-    info = json.loads(out)
-    assert (code, info["images"], info["encoder"]["name"]) == (0, 12, "tiny")
-    code, out, _ = matvit("index", "info", path)
-    assert code == 0
-    assert "12 images, 0 failed" in out
-
-
-def test_bad_images_are_named_and_counted_and_the_exit_code_says_so(
-    matvit, photo_folder, encoder, tmp_path
-):
-    (photo_folder / "apple" / "letter.jpg").write_text("Dear reader")
-    code, out, err = matvit(
-        "index", "build", photo_folder, "--out", tmp_path / "i", "--encoder", encoder, "--json"
-    )
-    assert code == 3
-    assert json.loads(out)["images"] == 12
-    assert "skipped apple/letter.jpg: not a readable image: cannot identify image file" in err
-    assert "1 images could not be used" in err
-    code, out, _ = matvit("index", "info", tmp_path / "i", "--failures")
-    assert code == 0
-    assert "apple/letter.jpg" in out
 
 
 def test_search_json_has_the_stable_shape(matvit, index, encoder, photo_folder):

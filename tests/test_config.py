@@ -12,6 +12,12 @@ def test_round_trip_through_json_values():
     assert MatViTConfig.from_dict(config.to_dict()) == config
 
 
+def test_later_settings_are_written_only_where_they_change_something():
+    assert not {"act_layer", "norm_eps"} & set(MatViTConfig(**SIZES).to_dict())
+    config = MatViTConfig(**SIZES, act_layer="quick_gelu", norm_eps=1e-5)
+    assert MatViTConfig.from_dict(config.to_dict()) == config != MatViTConfig(**SIZES)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -23,6 +29,8 @@ def test_round_trip_through_json_values():
         ({"global_pool": "map"}, "global_pool must be 'token' or 'avg', got 'map'"),
         ({"class_token": False}, "reads the class token"),
         ({"reg_tokens": -1}, "cannot be negative"),
+        ({"act_layer": "relu"}, "one of gelu, gelu_tanh, quick_gelu, got 'relu'"),
+        ({"norm_eps": 0}, "norm_eps must be above 0, got 0"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, message):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import threading
 import time
@@ -253,11 +254,9 @@ def test_root_is_absolute_so_that_an_index_finds_it_from_anywhere(photo_folder, 
     assert Corpus.open(Path("apple")).root == photo_folder / "apple"
 
 
-def test_names_and_sizes_of_a_subset_are_known_without_reading(photo_folder):
+def test_names_of_a_subset_are_known_without_reading(photo_folder):
     corpus = Corpus.open(photo_folder).subset([3, 1])
     assert corpus.names.to_pylist() == [NAMES[3], NAMES[1]]
-    found = (photo_folder / NAMES[3]).stat()
-    assert corpus.stat(0) == (found.st_size, found.st_mtime_ns)
 
 
 def test_columns_are_the_records(photo_folder):
@@ -265,3 +264,37 @@ def test_columns_are_the_records(photo_folder):
     assert batch.columns.schema.equals(RECORDS)
     assert batch.columns.to_pylist() == [asdict(record) for record in batch.records]
     assert len(batch) == 12
+
+
+def test_stamp_is_size_and_time_without_reading(photo_folder):
+    corpus = Corpus.open(photo_folder)
+    file = photo_folder / corpus.name(3)
+    os.utime(file, ns=(7, 7))
+    file.chmod(0o600)
+    assert corpus.stamp(3) == (file.stat().st_size, 7)
+    assert corpus.subset([3]).stamp(0) == (file.stat().st_size, 7)
+    file.unlink()
+    assert corpus.stamp(3) == (-1, -1)
+
+
+def test_list_has_another_fingerprint_when_a_name_comes_goes_or_moves(photo_folder):
+    corpus = Corpus.open(photo_folder)
+    same = {Corpus.open(photo_folder).list_sha256, corpus.list_sha256}
+    assert len(same) == 1
+    others = {
+        corpus.subset(range(11)).list_sha256,
+        corpus.subset(range(11, -1, -1)).list_sha256,
+        corpus.without_labels().list_sha256,
+    }
+    (photo_folder / "apple/00.png").rename(photo_folder / "apple/000.png")
+    others.add(Corpus.open(photo_folder).list_sha256)
+    assert len(others | same) == 5
+
+
+def test_failure_knows_size_and_time_of_its_file(tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    os.utime(bad, ns=(7, 7))
+    (batch,) = Corpus.open(tmp_path).decode(Preprocess(image_size=8))
+    (failure,) = batch.failures
+    assert (failure.bytes, failure.mtime_ns) == (8, 7)

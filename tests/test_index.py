@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -20,6 +21,8 @@ from PIL import Image
 
 from indexing.corpus import Corpus
 from indexing.index import ImageIndex, IndexMismatchError
+from indexing.manifest import sealed
+from indexing.storage import commit, read_manifest
 from matvit.embed import embed
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
@@ -45,6 +48,7 @@ def rewrite(index):
     def rewrite(name, content):
         (index.path / name).write_bytes(content)
         values = json.loads((index.path / "manifest.json").read_bytes())
+        del values["sha256"]
         files = [
             file for shard in values["shards"] for file in shard.values() if isinstance(file, dict)
         ]
@@ -52,7 +56,7 @@ def rewrite(index):
             if file["name"] == name:
                 digest = hashlib.sha256(content).hexdigest()
                 file.update(bytes=len(content), sha256=digest)
-        (index.path / "manifest.json").write_text(json.dumps(values))
+        (index.path / "manifest.json").write_bytes(sealed(values))
 
     return rewrite
 
@@ -139,7 +143,7 @@ def test_query_of_another_dimension_is_refused(index):
 
 
 def test_rows_of_ids(index):
-    index.ids = np.array([3, 4, 9, *range(20, 29)])  # as after images were removed
+    index.ids = np.array([3, 4, 9, *range(20, 29)])
     assert index.rows_of(np.array([[9, 3], [28, 20]])).tolist() == [[2, 0], [11, 3]]
     for unknown in (5, -1, 99):
         with pytest.raises(KeyError, match=f"has no image with id {unknown}"):
@@ -213,9 +217,9 @@ def test_missing_folder_is_no_index(tmp_path):
 
 
 def test_index_of_another_kind_is_named(index):
-    path = index.path / "manifest.json"
-    path.write_text(path.read_text().replace('"Flat"', '"HNSW"'))
-    with pytest.raises(ValueError, match="index of kind 'HNSW'; this program reads 'Flat'"):
+    manifest = read_manifest(index.path)
+    commit(index.path, replace(manifest, index=replace(manifest.index, kind="HNSW")))
+    with pytest.raises(ValueError, match="index is of kind 'HNSW'; this program reads 'Flat'"):
         ImageIndex.open(index.path)
 
 

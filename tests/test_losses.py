@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from matvit.config import MatViTConfig
-from matvit.losses import alignment, joint_cross_entropy
+from matvit.losses import alignment, joint_cross_entropy, neighbour_divergence
 from matvit.model import MatViT
 
 CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3)
@@ -78,3 +80,59 @@ def test_weights_must_be_one_per_size_and_positive(model, batch, weights):
     submodels = [model.submodel("S"), model.submodel("XL")]
     with pytest.raises(ValueError, match="expected 2 weights above 0"):
         joint_cross_entropy(model, *batch, submodels, weights)
+
+
+def test_shares_of_classes_are_targets_too(model, batch):
+    images, labels = batch
+    submodels, weights = [model.submodel("S"), model.submodel("XL")], (1.0, 1.0)
+    by_index = joint_cross_entropy(model, images, labels, submodels, weights)
+    shares = torch.nn.functional.one_hot(labels, 3).float()
+    by_share = joint_cross_entropy(model, images, shares, submodels, weights)
+    torch.testing.assert_close(by_share, by_index)
+    mixed = (shares + shares.flip(0)) / 2
+    flipped = joint_cross_entropy(model, images, shares.flip(0), submodels, weights)
+    blended = joint_cross_entropy(model, images, mixed, submodels, weights)
+    # Cross-entropy is linear in its target.
+    torch.testing.assert_close(blended[1], (by_share[1] + flipped[1]) / 2)
+
+
+def neighbours_by_hand(vectors, targets, temperature):
+    """Mean divergence of one submodel, in plain Python."""
+    total = 0.0
+    for row in range(len(targets)):
+        others = [other for other in range(len(targets)) if other != row]
+        distributions = []
+        for asked in (targets[row], vectors[row]):
+            likelihood = [math.exp(float(asked @ targets[o]) / temperature) for o in others]
+            distributions.append([value / sum(likelihood) for value in likelihood])
+        total += sum(p * math.log(p / q) for p, q in zip(*distributions, strict=True))
+    return total / len(targets)
+
+
+def test_neighbour_divergence_equals_the_sum_written_out():
+    torch.manual_seed(1)
+    unit = torch.nn.functional.normalize(torch.randn(3, 6, 4, dtype=torch.float64), dim=-1)
+    *vectors, targets = unit
+    found = neighbour_divergence(torch.stack(vectors), targets, 0.2)
+    expected = [neighbours_by_hand(each, targets, 0.2) for each in vectors]
+    assert found.tolist() == pytest.approx(expected, rel=1e-9)
+    same = neighbour_divergence(targets.unsqueeze(0), targets, 0.2)
+    assert same.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_neighbour_divergence_is_added_by_its_weight_and_has_finite_gradients(model, batch):
+    images, _ = batch
+    targets = torch.nn.functional.normalize(torch.randn(5, 16), dim=1)
+    submodels = [model.submodel("S")]
+    without = alignment(model, images, targets, submodels, (1.0,))[0]
+    with_it = alignment(
+        model, images, targets, submodels, (1.0,), neighbour_weight=0.5, temperature=0.3
+    )[0]
+    with torch.no_grad():
+        vectors = model(images, "S").float()
+    expected = 0.5 * neighbours_by_hand(vectors, targets, 0.3)
+    assert (with_it - without).item() == pytest.approx(expected, rel=1e-4)  # float32
+    with_it.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert gradients[0].abs().max() > 0

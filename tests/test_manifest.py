@@ -21,6 +21,7 @@ from indexing.manifest import (
     SearchRecord,
     Shard,
     StoredFile,
+    sealed,
 )
 
 
@@ -42,22 +43,30 @@ def manifest():
     return Manifest(
         generation=1,
         next_id=7,
-        counts=Counts(images=7, failures=2),
+        next_shard=3,
+        counts=Counts(images=7, failures=2, removed=0),
         encoder=EncoderRecord(name="tiny", fingerprint="ab" * 8, dim=16, macs=44_608),
         preprocess=PreprocessRecord(spec={"image_size": 16, "mean": [0.5]}, fingerprint="cd" * 8),
         corpus=CorpusRecord(root="/photos", kind="folder", images=9, class_names=("é", "b")),
         shards=(shard(0, 4), shard(1, 3, failures=2)),
+        staged=(),
+        plan=None,
+        adding=None,
+        tombstones=None,
+        failures=None,
         index=SearchRecord(kind="Flat", file=stored("index/knn_g1.faiss", 7)),
     )
 
 
 @pytest.fixture
 def values(manifest):
-    return json.loads(manifest.to_json())
+    values = json.loads(manifest.to_json())
+    del values["sha256"]
+    return values
 
 
 def read(values):
-    return Manifest.from_json(json.dumps(values).encode())
+    return Manifest.from_json(sealed(values))
 
 
 def test_manifest_is_read_as_it_was_written(manifest):
@@ -70,8 +79,11 @@ def test_classes_may_be_missing(manifest):
 
 
 def test_keys_are_those_of_the_published_format(values):
-    top = "format_version generation next_id counts encoder preprocess corpus shards index"
-    assert list(values) == top.split()
+    top = "format_version generation next_id next_shard counts encoder preprocess corpus"
+    assert list(values) == [
+        *top.split(),
+        *["shards", "staged", "plan", "adding", "tombstones", "failures", "index"],
+    ]
     assert list(values["encoder"]) == ["name", "fingerprint", "dim", "macs"]
     assert list(values["preprocess"]) == ["spec", "fingerprint"]
     assert list(values["shards"][0]["embeddings"]) == ["name", "rows", "bytes", "sha256"]
@@ -107,11 +119,30 @@ def test_missing_key_is_refused(values):
         read(values)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None, True])
 def test_other_version_is_refused_before_its_keys_are_looked_at(values, version):
     values |= {"format_version": version, "key_of_the_future": 1}
-    with pytest.raises(ValueError, match="format version .*, this program reads version 1"):
+    with pytest.raises(ValueError, match="format version .*, this program reads versions 1 and 2"):
         read(values)
+
+
+def test_changed_manifest_is_refused_whatever_was_changed(manifest):
+    text = manifest.to_json().decode()
+    for old, new in (("tiny", "tinx"), ("44608", "44609"), ("/photos", "/photoz"), ("null", "[]")):
+        with pytest.raises(ValueError, match="it is damaged: its content is not what was written"):
+            Manifest.from_json(text.replace(old, new, 1).encode())
+
+
+def test_manifest_of_version_1_means_what_it_meant(manifest, values):
+    for key in ("next_shard", "staged", "plan", "adding", "tombstones", "failures"):
+        del values[key]
+    del values["counts"]["removed"]
+    values["format_version"] = 1
+    old = json.dumps(values).encode()
+    assert Manifest.from_json(old) == replace(manifest, next_shard=2)
+    values["staged"] = []
+    with pytest.raises(ValueError, match=r"unknown keys \['staged'\] for version 1"):
+        Manifest.from_json(json.dumps(values).encode())
 
 
 def test_truncated_manifest_is_refused_at_any_length(manifest):
@@ -166,7 +197,12 @@ def test_hash_that_is_none_is_refused(values):
         (lambda v: v["counts"].update(images=0), "holds no image"),
         (lambda v: v["counts"].update(images=8), "do not add up to 8 images"),
         (lambda v: v["counts"].update(failures=1), "do not add up to 1 failures"),
+        (lambda v: v["counts"].update(removed=1), "do not add up to 7 images and 1 removed ones"),
         (lambda v: v["index"]["file"].update(rows=6), "has 6 rows of 7"),
+        (lambda v: v["index"]["file"].update(rows=8), "has 8 rows of 7"),
+        (lambda v: v.update(index=None), "either a search file or a plan"),
+        (lambda v: v.update(next_shard=1), "not numbered apart below 1"),
+        (lambda v: v.update(staged=v["shards"][:1]), "not numbered apart below 3"),
         (lambda v: v["shards"][0]["metadata"].update(rows=5), "4 embeddings but 5 rows"),
         (lambda v: v.update(next_id=6), "next_id is 6, below the 7 ids"),
         (lambda v: v["corpus"].update(kind="tape"), "must be 'folder', 'parquet' or 'tar', got"),

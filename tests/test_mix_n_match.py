@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from math import comb
 
 import numpy as np
@@ -8,9 +8,16 @@ import pytest
 
 from matvit.config import MatViTConfig
 from matvit.cost import count_macs
-from matvit.mix_n_match import mix_n_match, trained_sizes
+from matvit.mix_n_match import (
+    mix_n_match,
+    neighbouring_mixes,
+    random_submodel,
+    trained_sizes,
+)
 
 CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=5, num_heads=2)
+
+DROP_COUNTS = str.maketrans("", "", "x0123456789")
 
 
 def test_trained_sizes_are_the_four_of_the_paper():
@@ -47,3 +54,34 @@ def test_a_limit_keeps_both_ends_and_spreads_the_rest(limit):
 def test_a_limit_below_two_is_refused():
     with pytest.raises(ValueError, match=r"at least 2 .*got 1"):
         mix_n_match(CONFIG, 1)
+
+
+def test_random_submodels_are_m_l_or_mixes_that_widen_or_narrow():
+    drawn = [random_submodel(CONFIG, seed) for seed in range(2000)]
+    assert drawn == [random_submodel(CONFIG, seed) for seed in range(2000)]
+    widths = [list(submodel.widths) for submodel in drawn]
+    widening = {tuple(w) for w in widths if w == sorted(w)}
+    narrowing = {tuple(w) for w in widths if w == sorted(w, reverse=True)}
+    assert all(tuple(w) in widening | narrowing for w in widths)
+    assert widening == {submodel.widths for submodel in mix_n_match(CONFIG)}
+    assert len(narrowing) == len(widening)
+    names = [str(submodel) for submodel in drawn]
+    assert 0.28 < (names.count("M") + names.count("L")) / 2000 < 0.4
+    sizes = [{"S", "M"}, {"M", "L"}, {"L", "XL"}]
+    neighbours = [set(name.translate(DROP_COUNTS).split(",")) in sizes for name in names]
+    assert 0.28 < sum(neighbours) / 2000 < 0.6  # some of the other mixes are such, too
+
+
+def test_neighbouring_mixes_take_one_step_between_adjacent_sizes():
+    found = [submodel.widths for submodel in neighbouring_mixes(CONFIG)]
+    adjacent = [{8, 16}, {16, 32}, {32, 64}]
+    every = product((8, 16, 32, 64), repeat=CONFIG.depth)
+    steps = {
+        widths
+        for widths in every
+        if set(widths) in adjacent and sum(one != other for one, other in pairwise(widths)) == 1
+    }
+    assert set(found) == steps
+    assert len(found) == len(steps) == 2 * 3 * (CONFIG.depth - 1)
+    costs = [count_macs(CONFIG, submodel) for submodel in neighbouring_mixes(CONFIG)]
+    assert costs == sorted(costs)

@@ -77,8 +77,16 @@ def test_row_that_holds_another_image_now_is_refused(parquet):
 
 
 def test_row_that_is_gone_is_named(parquet):
-    with pytest.raises(FileNotFoundError, match=r"same.png is no longer in"):
-        originals(parquet, "parquet").read("same.png", 2, digest(b"one"))
+    with pytest.raises(FileNotFoundError, match=r"other.png is no longer in"):
+        originals(parquet, "parquet").read("other.png", 2, digest(b"one"))
+
+
+def test_row_that_moved_is_found_by_its_name(tmp_path):
+    images = [{"bytes": name.encode(), "path": name} for name in ("new", "a", "b")]
+    pq.write_table(pa.table({"image": images}), tmp_path / "images.parquet")
+    reader = originals(tmp_path / "images.parquet", "parquet")
+    assert reader.read("a", 0, digest(b"a")) == b"a"
+    assert reader.read("b", 1, digest(b"b")) == b"b"
 
 
 def test_parquet_file_that_is_gone_is_named(parquet):
@@ -87,14 +95,15 @@ def test_parquet_file_that_is_gone_is_named(parquet):
         originals(parquet, "parquet").read("same.png", 0, digest(b"one"))
 
 
-def test_image_of_a_tar_archive_is_read_by_its_position(tmp_path):
+def test_image_of_a_tar_archive_is_read_by_its_archive_and_name(tmp_path):
     for number, data in enumerate((b"one", b"two")):
         (tmp_path / "same.png").write_bytes(data)
         with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
             archive.add(tmp_path / "same.png", "same.png")
     reader = originals(tmp_path / "*.tar", "tar")
-    assert reader.read("same.png", 1, digest(b"two")) == b"two"
-    with pytest.raises(ValueError, match=r"same.png in .* has changed"):
-        reader.read("same.png", 0, digest(b"two"))
-    with pytest.raises(FileNotFoundError, match=r"same.png is no longer in"):
-        reader.read("same.png", 2, digest(b"one"))
+    assert reader.read("1.tar/same.png", 1, digest(b"two")) == b"two"
+    assert reader.read("1.tar/same.png", 0, digest(b"two")) == b"two"  # it has moved
+    with pytest.raises(ValueError, match=r"0.tar/same.png in .* has changed"):
+        reader.read("0.tar/same.png", 0, digest(b"two"))
+    with pytest.raises(FileNotFoundError, match=r"2.tar/same.png is no longer in"):
+        reader.read("2.tar/same.png", 2, digest(b"one"))

@@ -187,3 +187,23 @@ def test_fingerprint_follows_every_setting_and_the_code_version(monkeypatch):
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError, match="must|need|unknown"):
         Preprocess.from_dict(settings)
+
+
+def test_a_smaller_crop_keeps_the_middle():
+    rings = np.zeros((40, 40, 3), dtype=np.uint8)
+    rings[8:32, 8:32] = 255  # the middle 60 % of each side
+    for fit in ("crop", "squash"):
+        middle = Preprocess(image_size=8, fit=fit, interpolation="bilinear", crop_pct=0.5)
+        assert (middle.pixels(Image.fromarray(rings)) == 255).all()
+        whole = Preprocess(image_size=8, fit=fit, interpolation="bilinear")
+        assert (whole.pixels(Image.fromarray(rings))[0] == 0).all()
+
+
+def test_the_crop_share_is_written_only_where_it_changes_something():
+    assert "crop_pct" not in Preprocess().to_dict()
+    assert Preprocess().fingerprint == "0fcd938dcd4e23bb"  # of indexes that exist already
+    cropped = Preprocess(crop_pct=0.9)
+    assert Preprocess.from_dict(cropped.to_dict()) == cropped
+    assert cropped.fingerprint != Preprocess().fingerprint
+    with pytest.raises(ValueError, match="crop_pct must be above 0 and at most 1, got 1.5"):
+        Preprocess(crop_pct=1.5)

@@ -12,7 +12,14 @@ import pytest
 
 from indexing.corpus import RECORDS as COLUMNS
 from indexing.corpus import Failure, ImageRecord
-from indexing.shards import FAILURES, METADATA, read_tables, write_shard
+from indexing.shards import (
+    FAILURES,
+    METADATA,
+    metadata_table,
+    read_failures,
+    read_tables,
+    write_shard,
+)
 from indexing.storage import store
 
 
@@ -22,13 +29,17 @@ def record(position):
 
 
 RECORDS = [record(position) for position in (0, 1, 3)]
-TABLE = pa.Table.from_pylist([asdict(record) for record in RECORDS], COLUMNS)
-FAILED = [Failure("a/2.png", "OSError", "cut off", 2)]
+FAILED = [Failure("a/2.png", "OSError", "cut off", 2, 12, 99)]
 VECTORS = np.eye(3, 8, dtype=np.float32)
 
 
+def table(records, first_id):
+    columns = pa.RecordBatch.from_pylist([asdict(record) for record in records], COLUMNS)
+    return metadata_table([columns], range(first_id, first_id + len(records)))
+
+
 def test_shard_is_three_plain_files_with_the_names_others_read(tmp_path):
-    write_shard(tmp_path, 17, VECTORS, TABLE, FAILED, first_id=40)
+    write_shard(tmp_path, 17, VECTORS, table(RECORDS, 40), FAILED)
     vectors = np.load(tmp_path / "img_emb/img_emb_000017.npy")
     metadata = pq.read_table(tmp_path / "metadata/metadata_000017.parquet").to_pylist()
     failures = pq.read_table(tmp_path / "failures/failures_000017.parquet").to_pylist()
@@ -40,13 +51,12 @@ def test_shard_is_three_plain_files_with_the_names_others_read(tmp_path):
         (42, "a/3.png"),
     ]
     assert metadata[2] == {"id": 42, **asdict(RECORDS[2])}
-    assert failures == [
-        {"path": "a/2.png", "error": "OSError", "message": "cut off", "position": 2}
-    ]
+    expected = {"path": "a/2.png", "error": "OSError", "message": "cut off", "position": 2}
+    assert failures == [{**expected, "bytes": 12, "mtime_ns": 99}]
 
 
 def test_shard_describes_its_files(tmp_path):
-    shard = write_shard(tmp_path, 2, VECTORS, TABLE, FAILED, first_id=0)
+    shard = write_shard(tmp_path, 2, VECTORS, table(RECORDS, 0), FAILED)
     assert shard.number == 2
     for file, rows in ((shard.embeddings, 3), (shard.metadata, 3), (shard.failures, 1)):
         content = (tmp_path / file.name).read_bytes()
@@ -57,16 +67,22 @@ def test_shard_describes_its_files(tmp_path):
 
 def test_tables_of_all_shards_read_as_one(tmp_path):
     shards = [
-        write_shard(tmp_path, 0, VECTORS, TABLE, [], first_id=0),
-        write_shard(tmp_path, 1, VECTORS[:0], TABLE[:0], FAILED, first_id=3),
-        write_shard(tmp_path, 2, VECTORS[:1], TABLE[2:], [], first_id=3),
+        write_shard(tmp_path, 0, VECTORS, table(RECORDS, 0), []),
+        write_shard(tmp_path, 1, VECTORS[:0], table([], 3), FAILED),
+        write_shard(tmp_path, 2, VECTORS[:1], table([record(9)], 3), []),
     ]
     metadata = read_tables(tmp_path, [shard.metadata for shard in shards], METADATA)
-    failures = read_tables(tmp_path, [shard.failures for shard in shards], FAILURES)
+    failures = read_failures(tmp_path, [shard.failures for shard in shards])
     assert metadata.schema.equals(METADATA)
     assert metadata.column("id").to_pylist() == [0, 1, 2, 3]
-    assert metadata.column("position").to_pylist() == [0, 1, 3, 3]
-    assert failures.column("path").to_pylist() == ["a/2.png"]
+    assert metadata.column("position").to_pylist() == [0, 1, 3, 9]
+    assert failures == FAILED
+
+
+def test_list_of_failures_of_version_1_is_read_too(tmp_path):
+    row = {"path": "a/2.png", "error": "OSError", "message": "cut off", "position": 2}
+    file = stored_table(tmp_path, pa.Table.from_pylist([row], pa.schema(list(FAILURES)[:4])), 1)
+    assert read_failures(tmp_path, [file]) == [Failure(**row, bytes=-1, mtime_ns=-1)]
 
 
 def stored_table(folder, table, rows):
@@ -100,7 +116,7 @@ def test_file_that_is_no_table_is_refused(tmp_path):
 
 
 def test_changed_table_is_refused(tmp_path):
-    shard = write_shard(tmp_path, 0, VECTORS, TABLE, [], first_id=0)
+    shard = write_shard(tmp_path, 0, VECTORS, table(RECORDS, 0), [])
     path = tmp_path / shard.metadata.name
     path.write_bytes(path.read_bytes().replace(b"a/3.png", b"b/3.png"))
     with pytest.raises(ValueError, match="its content is not what was written"):

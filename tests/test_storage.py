@@ -19,7 +19,7 @@ from indexing.storage import (
     check_size,
     commit,
     read_manifest,
-    remove_data,
+    remove_index,
     store,
     writer_lock,
 )
@@ -157,6 +157,6 @@ def test_clean_up_takes_only_what_an_index_writes(tmp_path):
     for name in (*ours, *theirs, "manifest.json.tmp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    remove_data(tmp_path)
+    remove_index(tmp_path)
     assert names(tmp_path) == {"metadata", "photo.jpg"}
     assert names(tmp_path / "metadata") == {"notes.txt"}

@@ -29,7 +29,8 @@ def test_each_image_is_read_alone_from_any_archive(tmp_path, format):  # noqa: A
     write_tar(tmp_path / "0.tar", [(names[1], b"two"), (names[2], b"")], format)
     images = ImageSet.open(tmp_path)
     assert images.kind == "tar"
-    assert images.names.to_pylist() == [images.name(i) for i in range(3)] == [*names[1:], names[0]]
+    expected = [f"0.tar/{names[1]}", f"0.tar/{names[2]}", f"1.tar/{names[0]}"]
+    assert images.names.to_pylist() == [images.name(i) for i in range(3)] == expected
     assert [images.read(i) for i in (2, 0, 1)] == [b"one" * 300, b"two", b""]
     assert list(images.read_range(0, 3)) == [b"two", b"", b"one" * 300]
     time = (tmp_path / "1.tar").stat().st_mtime_ns
@@ -45,7 +46,7 @@ def test_one_archive_or_a_pattern_of_them(tmp_path):
         write_tar(tmp_path / f"{name}.tar", [(f"{name}.jpg", b"x")])
     assert len(ImageSet.open(tmp_path / "val-0.tar")) == 1
     pattern = ImageSet.open(tmp_path / "train-*.tar")
-    assert pattern.names.to_pylist() == ["train-0.jpg", "train-1.jpg"]
+    assert pattern.names.to_pylist() == ["train-0.tar/train-0.jpg", "train-1.tar/train-1.jpg"]
     assert pattern.is_there()
     with pytest.raises(FileNotFoundError, match="test-"):
         ImageSet.open(tmp_path / "test-*.tar")
@@ -84,7 +85,8 @@ def test_names_are_data(tmp_path):
     write_tar(tmp_path / "a.tar", [(name, name.encode(errors="replace")) for name in odd])
     images = ImageSet.open(tmp_path / "a.tar")
     expected = ["../out.jpg", "/etc/x.jpg", "here.jpg", "caf\ufffd.jpg"]
-    assert images.names.to_pylist() == [images.name(i) for i in range(4)] == expected
+    names = [images.name(i) for i in range(4)]
+    assert images.names.to_pylist() == names == [f"a.tar/{name}" for name in expected]
     assert images.read(3) == b"caf?.jpg"
 
 

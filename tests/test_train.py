@@ -82,7 +82,7 @@ def test_splitting_a_batch_changes_only_rounding(monkeypatch):
     def step(micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         phase = Phase(epochs=1, img_size=16, micro_batch=micro_batch)
         trainer = Trainer(replace(RECIPE, phases=(phase,), drop_path_rate=0.0), colours())
-        losses = trainer.train_step()
+        losses = torch.stack(list(trainer.train_step().values()))
         gradients = [parameter.grad.flatten() for parameter in trainer.model.parameters()]
         return losses, torch.cat(gradients)
 
@@ -96,7 +96,7 @@ def test_a_phase_trains_its_sizes_and_no_others(monkeypatch):
     monkeypatch.setattr(Trainer, "_update", lambda self: None)
     phase = Phase(epochs=1, img_size=16, sizes=("S",), weights=(1.0,))
     trainer = Trainer(replace(RECIPE, phases=(phase,)), colours(), device="cpu")
-    assert trainer.train_step().shape == (1,)
+    assert list(trainer.train_step()) == ["S"]
     reached = trainer.model.backbone.blocks[0].mlp.fc1.bias.grad != 0
     assert reached[:8].all()
     assert not reached[8:].any()
@@ -213,3 +213,92 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         trainer.model.backbone.patch_embed.proj.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
         trainer.train_step()
+
+
+def widths_trained(phase: Phase, monkeypatch, steps: int = 40) -> list[list[str]]:
+    """Names of the submodels that each step trains."""
+    monkeypatch.setattr(Trainer, "_update", lambda self: setattr(self, "step", self.step + 1))
+    seen: list[list[str]] = []
+
+    def recorded(model, images, labels, submodels, weights, **_):
+        seen.append([str(submodel) for submodel in submodels])
+        scores = model.classify(model.pool(model.features(images, submodels)))
+        return scores.mean(), torch.zeros(len(submodels))
+
+    monkeypatch.setattr(train_module, "joint_cross_entropy", recorded)
+    trainer = Trainer(replace(RECIPE, phases=(phase,)), colours(), seed=3, device="cpu")
+    for _ in range(steps):
+        trainer.train_step()
+    return seen
+
+
+def test_sampled_training_takes_one_size_a_step_by_its_probability(monkeypatch):
+    phase = Phase(epochs=200, img_size=16, sizes=("S", "XL"), weights=(1.0, 3.0), sampled=True)
+    seen = widths_trained(phase, monkeypatch, steps=200)
+    assert {len(names) for names in seen} == {1}
+    share = sum(names == ["XL"] for names in seen) / 200
+    assert 0.65 < share < 0.85  # 3/4, give or take three standard deviations
+
+
+def test_random_sizes_change_from_step_to_step_and_place_to_place(monkeypatch):
+    phase = Phase(epochs=50, img_size=16, sizes=("S", "random", "random"), weights=(1.0,) * 3)
+    seen = widths_trained(phase, monkeypatch)
+    assert {names[0] for names in seen} == {"S"}
+    assert len({names[1] for names in seen}) > 3
+    assert sum(names[1] != names[2] for names in seen) > 10
+    assert seen == widths_trained(phase, monkeypatch)
+
+
+def test_losses_of_one_name_are_averaged():
+    phase = Phase(epochs=1, img_size=16, sizes=("XL", "random", "random"), weights=(1.0,) * 3)
+    losses = Trainer(replace(RECIPE, phases=(phase,)), colours(), device="cpu").train_step()
+    assert list(losses) == ["XL", "random"]
+    assert all(loss.shape == () for loss in losses.values())
+
+
+def test_a_teacher_other_than_the_start_is_what_sizes_are_drawn_to(tmp_path):
+    start = train(RECIPE, colours(), tmp_path / "start", device="cpu")
+    teacher = train(RECIPE, colours(), tmp_path / "teacher", device="cpu", seed=1)
+    phase = Phase(epochs=40, img_size=16, objective="align")
+    recipe = replace(RECIPE, phases=(phase,), drop_path_rate=0.0, ema_decay=0.9)
+    aligned = train(
+        recipe, colours(), tmp_path / "aligned", init=start, teacher=teacher, device="cpu"
+    )
+    pixels = colours(60).pixels
+    wanted = embed(teacher, pixels)
+    before, after = (
+        (embed(model, pixels, "S") * wanted).sum(1).mean() for model in (start, aligned)
+    )
+    assert after > before + 0.05
+    training = json.loads((tmp_path / "aligned" / "config.json").read_text())["training"]
+    assert training["init"]["fingerprint"] == start.fingerprint
+    assert training["teacher"]["fingerprint"] == teacher.fingerprint
+
+
+def test_a_teacher_of_another_dimension_is_refused():
+    init = MatViT(RECIPE.model)
+    other = MatViT(replace(RECIPE.model, embed_dim=32))
+    phase = Phase(epochs=1, img_size=16, objective="align")
+    with pytest.raises(ValueError, match="vectors of dimension 32"):
+        Trainer(replace(RECIPE, phases=(phase,)), colours(), init=init, teacher=other)
+
+
+def test_mixed_images_train(tmp_path):
+    recipe = replace(
+        RECIPE, phases=(Phase(epochs=60, img_size=16),), ema_decay=0.9, mixup=0.2, cutmix=1.0
+    )
+    train(recipe, colours(), tmp_path / "run", validation=colours(60), device="cpu")
+    top1 = json.loads((tmp_path / "run" / "config.json").read_text())["training"]["top1"]
+    assert min(top1.values()) > 0.9
+
+
+def test_layer_decay_reaches_the_update():
+    def moved(layer_decay: float) -> float:
+        trainer = Trainer(replace(RECIPE, layer_decay=layer_decay), colours(), device="cpu")
+        before = trainer.model.backbone.blocks[0].attn.qkv.weight.detach().clone()
+        trainer.train_step()
+        after = trainer.model.backbone.blocks[0].attn.qkv.weight.detach()
+        return float((after - before).norm())
+
+    # Two layers before what follows the blocks: a quarter of the step.
+    assert moved(0.5) == pytest.approx(moved(1.0) / 4, rel=1e-3)

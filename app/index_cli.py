@@ -1,0 +1,265 @@
+"""The `matvit index` commands: build, add, remove, compact, verify, info."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.console import FAILED, INTERRUPTED, say, show, show_json, show_progress
+from app.options import (
+    Device,
+    DeviceOption,
+    EncoderOption,
+    IndexArgument,
+    JsonOption,
+    bad_usage,
+    exit_with_failures,
+    load,
+    load_whole_for,
+    report_failures,
+)
+
+index_cli = typer.Typer(help="Build, update and check image indexes.")
+
+BatchOption = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Images decoded side by side [default: one per CPU]."),
+]
+ProcessesOption = Annotated[
+    bool,
+    typer.Option("--processes", help="Decode in processes: a crash then costs one image."),
+]
+
+
+@index_cli.command("build")
+def index_build(
+    images: Annotated[
+        str,
+        typer.Argument(metavar="IMAGES", help="Folder of images, Parquet files or tar archives."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the new index.")],
+    encoder: Annotated[str, typer.Option(help="Bundled encoder or checkpoint folder.")] = "",
+    batch_size: BatchOption = 256,
+    workers: WorkersOption = None,
+    processes: ProcessesOption = False,
+    device: DeviceOption = Device.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Embed all images once, at full size, into a new index; or finish one that was stopped."""
+    from indexing import Corpus, ImageIndex
+
+    _check_workers(workers, processes=processes)
+    model = load(encoder, device)
+    corpus = Corpus.open(images)
+    with _stoppable(out):
+        index = ImageIndex.build(
+            model,
+            corpus,
+            out,
+            batch_size=batch_size,
+            workers=workers,
+            processes=processes,
+            progress=show_progress(),
+        )
+    report_failures(index.failures)
+    if as_json:
+        show_json(index.info())
+    else:
+        show(f"{len(index):,} images in {out}, embedded by {model.name} at full size.")
+    exit_with_failures(len(index.failures))
+
+
+@index_cli.command("add")
+def index_add(
+    index: IndexArgument,
+    images: Annotated[
+        str | None,
+        typer.Argument(metavar="[IMAGES]", help="The images [default: where they were]."),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Read again what could not be read before.")
+    ] = False,
+    remove_missing: Annotated[
+        bool, typer.Option("--remove-missing", help="Remove images whose file is gone.")
+    ] = False,
+    encoder: EncoderOption = None,
+    batch_size: BatchOption = 256,
+    workers: WorkersOption = None,
+    processes: ProcessesOption = False,
+    device: DeviceOption = Device.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Embed what is new or changed since the index was built; the rest is not read again."""
+    from indexing import Corpus, ImageIndex
+
+    _check_workers(workers, processes=processes)
+    opened = ImageIndex.open(index)
+    model = load_whole_for(opened, encoder, device)
+    corpus = Corpus.open(images or str(opened.info()["corpus"]["root"]))
+    with _stoppable(index):
+        report = opened.add(
+            model,
+            corpus,
+            retry_failed=retry_failed,
+            remove_missing=remove_missing,
+            batch_size=batch_size,
+            workers=workers,
+            processes=processes,
+            progress=show_progress(),
+        )
+    if report.failed:
+        report_failures(opened.failures[-report.failed :])
+    if as_json:
+        show_json({"path": str(index), **asdict(report)})
+    else:
+        show(
+            f"{report.images:,} images in {index}: {report.added:,} added, {report.changed:,} "
+            f"changed, {report.renamed:,} renamed, {report.removed:,} removed, "
+            f"{report.unchanged:,} as before."
+        )
+    exit_with_failures(report.failed)
+
+
+@index_cli.command("remove")
+def index_remove(
+    index: IndexArgument,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Images, as `matvit search` names them."),
+    ] = None,
+    ids: Annotated[
+        list[int] | None, typer.Option("--id", min=0, help="Id of an image; may be repeated.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find some images no more; `compact` gives back their space."""
+    from indexing import ImageIndex
+
+    if not names and not ids:
+        bad_usage(ValueError("name the images to remove, or give their ids with --id"))
+    opened = ImageIndex.open(index)
+    try:
+        report = opened.remove(ids or (), paths=names or ())
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]}; nothing was removed") from error
+    if as_json:
+        show_json({"path": str(index), **asdict(report)})
+    else:
+        show(f"{report.images:,} images in {index}: {report.removed:,} removed.")
+    if report.forgotten:
+        say(f"{report.forgotten:,} images that could not be read are no longer listed.")
+
+
+@index_cli.command("compact")
+def index_compact(index: IndexArgument, as_json: JsonOption = False) -> None:
+    """Give back the space of what was removed or left behind."""
+    from indexing.compact import compact_index
+
+    report = compact_index(index, progress=show_progress())
+    if as_json:
+        show_json({"path": str(index), **asdict(report)})
+    else:
+        show(
+            f"{report.images:,} images in {index}: {report.rows:,} dead rows gone, "
+            f"{report.bytes:,} bytes freed."
+        )
+
+
+@index_cli.command("verify")
+def index_verify(
+    index: IndexArgument,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make a damaged search file anew.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Read everything an index consists of, and name what is damaged."""
+    from indexing import verify
+
+    report = verify(index, repair=repair, progress=show_progress())
+    if as_json:
+        show_json({"path": str(index), "ok": report.ok, **asdict(report)})
+    else:
+        state = "whole" if report.ok else "damaged"
+        show(
+            f"{index} is {state}: {report.images:,} images, {report.files:,} files, "
+            f"{report.bytes:,} bytes read in {report.seconds:.1f} s."
+        )
+        for damage in report.damaged:
+            show(f"damaged  {damage.file}: {damage.problem}")
+        for name in report.repaired:
+            show(f"repaired {name}")
+        for name in report.orphans:
+            show(f"unused   {name}")
+    if not report.ok:
+        if all(damage.file.startswith("index/") for damage in report.damaged):
+            say("The embeddings are whole: `matvit index verify INDEX --repair` mends this.")
+        raise typer.Exit(FAILED)
+
+
+@index_cli.command("info")
+def index_info(
+    index: IndexArgument,
+    failures: Annotated[
+        bool, typer.Option("--failures", help="List the images that could not be read.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what an index holds, and which encoder may ask it."""
+    from indexing import ImageIndex
+
+    opened = ImageIndex.open(index)
+    info = opened.info()
+    if failures:
+        for failure in opened.failures:
+            row = {"path": failure.path, "error": failure.error, "message": failure.message}
+            if as_json:
+                show_json(row)
+            else:
+                show("\t".join(row.values()))
+        return
+    if as_json:
+        show_json(info)
+        return
+    encoder, preprocess = info["encoder"], info["preprocess"]
+    show(f"{info['images']:,} images, {info['failures']:,} failed, {info['bytes']:,} bytes")
+    if info["removed"]:
+        show(f"removed     {info['removed']:,} rows, until `matvit index compact`")
+    if info["staged"]:
+        show(f"unfinished  {info['staged']:,} images added, until `matvit index add` is repeated")
+    show(f"kind        {info['kind']}, generation {info['generation']}")
+    show(f"encoder     {encoder['name']} ({encoder['fingerprint']}), {encoder['dim']} dimensions")
+    show(f"preprocess  {preprocess['fingerprint']}")
+    show(f"corpus      {info['corpus']['root']}")
+
+
+def _check_workers(workers: int | None, *, processes: bool) -> None:
+    if workers == 0 and processes:
+        bad_usage(ValueError("--processes needs at least 1 of --workers"))
+
+
+@contextmanager
+def _stoppable(index: Path) -> Iterator[None]:
+    """Let Ctrl-C be a clean stop that says what is stored and how to go on."""
+    from indexing.manifest import MANIFEST
+    from indexing.storage import read_manifest
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        stored = 0
+        if (index / MANIFEST).exists():
+            manifest = read_manifest(index)
+            staged = sum(shard.metadata.rows for shard in manifest.staged)
+            stored = manifest.counts.images + staged
+        again = shlex.join(["matvit", *sys.argv[1:]])
+        say(f"Stopped; {stored:,} images are stored. To go on, type again: {again}")
+        raise typer.Exit(INTERRUPTED) from None

@@ -1,0 +1,156 @@
+"""Kill writers of an index at random moments, and see what is left.
+
+    python benchmarks/crash.py
+
+Each moment: a process builds an index, adds to it, removes from it or compacts it, and is killed
+(SIGKILL) at a time drawn evenly from how long that takes. What it leaves must be the old state or
+the new one; every shard that a manifest names must be whole; and the same call, repeated, must
+give the result of one that was never killed, bit for bit. The encoder is a tiny one, untrained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from provenance import provenance, without_paths, write_result
+from tqdm import tqdm
+
+from indexing import Corpus, ImageIndex, add, build, compact, verify
+from indexing.storage import read_manifest
+from matvit.config import MatViTConfig
+from matvit.model import MatViT
+from matvit.preprocess import Preprocess
+
+SIDE, PHOTOS, SHARD_SIZE = 16, 40, 8
+
+Action = Callable[[Path], object]
+
+
+def main() -> None:
+    """Kill, check, repeat, and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--moments", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    build.SHARD_SIZE = add.SHARD_SIZE = compact.SHARD_SIZE = SHARD_SIZE
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(Path(folder), given.moments, np.random.default_rng(given.seed))
+    command = "python benchmarks/crash.py " + without_paths(sys.argv[1:])
+    row = {"photos": PHOTOS, "shard_size": SHARD_SIZE, "operations": rows}
+    write_result("crash", {**provenance(command.strip()), **row})
+
+
+def measure(work: Path, moments: int, chance: np.random.Generator) -> list[dict[str, Any]]:
+    """Kill each operation at its share of the moments and count what was left."""
+    operations = prepare(work)
+    rows = []
+    for number, (name, (base, action)) in enumerate(operations.items()):
+        before, copy = state(base), work / "whole"
+        if base.exists():
+            shutil.copytree(base, copy)
+        start = perf_counter()
+        action(copy)
+        took = perf_counter() - start
+        after = state(copy)
+        shutil.rmtree(copy)
+        share = moments // len(operations) + (number < moments % len(operations))
+        row = {"operation": name, "moments": share, "seconds": round(took, 3)}
+        counts = dict.fromkeys(("old", "new", "mixture", "damaged", "different_when_repeated"), 0)
+        for _ in tqdm(range(share), desc=name):
+            killed_after = chance.uniform(0, 1.2 * took)
+            for outcome in one_moment(base, copy, action, killed_after, before, after):
+                counts[outcome] += 1
+            shutil.rmtree(copy, ignore_errors=True)
+        rows.append({**row, **counts})
+    return rows
+
+
+def prepare(work: Path) -> dict[str, tuple[Path, Action]]:
+    """For each operation, the index it starts from and what it does."""
+    model = MatViT(
+        MatViTConfig(img_size=SIDE, patch_size=8, embed_dim=16, depth=2, num_heads=2),
+        Preprocess(image_size=SIDE),
+        "tiny",
+    )
+    few, many = work / "few", work / "many"
+    for number in range(PHOTOS):
+        pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        for folder in (many, few) if number < PHOTOS // 2 else (many,):
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{number:03}.png")
+    base = work / "base"
+    ImageIndex.build(model, Corpus.open(few), base)
+    shutil.rmtree(few)
+    many.rename(few)  # the folder has grown since
+    grown = shutil.copytree(base, work / "grown")
+    ImageIndex.open(grown).add(model, Corpus.open(few))
+    worn = shutil.copytree(grown, work / "worn")
+    ImageIndex.open(worn).remove(range(0, PHOTOS, 3))
+    return {
+        "build": (work / "none", lambda path: ImageIndex.build(model, Corpus.open(few), path)),
+        "add": (base, lambda path: ImageIndex.open(path).add(model, Corpus.open(few))),
+        "remove": (grown, lambda path: ImageIndex.open(path).remove(range(0, PHOTOS, 2))),
+        "compact": (worn, lambda path: ImageIndex.open(path).compact()),
+    }
+
+
+def one_moment(
+    base: Path, copy: Path, action: Action, seconds: float, before: object, after: object
+) -> list[str]:
+    """Kill an action on a copy after some time; say what was left and what was wrong with it."""
+    if base.exists():
+        shutil.copytree(base, copy)
+    kill_after(seconds, lambda: action(copy))
+    found = state(copy)
+    done = found == after if after != before else not read_manifest(copy).counts.removed
+    whole = found in (before, after)
+    outcomes = ["mixture" if not whole else "new" if done else "old"]
+    if (copy / "manifest.json").exists() and not verify(copy).ok:
+        outcomes.append("damaged")
+    if not done:
+        action(copy)
+    if state(copy) != after or not verify(copy).ok:
+        outcomes.append("different_when_repeated")
+    return outcomes
+
+
+def kill_after(seconds: float, action: Callable[[], object]) -> None:
+    """Run an action in a child process that lives no longer than this."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        finally:
+            os._exit(0)
+    sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def state(path: Path) -> object:
+    """All that an index answers, or None where none opens."""
+    if not (path / "manifest.json").exists() or read_manifest(path).plan is not None:
+        return None
+    index = ImageIndex.open(path)
+    vectors = index.embeddings.raw(slice(None))
+    ids, scores = index.search(vectors[:5].astype(np.float32), 10)
+    rows = index.metadata.drop_columns(["position"]).to_pylist()
+    return rows, vectors.tobytes(), ids.tolist(), scores.tolist(), index.failures
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Train an encoder through several recipes, each going on from the one before, and judge it.
+
+    python benchmarks/ship.py --data DATA --work WORK --chain plain-gpu align-gpu
+
+Needs nothing but `matvit` and its dependencies (no FAISS), so it runs wherever there is a GPU.
+Run it again after an interruption, and it goes on. Leaves the encoder in WORK/shipped, stored
+as float16, and the 1-NN accuracy of every size in `benchmarks/results/ship.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+from provenance import provenance, without_paths, write_result
+from recipes import measure
+
+from matvit.embed import resolve_device
+from matvit.model import MatViT
+from matvit.recipes import RECIPES, recipe
+from matvit.train import train
+from matvit.training_data import LabelledPixels
+
+
+def main() -> None:
+    """Train what is missing, measure, write the encoder and the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--chain", nargs="+", choices=RECIPES, required=True)
+    parser.add_argument("--name", default="shipped", help="name of the encoder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--database", type=int, default=100_000)
+    given = parser.parse_args()
+
+    preprocess = recipe(given.chain[0]).preprocess()
+    images = LabelledPixels.load(given.data / "train-*.parquet", preprocess)
+    queries = LabelledPixels.load(given.data / "val-*.parquet", preprocess)
+    start = time.perf_counter()
+    encoder = _train(given.chain, images, given.work, given.seed, given.device)
+    seconds = time.perf_counter() - start
+    encoder.name = given.name
+    encoder.save(
+        given.work / "shipped",
+        dtype=torch.float16,
+        training={"chain": given.chain, "seed": given.seed, "classes": images.class_names},
+    )
+    shipped = MatViT.load(given.work / "shipped", device=resolve_device(given.device))
+    known = queries.with_classes(images.class_names)
+    write_result(
+        "ship",
+        {
+            **provenance("python benchmarks/ship.py " + without_paths(sys.argv[1:])),
+            "chain": given.chain,
+            "seed": given.seed,
+            "seconds_of_this_run": round(seconds, 1),
+            "fingerprint": shipped.fingerprint,
+            "points": measure(shipped, images, known, given.database),
+        },
+    )
+
+
+def _train(chain: list[str], images: LabelledPixels, work: Path, seed: int, device: str) -> MatViT:
+    """Run the recipes of a chain that are not finished yet."""
+    encoder: MatViT | None = None
+    for number, name in enumerate(chain):
+        out = work / f"{number}-{name}"
+        if (out / "model.safetensors").exists():
+            encoder = MatViT.load(out)
+            continue
+        chosen = recipe(name)
+        encoder = train(
+            chosen, images, out, seed=seed, device=device, init=encoder,
+            resume=(out / "state.pt").exists(), progress=sys.stderr.isatty(),
+        ).cpu()  # fmt: skip
+    assert encoder is not None
+    return encoder
+
+
+if __name__ == "__main__":
+    main()

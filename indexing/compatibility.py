@@ -1,0 +1,61 @@
+"""Which encoders an index accepts: the one that built it, and to write, the whole of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from indexing.manifest import EncoderRecord, Manifest, PreprocessRecord
+from matvit.cost import count_macs
+from matvit.embed import Encoder
+
+
+class IndexMismatchError(ValueError):
+    """An index was asked with another encoder or preprocessing than it was built with."""
+
+
+def check_encoder(path: Path, manifest: Manifest, encoder: Encoder) -> None:
+    """Refuse an encoder with other weights or other preprocessing than the index was built by.
+
+    Raises:
+        IndexMismatchError: If it has; the message names both.
+    """
+    built = manifest.encoder
+    if encoder.fingerprint != built.fingerprint:
+        raise IndexMismatchError(
+            f"{path} was built by encoder {built.name} ({built.fingerprint}), but this is "
+            f"{encoder.name} ({encoder.fingerprint}); build the index again or load that encoder"
+        )
+    expected, found = manifest.preprocess.fingerprint, encoder.preprocess.fingerprint
+    if found != expected:
+        raise IndexMismatchError(
+            f"{path} was built with preprocessing {expected}, but encoder {encoder.name} uses "
+            f"{found}; build the index again or restore the settings"
+        )
+
+
+def check_whole(encoder: Encoder) -> None:
+    """Refuse a submodel cut from an encoder: it shares the fingerprint of the whole.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if not (largest := encoder.submodel(None)).is_full:
+        raise ValueError(
+            f"an index is embedded at full size, but {encoder.name} is only the submodel "
+            f"{largest}; build it with the whole encoder and search it with this one"
+        )
+
+
+def describe(encoder: Encoder) -> tuple[EncoderRecord, PreprocessRecord]:
+    """Say in the manifest's words what embeds an index."""
+    return (
+        EncoderRecord(
+            name=encoder.name,
+            fingerprint=encoder.fingerprint,
+            dim=encoder.config.embed_dim,
+            macs=count_macs(encoder.config, encoder.submodel(None)),
+        ),
+        PreprocessRecord(
+            spec=encoder.preprocess.to_dict(), fingerprint=encoder.preprocess.fingerprint
+        ),
+    )

@@ -1,0 +1,207 @@
+"""Merging what an addition has staged into what is searched: one commit, all of it or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Int64
+from numpy import ndarray
+
+from indexing.corpus import Failure
+from indexing.manifest import Counts, Manifest, SearchRecord, Shard
+from indexing.searcher import build_searcher
+from indexing.shards import read_failures, write_failures
+from indexing.storage import commit, store
+from indexing.stored import StoredRows, live_rows, write_tombstones
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddReport:
+    """What an addition changed.
+
+    Attributes:
+        added: Images that the index did not have, under no name or under one that still exists.
+        changed: Images whose content is another one now; they have new ids.
+        renamed: Images that kept their id under a new name.
+        removed: Images that are found no more: their file is gone or cannot be read any more.
+        unchanged: Images that are as they were.
+        failed: Images that could not be read this time; see `ImageIndex.failures`.
+        images: In the index now.
+        generation: Of the index now.
+    """
+
+    added: int
+    changed: int
+    renamed: int
+    removed: int
+    unchanged: int
+    failed: int
+    images: int
+    generation: int
+
+
+def merge_staged(
+    path: Path, before: Manifest, manifest: Manifest, wanted: pa.Array | None
+) -> AddReport:
+    """Search what is staged from now on; a later row of a name hides an earlier one.
+
+    Args:
+        path: The index.
+        before: What is searched until now.
+        manifest: The same with all that is to be merged in `staged` and `adding`.
+        wanted: Names of the images to keep; None for all.
+    """
+    rows = StoredRows(path, manifest, (*manifest.shards, *manifest.staged))
+    staged = staged_failures(path, manifest)
+    dead = _superseded(rows, staged)
+    if wanted is not None:
+        dead |= ~_is_in(_paths(rows, rows.live), wanted)
+    live = rows.live[~dead]
+    if not len(live):
+        raise ValueError(f"no image of {path} would be left; remove the folder if that is wanted")
+    old = read_failures(path, manifest.failure_files)
+    failures = _failures_now(old, staged, _paths(rows, live), wanted)
+    after = before
+    if manifest.staged or dead.any() or failures != old or manifest.adding != before.corpus:
+        after = _describe(path, manifest, rows, live, None if failures == old else failures)
+        commit(path, after)
+    failed = len({failure.path for _, failure in staged})
+    return _report(rows, _searched(rows, before), live, after, failed)
+
+
+def staged_failures(path: Path, manifest: Manifest) -> list[tuple[int, Failure]]:
+    """What could not be read in staged shards, with the shard's place among all, oldest first."""
+    return [
+        (place, failure)
+        for place, shard in enumerate(manifest.staged, start=len(manifest.shards))
+        for failure in read_failures(path, [shard.failures] if shard.failures else [])
+    ]
+
+
+def relist(
+    path: Path, shards: Sequence[Shard], next_shard: int, failures: Sequence[Failure]
+) -> dict[str, Any]:
+    """Store one list of the images that could not be read, instead of those of the shards.
+
+    Returns:
+        What to replace in the manifest.
+    """
+    return {
+        "shards": tuple(replace(shard, failures=None) for shard in shards),
+        "failures": write_failures(path, next_shard, failures) if failures else None,
+        "next_shard": next_shard + 1 if failures else next_shard,
+    }
+
+
+def _superseded(
+    rows: StoredRows, failures: Sequence[tuple[int, Failure]]
+) -> Bool[ndarray, " live"]:
+    """Which live rows have a name that a later row or a later failure has too."""
+    order = np.argsort(rows.live)
+    live = rows.live[order]
+    paths = _paths(rows, live).combine_chunks()
+    codes = paths.dictionary_encode().indices.to_numpy()
+    latest = np.full(codes.max(initial=-1) + 1, -1, dtype=np.int64)
+    np.maximum.at(latest, codes, live)
+    superseded = latest[codes] != live
+    shards = rows.shard_of_rows()[live]
+    failed = {failure.path: place for place, failure in failures}  # the last one counts
+    for place in np.flatnonzero(_is_in(paths, pa.array(list(failed), paths.type))):
+        superseded[place] |= shards[place] < failed[paths[place].as_py()]
+    answer = np.empty(len(live), dtype=bool)
+    answer[order] = superseded
+    return answer
+
+
+def _failures_now(
+    old: Sequence[Failure],
+    staged: Sequence[tuple[int, Failure]],
+    images: pa.ChunkedArray,
+    wanted: pa.Array | None,
+) -> list[Failure]:
+    """Images that could not be read: the last word on each name, unless it is an image now."""
+    again = {failure.path: failure for _, failure in staged}
+    merged = [failure for failure in old if failure.path not in again] + list(again.values())
+    names = pa.array([failure.path for failure in merged], images.type)
+    gone = _is_in(names, images)
+    if wanted is not None:
+        gone |= ~_is_in(names, wanted)
+    return [failure for failure, out in zip(merged, gone, strict=True) if not out]
+
+
+def _describe(
+    path: Path,
+    manifest: Manifest,
+    rows: StoredRows,
+    live: Int64[ndarray, " live"],
+    failures: Sequence[Failure] | None,
+) -> Manifest:
+    """Write the files of the new state and describe it; no failures means those listed now."""
+    assert manifest.index is not None
+    assert manifest.adding is not None
+    generation = manifest.generation + 1
+    filled = (shard for shard in manifest.staged if shard.metadata.rows)
+    shards = (*manifest.shards, *(replace(shard, failures=None) for shard in filled))
+    failed = manifest.counts.failures if failures is None else len(failures)
+    changed: dict[str, Any] = {"shards": shards, "corpus": manifest.adding, "adding": None}
+    if failures is not None:
+        changed |= relist(path, shards, manifest.next_shard, failures)
+    dead = np.setdiff1d(rows.ids[rows.live], rows.ids[live])
+    if len(dead):
+        removed = np.union1d(rows.removed, dead)
+        changed["tombstones"] = write_tombstones(path, generation, removed)
+    if not np.isin(rows.ids[live], rows.ids[_searched(rows, manifest)]).all():
+        kind, ids = manifest.index.kind, rows.ids[live]
+        searcher = build_searcher(kind, rows.embeddings.take(live), ids)
+        file = store(path, f"index/knn_g{generation}.faiss", len(ids), searcher.write)
+        changed["index"] = SearchRecord(kind=kind, file=file)
+    counts = Counts(images=len(live), failures=failed, removed=len(rows.ids) - len(live))
+    return replace(manifest, generation=generation, staged=(), counts=counts, **changed)
+
+
+def _searched(rows: StoredRows, manifest: Manifest) -> Int64[ndarray, " live"]:
+    """Rows that are searched as long as nothing is merged."""
+    count = sum(shard.metadata.rows for shard in manifest.shards)
+    return live_rows(rows.ids[:count], rows.removed)
+
+
+def _report(
+    rows: StoredRows,
+    searched: Int64[ndarray, " live"],
+    live: Int64[ndarray, " live"],
+    after: Manifest,
+    failed: int,
+) -> AddReport:
+    """Compare what was searched with what is searched now."""
+    old, new = rows.ids[searched], rows.ids[live]
+    lost = _paths(rows, searched[~np.isin(old, new)])
+    kept = np.isin(new, old)
+    before = _paths(rows, searched[np.searchsorted(old, new[kept])])
+    changed = int(_is_in(_paths(rows, live[~kept]), lost).sum())
+    renamed = int((before.to_numpy() != _paths(rows, live[kept]).to_numpy()).sum())
+    return AddReport(
+        added=int((~kept).sum()) - changed,
+        changed=changed,
+        renamed=renamed,
+        removed=len(lost) - changed,
+        unchanged=int(kept.sum()) - renamed,
+        failed=failed,
+        images=len(live),
+        generation=after.generation,
+    )
+
+
+def _paths(rows: StoredRows, chosen: Int64[ndarray, " rows"]) -> pa.ChunkedArray:
+    return rows.metadata.column("path").cast(pa.large_string()).take(pa.array(chosen))
+
+
+def _is_in(
+    names: pa.Array | pa.ChunkedArray, others: pa.Array | pa.ChunkedArray
+) -> Bool[ndarray, " names"]:
+    return np.array(pc.is_in(names, value_set=others).to_pylist(), dtype=bool)

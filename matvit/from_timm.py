@@ -1,0 +1,243 @@
+"""Any plain Vision Transformer of timm's as a MatViT that gives the same vectors.
+
+Plain means: timm's own `VisionTransformer` of ordinary blocks, each with self-attention and a
+two-layer feed-forward network. That covers the ImageNet, DeiT, DINO, DINOv2 (but giant), CLIP and
+many SigLIP encoders. What cannot be represented is refused, never approximated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import timm
+import torch
+from timm.data.config import resolve_data_config
+from timm.layers.activations import GELU
+from timm.layers.drop import DropPath
+from timm.layers.layer_scale import LayerScale
+from timm.layers.mlp import Mlp
+from timm.layers.patch_dropout import PatchDropout
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+from torch.nn.functional import normalize
+
+from matvit.config import Activation, MatViTConfig
+from matvit.layers import ACTIVATIONS, timm_arguments
+from matvit.model import MatViT
+from matvit.preprocess import Preprocess
+
+_INACTIVE = (nn.Identity, nn.Dropout, DropPath, PatchDropout)
+"""Modules that pass everything through when an encoder is not being trained."""
+
+_WITHOUT_EFFECT = {
+    "training", "fused_attn", "grad_checkpointing", "num_classes", "init_values", "inplace",
+    "weight_init_mode", "fix_init", "strict_img_size", "approximate",
+}  # fmt: skip
+"""Attributes that do not decide the vectors, or are compared in other words."""
+
+_SAME_VECTORS = 1e-4
+
+
+def from_timm(
+    source: str | nn.Module,
+    *,
+    pretrained: bool = True,
+    img_size: int | None = None,
+    preprocess: Preprocess | None = None,
+) -> MatViT:
+    """Make a MatViT with the weights of a timm Vision Transformer.
+
+    At full size it gives what `forward_head(forward_features(x), pre_logits=True)` gives, scaled
+    to length one. The classification head, or a CLIP encoder's projection, is left behind.
+
+    Args:
+        source: Name, as `timm.create_model` takes it, or a model.
+        pretrained: Whether a name stands for trained weights, fetched over the network unless
+            timm has them already.
+        img_size: Side of the input of a model that is named; None is the one it was trained at.
+            At another one timm resamples the position embedding.
+        preprocess: How images become its input; None follows the model's `pretrained_cfg`, or
+            ImageNet's mean and deviation if it has none.
+
+    Raises:
+        ValueError: If there is no such model, it has no pretrained weights, or it cannot be
+            represented; the message says why.
+    """
+    vit = _create(source, pretrained, img_size) if isinstance(source, str) else source
+    config = config_of(vit)
+    assert isinstance(vit, VisionTransformer)
+    if {p.dtype for p in vit.parameters()} != {torch.float32}:
+        raise ValueError(f"{_name(vit)} has weights that are not float32; call float() on it first")
+    model = MatViT(config, preprocess or preprocess_of(vit), _name(vit))
+    weights = {key: v for key, v in vit.state_dict().items() if not key.startswith("head.")}
+    model.backbone.load_state_dict(weights)
+    model.to(next(vit.parameters()).device)
+    _check_same_vectors(vit, model)
+    return model
+
+
+def config_of(vit: nn.Module) -> MatViTConfig:
+    """Return the settings of a timm Vision Transformer, without a classification head.
+
+    Raises:
+        ValueError: If it cannot be represented; the message names the first difference.
+    """
+    if type(vit) is not VisionTransformer:
+        raise _refusal(vit, f"it is a {type(vit).__name__}")
+    block = vit.blocks[0]
+    if type(block) is not Block:
+        raise _refusal(vit, f"its blocks are {type(block).__name__}")
+    if type(block.mlp) is not Mlp:
+        raise _refusal(vit, f"its feed-forward networks are {type(block.mlp).__name__}")
+    images, patches = vit.patch_embed.img_size or (0, 1), vit.patch_embed.patch_size
+    if len(set(images)) > 1 or len(set(patches)) > 1:
+        raise _refusal(vit, f"its images {images} or patches {patches} are not square")
+    try:
+        config = _settings(vit)
+    except ValueError as error:
+        raise _refusal(vit, str(error)) from error
+    with torch.device("meta"):
+        plain = VisionTransformer(**timm_arguments(config), weight_init="skip")
+    if (difference := _first_difference(vit, plain)) is not None:
+        raise _refusal(vit, difference)
+    return config
+
+
+def preprocess_of(vit: nn.Module) -> Preprocess:
+    """Return the preprocessing in a timm model's `pretrained_cfg`; without one, ImageNet's.
+
+    timm scales the whole image and cuts out the centre; here the same region is cut out first
+    and then scaled with the same filter. Pixels differ by rounding and near the edges; where timm
+    has an odd number of pixels to cut off, the pictures are half a pixel apart.
+
+    Raises:
+        ValueError: If it prescribes something that is not to be had here.
+    """
+    size = config_of(vit).img_size
+    if not getattr(vit, "pretrained_cfg", None):
+        return Preprocess(image_size=size)
+    resolve: Any = resolve_data_config
+    wanted = resolve({}, model=vit)
+    fits = {"center": "crop", "squash": "squash"}
+    if wanted["crop_mode"] not in fits or wanted["interpolation"] not in ("bicubic", "bilinear"):
+        raise ValueError(
+            f"{_name(vit)} wants images cropped as {wanted['crop_mode']!r} and scaled as "
+            f"{wanted['interpolation']!r}; give a preprocess of your own"
+        )
+    return Preprocess(
+        image_size=size,
+        fit=cast(Literal["crop", "squash"], fits[wanted["crop_mode"]]),
+        interpolation=wanted["interpolation"],
+        mean=wanted["mean"],
+        std=wanted["std"],
+        crop_pct=size / math.floor(size / wanted["crop_pct"]),  # timm scales to whole pixels
+    )
+
+
+def _create(name: str, pretrained: bool, img_size: int | None) -> nn.Module:
+    # timm itself would only log a warning, and go on with random weights.
+    if pretrained and timm.is_model(name) and not timm.is_model_pretrained(name):
+        raise ValueError(f"timm has no pretrained weights for {name!r}; see timm.list_pretrained()")
+    try:
+        options: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:  # whatever the hub, its cache and the network come up with
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"timm cannot load {name!r}: {reason} (weights by name come over the network; "
+            "timm.list_pretrained() has the names)"
+        ) from error
+
+
+def _settings(vit: Any) -> MatViTConfig:  # noqa: ANN401 -- timm's annotations are too wide
+    """Read what can be told apart; what is left shows in a comparison with the outcome."""
+    block = vit.blocks[0]
+    width, dim = block.mlp.fc1.out_features, vit.embed_dim
+    ratio = width / dim
+    config = MatViTConfig(
+        img_size=vit.patch_embed.img_size[0],
+        patch_size=vit.patch_embed.patch_size[0],
+        embed_dim=dim,
+        depth=len(vit.blocks),
+        num_heads=block.attn.num_heads,
+        # timm rounds down, and so a quotient that was rounded down itself would lose a unit
+        mlp_ratio=ratio if int(dim * ratio) == width else math.nextafter(ratio, math.inf),
+        global_pool=vit.global_pool,
+        class_token=vit.has_class_token,
+        reg_tokens=vit.num_reg_tokens,
+        qkv_bias=block.attn.qkv.bias is not None,
+        qk_norm=not isinstance(block.attn.q_norm, nn.Identity),
+        init_values=block.ls1.init_values if isinstance(block.ls1, LayerScale) else None,
+        no_embed_class=vit.no_embed_class,
+        pre_norm=not isinstance(vit.norm_pre, nn.Identity),
+        dynamic_img_size=vit.dynamic_img_size,
+        act_layer=cast(Activation, _kind(block.mlp.act)),
+        norm_eps=getattr(block.norm1, "eps", 1e-6),
+    )
+    norm_after_pooling = not isinstance(vit.fc_norm, nn.Identity)
+    if norm_after_pooling == (vit.global_pool == "avg"):
+        return config
+    return replace(config, fc_norm=norm_after_pooling)
+
+
+def _first_difference(vit: nn.Module, plain: nn.Module) -> str | None:
+    found, expected = dict(_describe(vit)), dict(_describe(plain))
+    for name in [*expected, *(name for name in found if name not in expected)]:
+        mine, theirs = found.get(name, {}), expected.get(name, {})
+        for key in [*theirs, *(key for key in mine if key not in theirs)]:
+            if mine.get(key) != theirs.get(key):
+                where = f"{name}.{key}" if key else name
+                return f"{where} is {mine.get(key)}, only {theirs.get(key)} can be represented"
+    return None
+
+
+def _describe(model: nn.Module) -> Iterator[tuple[str, dict[str, object]]]:
+    """Say of every module that decides the vectors what it is, and with which settings."""
+    for name, module in model.named_modules():
+        if isinstance(module, _INACTIVE) or name == "head":
+            continue
+        settings = {
+            key: value
+            for key, value in vars(module).items()
+            if isinstance(value, (bool, int, float, str, tuple))
+            and not key.startswith("_")
+            and key not in _WITHOUT_EFFECT
+        }
+        shapes = {key: tuple(p.shape) for key, p in module._parameters.items() if p is not None}
+        yield name, {"": _kind(module), **settings, **shapes}
+
+
+def _kind(module: nn.Module) -> str:
+    """Name what a module does; of some there are two equal ones, torch's and timm's."""
+    if isinstance(module, (nn.GELU, GELU)):
+        return "gelu" if getattr(module, "approximate", "none") == "none" else "gelu_tanh"
+    names = {kind: name for name, kind in ACTIVATIONS.items()}
+    return names.get(type(module), type(module).__name__)
+
+
+def _check_same_vectors(vit: VisionTransformer, model: MatViT) -> None:
+    """Refuse a difference that the comparison of settings did not see."""
+    size = model.config.img_size
+    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    was_training = vit.training
+    vit.eval()
+    with torch.inference_mode():
+        images = images.to(model.device)
+        pooled = vit.forward_head(vit.forward_features(images), pre_logits=True)
+        same = torch.allclose(normalize(pooled, dim=-1), model(images), rtol=0, atol=_SAME_VECTORS)
+    vit.train(was_training)
+    if not same:
+        raise _refusal(vit, "it computes something else than its settings say")
+
+
+def _name(vit: nn.Module) -> str:
+    known: dict[str, Any] = getattr(vit, "pretrained_cfg", None) or {}
+    parts = [known.get("architecture") or type(vit).__name__, known.get("tag")]
+    return ".".join(part for part in parts if part)
+
+
+def _refusal(vit: nn.Module, reason: str) -> ValueError:
+    return ValueError(f"{_name(vit)} cannot become a MatViT: {reason}")

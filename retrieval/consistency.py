@@ -1,0 +1,78 @@
+"""How far a submodel says what the full encoder says, without asking any index.
+
+Every function compares two tables with one row per image, the full encoder's first, and returns
+one value per image.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+def cosine(
+    full: Float[np.ndarray, "images dim"], submodel: Float[np.ndarray, "images dim"]
+) -> Float[np.ndarray, " images"]:
+    """Cosine of the angle between the two embeddings of each image.
+
+    Raises:
+        ValueError: If the tables differ in shape, or an embedding is zero.
+    """
+    _check_shapes(full, submodel)
+    lengths = np.linalg.norm(full, axis=1) * np.linalg.norm(submodel, axis=1)
+    for row in np.flatnonzero(lengths == 0):
+        raise ValueError(f"embedding {row} is zero and has no direction")
+    products: Float[np.ndarray, " images"] = (full * submodel).sum(axis=1) / lengths
+    return products
+
+
+def top1_agreement(
+    full: Float[np.ndarray, "images classes"], submodel: Float[np.ndarray, "images classes"]
+) -> Bool[np.ndarray, " images"]:
+    """Whether both give an image the same most likely class (of equal scores, the first).
+
+    Raises:
+        ValueError: If the tables differ in shape.
+    """
+    _check_shapes(full, submodel)
+    agree: Bool[np.ndarray, " images"] = full.argmax(axis=1) == submodel.argmax(axis=1)
+    return agree
+
+
+def kl_divergence(
+    full: Float[np.ndarray, "images classes"], submodel: Float[np.ndarray, "images classes"]
+) -> Float[np.ndarray, " images"]:
+    """Kullback-Leibler divergence of the submodel's class distribution from the full one's.
+
+    Args:
+        full: Class scores before softmax.
+        submodel: The same of the submodel.
+
+    Returns:
+        Nats; 0 where the distributions are equal.
+
+    Raises:
+        ValueError: If the tables differ in shape.
+    """
+    _check_shapes(full, submodel)
+    wanted, given = _log_softmax(full), _log_softmax(submodel)
+    divergence: Float[np.ndarray, " images"] = (np.exp(wanted) * (wanted - given)).sum(axis=1)
+    return divergence
+
+
+def _log_softmax(
+    scores: Float[np.ndarray, "images classes"],
+) -> Float[np.ndarray, "images classes"]:
+    shifted = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
+    logs: Float[np.ndarray, "images classes"] = shifted - np.log(
+        np.exp(shifted).sum(axis=1, keepdims=True)
+    )
+    return logs
+
+
+def _check_shapes(full: np.ndarray, submodel: np.ndarray) -> None:
+    if full.shape != submodel.shape or full.ndim != 2:
+        raise ValueError(
+            f"expected two tables of one shape with a row per image, got {full.shape} "
+            f"and {submodel.shape}"
+        )

@@ -1,0 +1,52 @@
+"""An encoder that costs nothing, and photos for it: what tests of storage need of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from matvit.config import MatViTConfig
+from matvit.preprocess import Preprocess
+from matvit.submodel import Granularity, Submodel
+
+SIDE, DIM = 4, 8
+MIX = np.random.default_rng(7).standard_normal((3 * SIDE * SIDE, DIM)).astype(np.float32)
+
+
+class ToyEncoder:
+    """Embeds an image by one fixed random projection of its pixels."""
+
+    name = "toy"
+    fingerprint = "70" * 8
+    config = MatViTConfig(img_size=SIDE, patch_size=SIDE, embed_dim=DIM, depth=1, num_heads=1)
+    preprocess = Preprocess(image_size=SIDE)
+    training = False
+    device = torch.device("cpu")
+
+    def submodel(self, spec=None):
+        return Submodel.uniform(Granularity.XL, depth=1, hidden_dim=self.config.hidden_dim)
+
+    def encode(self, images, submodel=None):
+        # Sums, not matrix products, whose last bits depend on the batch.
+        vectors = (images.flatten(1)[:, :, None] * torch.from_numpy(MIX)).sum(dim=1)
+        return vectors / vectors.norm(dim=1, keepdim=True)
+
+
+def photo(path: Path, seed: int) -> Path:
+    """Write a small picture, another one for each seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def expected_embedding(path: Path) -> np.ndarray:
+    """What the toy encoder makes of a picture, computed without it."""
+    preprocess = ToyEncoder.preprocess
+    pixels = np.asarray(Image.open(path), dtype=np.float64)
+    scaled = (pixels / 255 - preprocess.mean) / preprocess.std
+    vector = scaled.transpose(2, 0, 1).reshape(-1) @ MIX.astype(np.float64)
+    return vector / np.linalg.norm(vector)
