@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -99,9 +100,27 @@ def train(
     init: Annotated[
         str | None, typer.Option(help="Encoder whose weights to start from [default: none].")
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder to keep decoded images in, on disk [default: in memory]."),
+    ] = None,
+    decode_size: Annotated[
+        int | None,
+        typer.Option(min=8, help="Side in pixels that crops are taken from [default: the input]."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Threads that fetch images ahead of the training.")
+    ] = 1,
+    evaluate_every: Annotated[
+        float | None, typer.Option(min=0, help="Epochs between evaluations on --validation.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state.")] = False,
 ) -> None:
-    """Train a MatViT on labelled images, from scratch or from the weights of another."""
+    """Train a MatViT on labelled images, from scratch or from the weights of another.
+
+    On several GPUs: torchrun --nproc-per-node 2 --no-python matvit train ...
+    """
+    from matvit.distributed import Processes
     from matvit.recipes import recipe as find_recipe
     from matvit.train import train as run
     from matvit.training_data import LabelledPixels
@@ -110,19 +129,24 @@ def train(
         chosen = find_recipe(recipe)
     except ValueError as error:
         bad_usage(error)
-    watched = show_progress()
-    images = LabelledPixels.load(data, chosen.preprocess(), progress=watched)
+    processes = Processes.launched()
+    watched = show_progress() and processes.leads
+    spec = chosen.preprocess()
+    stored = spec if decode_size is None else replace(spec, image_size=decode_size)
+    images = LabelledPixels.load(data, stored, cache=cache, progress=watched)
     held_out = (
-        LabelledPixels.load(validation, chosen.preprocess(), progress=watched)
-        if validation
-        else None
+        LabelledPixels.load(validation, spec, cache=cache, progress=watched) if validation else None
     )
     run(
         chosen, images, out, validation=held_out, seed=seed, device=device.value,
-        init=load(init, Device.CPU) if init else None, resume=resume, progress=watched,
+        init=load(init, Device.CPU) if init else None, workers=workers,
+        evaluate_every=evaluate_every, resume=resume, progress=watched,
     )  # fmt: skip
+    if not processes.leads:
+        return
     say(f"Trained on {len(images):,} images ({images.skipped:,} skipped); the encoder is in {out}.")
-    exit_with_failures(images.skipped)
+    if processes.count == 1:  # torchrun would take any exit code for a crash
+        exit_with_failures(images.skipped)
 
 
 @cli.command()
@@ -357,3 +381,7 @@ def _describe(error: Exception) -> str:
 def _fail(message: str, code: int) -> NoReturn:
     say(f"error: {' '.join(message.split())}")
     sys.exit(code)
+
+
+if __name__ == "__main__":  # torchrun -m app.cli
+    main()

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+# Results of other benchmarks do not change what is measured.
+_CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
 _PACKAGES = ("torch", "timm", "numpy", "pillow", "faiss-gpu", "faiss-cpu")
 
 
@@ -23,7 +25,7 @@ def provenance(command: str) -> dict[str, Any]:
     return {
         "command": command,
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "uncommitted_changes": bool(_git(*_CHANGES)),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
         "threads": torch.get_num_threads(),
@@ -48,7 +50,7 @@ def without_paths(arguments: list[str]) -> str:
 
 def _git(*arguments: str) -> str:
     done = subprocess.run(
-        ["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=False
+        ["git", *arguments], cwd=RESULTS.parent.parent, capture_output=True, text=True, check=False
     )
     return done.stdout.strip()
 

@@ -4,7 +4,8 @@
 
 Needs nothing but `matvit` and its dependencies (no FAISS), so it runs wherever there is a GPU.
 Run it again after an interruption, and it goes on. Leaves the encoder in WORK/shipped, stored
-as float16, and the 1-NN accuracy of every size in `benchmarks/results/ship.json`.
+as float16, and the 1-NN accuracy and the throughput of every size in
+`benchmarks/results/ship.json`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from provenance import provenance, without_paths, write_result
 from recipes import measure
 
-from matvit.embed import resolve_device
+from matvit.embed import embed, resolve_device
+from matvit.mix_n_match import trained_sizes
 from matvit.model import MatViT
 from matvit.recipes import RECIPES, recipe
 from matvit.train import train
@@ -60,6 +63,7 @@ def main() -> None:
             "seconds_of_this_run": round(seconds, 1),
             "fingerprint": shipped.fingerprint,
             "points": measure(shipped, images, known, given.database),
+            "images_per_s": throughput(shipped),
         },
     )
 
@@ -79,6 +83,22 @@ def _train(chain: list[str], images: LabelledPixels, work: Path, seed: int, devi
         ).cpu()  # fmt: skip
     assert encoder is not None
     return encoder
+
+
+def throughput(encoder: MatViT, batch_size: int = 1024, repeats: int = 5) -> dict[str, float]:
+    """Images per second that each trained size embeds, the sizes taking turns; medians."""
+    size = encoder.preprocess.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3), dtype=np.uint8)
+    seconds: dict[str, list[float]] = {
+        str(submodel): [] for submodel in trained_sizes(encoder.config)
+    }
+    for turn in range(1 + repeats):
+        for name, times in seconds.items():
+            start = time.perf_counter()
+            embed(encoder, pixels, name, batch_size=batch_size)
+            if turn:  # the first turn warms up
+                times.append(time.perf_counter() - start)
+    return {name: round(batch_size / float(np.median(t)), 1) for name, t in seconds.items()}
 
 
 if __name__ == "__main__":

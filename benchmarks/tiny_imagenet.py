@@ -18,6 +18,7 @@ from typing import Any
 from provenance import provenance, without_paths, write_result
 
 from indexing import Corpus, ImageIndex
+from indexing.storage import read_manifest
 from matvit.checkpoint import DEFAULT
 from matvit.embed import resolve_device
 from matvit.mix_n_match import mix_n_match, neighbouring_mixes, trained_sizes
@@ -59,12 +60,17 @@ def main() -> None:
 
 def open_or_build(model: MatViT, data: Path, path: Path) -> tuple[ImageIndex, float | None]:
     """Open the index of the training images, or build it and say how long that took."""
-    if (path / "manifest.json").exists():
-        return ImageIndex.open(path, model), None
     start = perf_counter()
+    if is_complete(path):
+        return ImageIndex.open(path, model), None
     corpus = Corpus.from_parquet(data / "train-*.parquet")
     index = ImageIndex.build(model, corpus, path, progress=True)
     return index, perf_counter() - start
+
+
+def is_complete(path: Path) -> bool:
+    """Whether an index is there and its build was not interrupted."""
+    return (path / "manifest.json").exists() and read_manifest(path).plan is None
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from provenance import provenance, without_paths, write_result
+from tiny_imagenet import is_complete
 
 from indexing import Corpus, ImageIndex
 from matvit.checkpoint import DEFAULT
@@ -39,7 +40,7 @@ def main() -> None:
     path = given.work / f"{given.name}.index"
     index = (
         ImageIndex.open(path, model)
-        if path.exists()
+        if is_complete(path)
         else ImageIndex.build(model, corpus, path, progress=True)
     )
     sizes = [*trained_sizes(model.config), *mix_n_match(model.config, _MIXES)]

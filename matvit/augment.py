@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -19,6 +20,7 @@ def augment(
     jitter: float,
     grayscale: float = 0.0,
     generator: Generator,
+    part: tuple[int, int] | None = None,
 ) -> Float[Tensor, "batch 3 size size"]:
     """Crop at random, flip at random, vary brightness, contrast and colour, resize.
 
@@ -29,6 +31,8 @@ def augment(
         jitter: Brightness and contrast are scaled by factors from 1 - jitter to 1 + jitter.
         grayscale: Share of the images that lose their colour.
         generator: Source of randomness, on the CPU.
+        part: If these images are only a part of a batch, the place of the first of them and the
+            number of images in the batch; each is then changed as it would be in the whole.
 
     Returns:
         Pixels on the scale 0..255.
@@ -37,14 +41,16 @@ def augment(
         Random-size crops with an aspect ratio of 3/4 to 4/3: Going Deeper with Convolutions,
         section 6. https://arxiv.org/abs/1409.4842
     """
-    theta = _random_crops(len(images), min_area, generator).to(images.device)
+    start, batch = part or (0, len(images))
+    draws = _Draws(generator, batch, slice(start, start + len(images)))
+    theta = _random_crops(draws, min_area).to(images.device)
     # Sample finely and average, or shrinking would alias.
     oversample = max(1, round(images.shape[-1] / size))
     shape = [len(images), 3, size * oversample, size * oversample]
     grid = affine_grid(theta, shape, align_corners=False)
     cropped = grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
     resized = avg_pool2d(cropped, oversample) if oversample > 1 else cropped
-    return _drop_color(_jitter(resized, jitter, generator), grayscale, generator)
+    return _drop_color(_jitter(resized, jitter, draws), grayscale, draws)
 
 
 def mix_images(
@@ -59,7 +65,8 @@ def mix_images(
     """Mix every image with its neighbour in the batch, and their classes alike.
 
     The first image is mixed with the second, the third with the fourth and so on, so that any
-    even slice of a batch can be mixed on its own. If both kinds are on, each step draws one.
+    even slice of a batch can be mixed on its own; the last image of an odd batch stays as it is.
+    If both kinds are on, each step draws one.
 
     Args:
         images: Pixels.
@@ -79,7 +86,7 @@ def mix_images(
     targets = one_hot(labels, classes).float()
     if not mixup and not cutmix:
         return images, targets
-    cuts = bool(cutmix) and (not mixup or _uniform(1, 0.0, 1.0, generator).item() < 0.5)
+    cuts = bool(cutmix) and (not mixup or torch.rand(1, generator=generator).item() < 0.5)
     kept = _beta(cutmix if cuts else mixup, generator)
     partner = torch.arange(len(images), device=images.device) ^ 1
     partner = partner.clamp(max=len(images) - 1)
@@ -98,7 +105,7 @@ def _paste(
 ) -> tuple[Float[Tensor, "batch 3 height width"], float]:
     """Paste a rectangle of the others; return what share of the images is really kept."""
     height, width = images.shape[-2:]
-    centre_y, centre_x = _uniform(2, 0.0, 1.0, generator).tolist()
+    centre_y, centre_x = torch.rand(2, generator=generator).tolist()
     half = math.sqrt(1 - kept) / 2
     top, bottom = (min(max(round((centre_y + d) * height), 0), height) for d in (-half, half))
     left, right = (min(max(round((centre_x + d) * width), 0), width) for d in (-half, half))
@@ -114,42 +121,51 @@ def _beta(alpha: float, generator: Generator) -> float:
 
 
 def _drop_color(
-    images: Float[Tensor, "batch 3 height width"], share: float, generator: Generator
+    images: Float[Tensor, "batch 3 height width"], share: float, draws: _Draws
 ) -> Float[Tensor, "batch 3 height width"]:
     if share == 0:
         return images
-    chosen = (_uniform(len(images), 0.0, 1.0, generator) < share).to(images.device)
+    chosen = (draws.uniform(0.0, 1.0) < share).to(images.device)
     gray: Tensor = rgb_to_grayscale(images, num_output_channels=3)
     return torch.where(chosen.view(-1, 1, 1, 1), gray, images)
 
 
-def _random_crops(count: int, min_area: float, generator: Generator) -> Float[Tensor, "count 2 3"]:
+def _random_crops(draws: _Draws, min_area: float) -> Float[Tensor, "count 2 3"]:
     """Affine maps from output to input coordinates, half of them mirrored."""
-    area = _uniform(count, min_area, 1.0, generator)
-    aspect = _uniform(count, math.log(3 / 4), math.log(4 / 3), generator).exp()
+    area = draws.uniform(min_area, 1.0)
+    aspect = draws.uniform(math.log(3 / 4), math.log(4 / 3)).exp()
     width = (area * aspect).sqrt().clamp(max=1)
     height = (area / aspect).sqrt().clamp(max=1)
-    mirror = torch.randint(0, 2, (count,), generator=generator) * 2 - 1
-    theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0] = width * mirror
+    theta = torch.zeros(len(area), 2, 3)
+    theta[:, 0, 0] = width * draws.sign()
     theta[:, 1, 1] = height
-    theta[:, 0, 2] = (1 - width) * _uniform(count, -1.0, 1.0, generator)
-    theta[:, 1, 2] = (1 - height) * _uniform(count, -1.0, 1.0, generator)
+    theta[:, 0, 2] = (1 - width) * draws.uniform(-1.0, 1.0)
+    theta[:, 1, 2] = (1 - height) * draws.uniform(-1.0, 1.0)
     return theta
 
 
 def _jitter(
-    images: Float[Tensor, "batch 3 height width"], amount: float, generator: Generator
+    images: Float[Tensor, "batch 3 height width"], amount: float, draws: _Draws
 ) -> Float[Tensor, "batch 3 height width"]:
     if amount == 0:
         return images
-    shape = (len(images), 1, 1, 1)
-    brightness = _uniform(len(images), 1 - amount, 1 + amount, generator).view(shape)
-    contrast = _uniform(len(images), 1 - amount, 1 + amount, generator).view(shape)
-    brightness, contrast = brightness.to(images.device), contrast.to(images.device)
+    brightness = draws.uniform(1 - amount, 1 + amount).view(-1, 1, 1, 1).to(images.device)
+    contrast = draws.uniform(1 - amount, 1 + amount).view(-1, 1, 1, 1).to(images.device)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     return ((images - mean) * contrast + mean * brightness).clamp(0, 255)
 
 
-def _uniform(count: int, low: float, high: float, generator: Generator) -> Float[Tensor, "count"]:
-    return torch.rand(count, generator=generator) * (high - low) + low
+class _Draws(NamedTuple):
+    """Random numbers for some images of a batch: those that they would get in the whole of it."""
+
+    generator: Generator
+    batch: int
+    chosen: slice
+
+    def uniform(self, low: float, high: float) -> Float[Tensor, "chosen"]:
+        """Draw one number for each of the images."""
+        return torch.rand(self.batch, generator=self.generator)[self.chosen] * (high - low) + low
+
+    def sign(self) -> Int[Tensor, "chosen"]:
+        """Draw -1 or 1 for each of the images."""
+        return torch.randint(0, 2, (self.batch,), generator=self.generator)[self.chosen] * 2 - 1

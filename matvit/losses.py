@@ -66,8 +66,8 @@ def alignment(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "submodels"]]:
     """Distance of several submodels' embeddings from the vectors a database holds.
 
-    Needs no labels. With the full size among the submodels, the database encoder stays where it
-    is while the smaller ones come closer.
+    Needs no labels. With the full size among the submodels, it is held near where it was, but not
+    exactly there: an index made before must be built again.
 
     Args:
         model: What is trained.
@@ -113,8 +113,10 @@ def neighbour_divergence(
         over the nearest neighbours in the database). CVPR 2022.
     """
     itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
-    wanted = (targets @ targets.T / temperature).masked_fill(itself, -torch.inf)
-    given = (vectors @ targets.T / temperature).masked_fill(itself, -torch.inf)
+    # In bfloat16 the rounding of similarities would be larger than their differences.
+    with torch.autocast(targets.device.type, enabled=False):
+        wanted = (targets @ targets.T / temperature).masked_fill(itself, -torch.inf)
+        given = (vectors @ targets.T / temperature).masked_fill(itself, -torch.inf)
     # An image's similarity to itself is left out of both, as a finite zero: -inf - -inf is NaN.
     log_wanted = log_softmax(wanted, dim=-1).masked_fill(itself, 0.0)
     log_given = log_softmax(given, dim=-1).masked_fill(itself, 0.0)

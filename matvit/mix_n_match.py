@@ -76,7 +76,8 @@ def random_submodel(config: MatViTConfig, seed: int) -> Submodel:
     if kind == 0:
         size = rng.choice([Granularity.M, Granularity.L])
         return Submodel.uniform(size, depth=config.depth, hidden_dim=config.hidden_dim)
-    mixes = _neighbouring_widths(config) if kind == 1 else _monotone_widths(config)
+    # A single block has no mixes of two sizes.
+    mixes = (kind == 1 and _neighbouring_widths(config)) or _monotone_widths(config)
     chosen = rng.choice(mixes)
     return Submodel(chosen if rng.random() < 0.5 else chosen[::-1], config.hidden_dim)
 

@@ -31,8 +31,9 @@ class Phase:
             sizes to those of the teacher at its full size. The teacher never changes; it is the
             encoder that the run started from unless another one is named.
         neighbour_weight: When aligning, weight of the neighbours' divergence beside 1 - cosine.
-        micro_batch: Images per forward pass; gradients of a step are added up over them, so this
-            decides speed and memory only.
+        micro_batch: Images per forward pass; gradients of a step are added up over them. This
+            decides speed and memory, the draws of stochastic depth, and among how many images
+            `neighbour_weight` looks for neighbours.
     """
 
     epochs: float
@@ -50,6 +51,15 @@ class Phase:
                 f"a phase needs one weight above 0 for each of its sizes {list(self.sizes)}, "
                 f"got {list(self.weights)}"
             )
+        if self.objective not in ("classify", "align"):
+            raise ValueError(f"objective must be classify or align, got {self.objective!r}")
+        if self.epochs <= 0 or self.micro_batch < 1 or self.neighbour_weight < 0:
+            raise ValueError(
+                "epochs must be above 0, micro_batch at least 1 and neighbour_weight at least 0, "
+                f"got {self.epochs}, {self.micro_batch} and {self.neighbour_weight}"
+            )
+        if self.neighbour_weight and self.micro_batch < 2:
+            raise ValueError("neighbour_weight needs a micro_batch of at least 2, got 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +106,17 @@ class Recipe:
     ema_decay: float = 0.999
     needs_init: bool = False
 
+    def __post_init__(self) -> None:
+        if self.mixup < 0 or self.cutmix < 0:
+            raise ValueError(
+                f"mixup and cutmix must be at least 0, got {self.mixup} and {self.cutmix}"
+            )
+
+    @property
+    def aligns(self) -> bool:
+        """Whether some phase needs a teacher."""
+        return any(phase.objective == "align" for phase in self.phases)
+
     def preprocess(self) -> Preprocess:
         """Return the preprocessing of the encoder that this recipe trains."""
         return Preprocess(image_size=self.model.img_size)
@@ -115,7 +136,12 @@ JOINT64 = Recipe(
     phases=(Phase(epochs=30, img_size=64),),
     drop_path_rate=0.05,
 )
-"""The paper's objective from the first step to the last, at full resolution."""
+"""The paper's objective from the first step to the last, at full resolution.
+
+    matvit train DATA --recipe joint64
+
+Not run to its end yet: it wants a GPU. `benchmarks/recipes.py` compares the objective with others
+at a size that two cores manage."""
 
 PLAIN32 = Recipe(
     name="plain32",
@@ -128,6 +154,9 @@ PLAIN32 = Recipe(
 )
 """The full size alone at a quarter of the tokens, then a little of everything.
 
+    matvit train DATA --recipe plain32 --seed 0
+
+On Tiny ImageNet, two CPU cores: about half an hour, stopped at step 2,882 of 3,510.
 Its joint phases come when the learning rate is nearly zero, so the small sizes do not catch up:
 after 170 joint steps their losses were 3.95, 3.55, 3.14 and 2.89. `joint-after-plain` goes on
 from here instead."""
@@ -140,7 +169,12 @@ JOINT_AFTER_PLAIN = Recipe(
     warmup_steps=50,
     needs_init=True,
 )
-"""All four sizes jointly, from the weights of a plain ViT, with a learning rate of its own."""
+"""All four sizes jointly, from the weights of a plain ViT, with a learning rate of its own.
+
+    matvit train DATA --recipe joint-after-plain --init PLAIN --seed 1
+
+On Tiny ImageNet from `plain32`, two CPU cores: about half an hour. The four sizes then asked the
+full one's index with hit_rate@1 .243, .271, .300 and .315 (S to XL; see docs/LOG.md)."""
 
 _ALIGN = Phase(
     epochs=1,
@@ -165,7 +199,13 @@ ALIGN = Recipe(
     ema_decay=0.98,
     needs_init=True,
 )
-"""Bring the embeddings of all sizes to those of the encoder at full size, without labels."""
+"""Bring the embeddings of all sizes to those of the encoder at full size, without labels.
+
+    matvit train DATA --recipe align --init JOINT --seed 2
+
+On Tiny ImageNet from a `joint-after-plain` encoder, two CPU cores that had other work too: 47
+minutes. hit_rate@1 of val against train at full size .303, .308, .311 and .314 (S to XL;
+`benchmarks/results/tiny_imagenet.json`)."""
 
 APART_S = replace(
     PLAIN32,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from matvit.data import NO_LABEL, ImageSet
+from matvit.memory import available_memory
+from matvit.pixel_cache import PixelCache
 from matvit.preprocess import Preprocess
 
 UNLABELLED = "unlabelled"
@@ -77,21 +79,28 @@ class LabelledPixels:
         *,
         labels: bool = True,
         limit: int | None = None,
+        cache: str | Path | None = None,
+        workers: int | None = None,
         progress: bool = False,
     ) -> LabelledPixels:
         """Decode every labelled image of a folder, of Parquet files or of tar archives.
 
         Args:
             path: What `ImageSet.open` takes.
-            preprocess: Decides the pixels; its `image_size` the memory needed, 3 * size^2 bytes
+            preprocess: Decides the pixels; its `image_size` the room needed, 3 * size^2 bytes
                 an image.
             labels: Without, every image is taken, and all are of one class of no meaning.
             limit: Decode at most this many, evenly spaced over all that there are.
+            cache: Folder of a `PixelCache` that keeps them on disk for this and later runs; None
+                keeps them in memory.
+            workers: Threads that decode (Pillow releases the GIL); None is one per core.
             progress: Show a progress bar on stderr.
 
         Raises:
             FileNotFoundError: If nothing is at `path`.
-            ValueError: If the images have no labels, or none can be read.
+            ValueError: If the images have no labels, none can be read, or they do not fit into
+                memory.
+            OSError: If they do not fit on the disk of the cache.
         """
         images = ImageSet.open(path)
         rows = _evenly_spaced(len(images), len(images) if limit is None else limit)
@@ -102,19 +111,40 @@ class LabelledPixels:
             raise ValueError(
                 f"{path} has no labels; training needs a folder per class, or a 'label' column"
             )
-        size = preprocess.image_size
-        pixels = np.empty((len(rows), size, size, 3), dtype=np.uint8)
-        kept: list[int] = []
-        decoding = zip(rows, _decode_in_order(images, rows, preprocess), strict=True)
-        for row, decoded in tqdm(
-            decoding, total=len(rows), desc="decode", unit="img", disable=not progress
-        ):
-            if decoded is not None and number[row] != NO_LABEL:
-                pixels[len(kept)] = decoded
-                kept.append(row)
-        if not kept:
-            raise ValueError(f"none of the {len(rows)} images in {path} can be read")
-        return cls(pixels[: len(kept)], number[kept], names, len(rows) - len(kept))
+        labelled = rows[number[rows] != NO_LABEL]
+        decoded = tqdm(
+            _decode_in_order(images, labelled, preprocess, workers or os.cpu_count() or 1),
+            total=len(labelled), desc="decode", unit="img", disable=not progress,
+        )  # fmt: skip
+        if cache is not None:
+            pixels, kept = PixelCache(cache).open(images, labelled, preprocess, decoded)
+        else:
+            pixels, kept = _in_memory(images, labelled, decoded, preprocess.image_size)
+        return cls(pixels, number[kept], names, len(rows) - len(kept))
+
+
+def _in_memory(
+    images: ImageSet,
+    rows: NDArray[np.int64],
+    decoded: Iterable[NDArray[np.uint8] | None],
+    size: int,
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Put decoded images into one array; return it and the rows of those that were readable."""
+    needed, available = len(rows) * 3 * size**2, available_memory()
+    if available is not None and needed > available:
+        raise ValueError(
+            f"{len(rows):,} images of {size} px need {needed / 1e9:.1f} GB of memory, and "
+            f"{available / 1e9:.1f} GB are available; keep them on disk with --cache DIR"
+        )
+    pixels = np.empty((len(rows), size, size, 3), dtype=np.uint8)
+    kept: list[int] = []
+    for row, image in zip(rows, decoded, strict=True):
+        if image is not None:
+            pixels[len(kept)] = image
+            kept.append(int(row))
+    if not kept:
+        raise ValueError(f"none of the {len(rows)} images in {images.root} can be read")
+    return pixels[: len(kept)], np.array(kept, dtype=np.int64)
 
 
 def _evenly_spaced(total: int, count: int) -> NDArray[np.int64]:
@@ -122,9 +152,9 @@ def _evenly_spaced(total: int, count: int) -> NDArray[np.int64]:
 
 
 def _decode_in_order(
-    images: ImageSet, rows: NDArray[np.int64], preprocess: Preprocess
+    images: ImageSet, rows: NDArray[np.int64], preprocess: Preprocess, workers: int
 ) -> Iterator[NDArray[np.uint8] | None]:
-    """Decode on all cores (Pillow releases the GIL), a bounded number of images ahead."""
+    """Decode in threads (Pillow releases the GIL), a bounded number of images ahead."""
 
     def decode(data: bytes | OSError) -> NDArray[np.uint8] | None:
         try:
@@ -132,7 +162,6 @@ def _decode_in_order(
         except ValueError:
             return None
 
-    workers = os.cpu_count() or 1
     pending: deque[Future[NDArray[np.uint8] | None]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for row in rows:

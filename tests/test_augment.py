@@ -142,3 +142,16 @@ def test_mixing_parameters_follow_the_beta_distribution():
     # Beta(0.5, 0.5): mean 1/2, variance 1/8; 400 draws leave about 0.018 on the mean.
     assert kept.mean().item() == pytest.approx(0.5, abs=0.06)
     assert kept.var().item() == pytest.approx(1 / 8, abs=0.02)
+
+
+def test_a_part_of_a_batch_is_changed_as_in_the_whole():
+    images = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8)
+    options = {"min_area": 0.3, "jitter": 0.3, "grayscale": 0.5}
+    whole = augment(images, 8, generator=Generator().manual_seed(4), **options)
+    parts = [
+        augment(
+            images[start:stop], 8, generator=Generator().manual_seed(4), part=(start, 9), **options
+        )
+        for start, stop in ((0, 4), (4, 9))
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole)

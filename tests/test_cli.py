@@ -236,11 +236,16 @@ def test_train_makes_an_encoder_from_a_folder_of_classes(matvit, tmp_path, monke
     monkeypatch.setitem(recipes.RECIPES, "joint64", small)
     run = tmp_path / "run"
     code, out, err = matvit(
-        "train", tmp_path / "data", "--out", run, "--validation", tmp_path / "data"
-    )
+        "train", tmp_path / "data", "--out", run, "--validation", tmp_path / "data",
+        "--cache", tmp_path / "cache", "--decode-size", 80, "--workers", 2, "--evaluate-every", 1,
+    )  # fmt: skip
     assert (code, out) == (0, "")
     assert "Trained on 16 images" in err
     assert MatViT.load(run).config.num_classes == 2
+    log = (run / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [2, 4]
+    stored = [np.load(file, mmap_mode="r").shape for file in (tmp_path / "cache").rglob("pix*")]
+    assert sorted(stored) == [(16, 64, 64, 3), (16, 80, 80, 3)]
     code, _, err = matvit("train", tmp_path / "data", "--out", run)
     assert (code, "resume the run in it" in err) == (1, True)
 

@@ -16,7 +16,7 @@ from matvit.embed import embed
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
 from matvit.recipes import recipe as find_recipe
-from matvit.train import Trainer
+from matvit.trainer import Trainer
 from matvit.training_data import LabelledPixels
 
 CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3)

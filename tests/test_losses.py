@@ -136,3 +136,12 @@ def test_neighbour_divergence_is_added_by_its_weight_and_has_finite_gradients(mo
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
     assert gradients[0].abs().max() > 0
+
+
+def test_neighbour_divergence_does_not_round_similarities_to_bfloat16():
+    torch.manual_seed(2)
+    targets = torch.nn.functional.normalize(torch.randn(32, 64), dim=-1)
+    vectors = torch.nn.functional.normalize(targets + 0.01 * torch.randn(1, 32, 64), dim=-1)
+    exact = neighbour_divergence(vectors, targets, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(neighbour_divergence(vectors, targets, 0.1), exact)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise, product
 from math import comb
 
@@ -85,3 +86,11 @@ def test_neighbouring_mixes_take_one_step_between_adjacent_sizes():
     assert len(found) == len(steps) == 2 * 3 * (CONFIG.depth - 1)
     costs = [count_macs(CONFIG, submodel) for submodel in neighbouring_mixes(CONFIG)]
     assert costs == sorted(costs)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_shallow_models_have_random_submodels_too(depth):
+    config = replace(CONFIG, depth=depth)
+    drawn = {random_submodel(config, seed).widths for seed in range(300)}
+    assert {len(widths) for widths in drawn} == {depth}
+    assert len(drawn) == (4 if depth == 1 else 16)

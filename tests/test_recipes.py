@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -44,3 +45,23 @@ def test_an_unknown_recipe_lists_the_known_ones():
 def test_a_phase_needs_one_positive_weight_per_size(weights):
     with pytest.raises(ValueError, match="one weight above 0"):
         Phase(epochs=1, img_size=16, sizes=("S", "XL"), weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "aligned"}, "classify or align, got 'aligned'"),
+        ({"epochs": 0}, "epochs must be above 0"),
+        ({"micro_batch": 0}, "micro_batch at least 1"),
+        ({"neighbour_weight": -1.0}, "neighbour_weight at least 0"),
+        ({"neighbour_weight": 1.0, "micro_batch": 1}, "micro_batch of at least 2"),
+    ],
+)
+def test_a_phase_that_makes_no_sense_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Phase(**{"epochs": 1, "img_size": 16, **settings})
+
+
+def test_mixing_parameters_cannot_be_negative():
+    with pytest.raises(ValueError, match="got -1 and 0"):
+        replace(recipe("joint64"), mixup=-1)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from matvit import train as train_module
+from matvit import trainer as trainer_module
 from matvit.config import MatViTConfig
 from matvit.embed import embed
 from matvit.model import MatViT
 from matvit.recipes import Phase, Recipe
 from matvit.run_folder import STATE
-from matvit.train import Trainer, train
+from matvit.train import train
+from matvit.trainer import Trainer
 from matvit.training_data import LabelledPixels
 
 RECIPE = Recipe(
@@ -76,7 +77,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
 
 
 def test_splitting_a_batch_changes_only_rounding(monkeypatch):
-    monkeypatch.setattr(train_module, "resolve_precision", lambda *_: torch.float32)
+    monkeypatch.setattr(trainer_module, "resolve_precision", lambda *_: torch.float32)
     monkeypatch.setattr(Trainer, "_update", lambda self: None)  # keep the gradients
 
     def step(micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -194,7 +195,7 @@ def test_resuming_another_run_is_refused():
     with pytest.raises(ValueError, match="cannot resume: seed was 1 and is now 2"):
         Trainer(RECIPE, colours(), seed=2, device="cpu").restore(state)
     other = Trainer(replace(RECIPE, learning_rate=1.0), colours(), seed=1, device="cpu")
-    with pytest.raises(ValueError, match="cannot resume: recipe was"):
+    with pytest.raises(ValueError, match="cannot resume: learning_rate was 0.002 and is now 1.0"):
         other.restore(state)
 
 
@@ -225,7 +226,7 @@ def widths_trained(phase: Phase, monkeypatch, steps: int = 40) -> list[list[str]
         scores = model.classify(model.pool(model.features(images, submodels)))
         return scores.mean(), torch.zeros(len(submodels))
 
-    monkeypatch.setattr(train_module, "joint_cross_entropy", recorded)
+    monkeypatch.setattr(trainer_module, "joint_cross_entropy", recorded)
     trainer = Trainer(replace(RECIPE, phases=(phase,)), colours(), seed=3, device="cpu")
     for _ in range(steps):
         trainer.train_step()
@@ -250,10 +251,11 @@ def test_random_sizes_change_from_step_to_step_and_place_to_place(monkeypatch):
 
 
 def test_losses_of_one_name_are_averaged():
+    losses = trainer_module._by_name(["a", "b", "b"], torch.tensor([1.0, 2.0, 4.0]))
+    assert {name: loss.item() for name, loss in losses.items()} == {"a": 1.0, "b": 3.0}
     phase = Phase(epochs=1, img_size=16, sizes=("XL", "random", "random"), weights=(1.0,) * 3)
-    losses = Trainer(replace(RECIPE, phases=(phase,)), colours(), device="cpu").train_step()
-    assert list(losses) == ["XL", "random"]
-    assert all(loss.shape == () for loss in losses.values())
+    trained = Trainer(replace(RECIPE, phases=(phase,)), colours(), device="cpu").train_step()
+    assert list(trained) == ["XL", "random"]
 
 
 def test_a_teacher_other_than_the_start_is_what_sizes_are_drawn_to(tmp_path):
@@ -302,3 +304,92 @@ def test_layer_decay_reaches_the_update():
 
     # Two layers before what follows the blocks: a quarter of the step.
     assert moved(0.5) == pytest.approx(moved(1.0) / 4, rel=1e-3)
+
+
+def test_evaluation_goes_on_during_training_and_changes_nothing(tmp_path):
+    plain = train(RECIPE, colours(), tmp_path / "plain", device="cpu")
+    run = tmp_path / "run"
+    watched = train(
+        RECIPE, colours(), run, validation=colours(60), evaluate_every=2, device="cpu", workers=0
+    )
+    assert same_weights(plain, watched)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    # Three steps an epoch, five epochs; the last evaluation is that of the end.
+    assert [line["step"] for line in lines] == [6, 12, 15]
+    assert all(set(line["top1"]) == {"S", "M", "L", "XL"} for line in lines)
+
+
+def test_validation_images_of_unknown_classes_are_refused_before_training(tmp_path):
+    others = replace(colours(), class_names=["red", "green", "violet"])
+    with pytest.raises(ValueError, match=r"classes \['violet'\] are not among the 3 trained"):
+        train(RECIPE, colours(), tmp_path / "run", validation=others, device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_state_is_not_saved_in_the_middle_of_a_step(tmp_path, monkeypatch):
+    average = Trainer._average
+
+    def interrupted(self):
+        if self.step == 4:  # weights changed, their average not yet
+            raise KeyboardInterrupt
+        average(self)
+
+    monkeypatch.setattr(Trainer, "_average", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, colours(), tmp_path / "cut", device="cpu")
+    monkeypatch.setattr(Trainer, "_average", average)
+    resumed = train(RECIPE, colours(), tmp_path / "cut", resume=True, device="cpu")
+    assert same_weights(resumed, train(RECIPE, colours(), tmp_path / "whole", device="cpu"))
+
+
+def test_a_recipe_that_aligns_nothing_has_no_teacher():
+    init = MatViT(RECIPE.model)
+    assert Trainer(RECIPE, colours(), init=init, device="cpu").teacher is None
+    with pytest.raises(ValueError, match="aligns nothing; leave the teacher out"):
+        Trainer(RECIPE, colours(), init=init, teacher=init, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sizes": ("S", "XXL"), "weights": (1.0, 1.0)}, "unknown size 'XXL'"),
+        ({"img_size": 12}, "multiple of 8, got 12"),
+    ],
+)
+def test_a_later_phase_is_checked_before_the_first_step(settings, message):
+    later = replace(RECIPE.phases[1], **settings)
+    with pytest.raises(ValueError, match=message):
+        Trainer(replace(RECIPE, phases=(RECIPE.phases[0], later)), colours(), device="cpu")
+
+
+def test_an_encoder_of_one_image_size_is_not_trained_at_another():
+    fixed = replace(RECIPE, model=replace(RECIPE.model, dynamic_img_size=False))
+    with pytest.raises(ValueError, match="trains at 8 px, but test takes 16 px only"):
+        Trainer(fixed, colours(), device="cpu")
+
+
+def test_a_resumed_run_with_everything_random_ends_where_the_whole_one_does(tmp_path):
+    phases = (
+        Phase(epochs=2, img_size=16, sizes=("S", "XL"), weights=(1.0, 2.0), sampled=True),
+        Phase(
+            epochs=2, img_size=16, sizes=("S", "random"), weights=(1.0, 1.0), objective="align",
+            neighbour_weight=0.5,
+        ),
+    )  # fmt: skip
+    recipe = replace(RECIPE, phases=phases, mixup=0.5, cutmix=1.0, grayscale=0.3)
+    init = MatViT(replace(RECIPE.model, num_classes=3))
+
+    def start() -> Trainer:
+        return Trainer(recipe, colours(31), seed=5, init=init, device="cpu")
+
+    whole, first, second = start(), start(), start()
+    steps = whole.schedule.total_steps
+    for _ in range(steps):
+        whole.train_step()
+    for _ in range(steps // 3):
+        first.train_step()
+    second.restore(first.state())
+    for _ in range(steps - steps // 3):
+        second.train_step()
+    assert same_weights(second.model, whole.model)
+    assert same_weights(second.averaged, whole.averaged)

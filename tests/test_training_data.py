@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from matvit import training_data
 from matvit.preprocess import Preprocess
 from matvit.training_data import LabelledPixels
 
@@ -89,3 +90,39 @@ def test_a_subset_keeps_pixels_and_labels_together(photo_folder):
     chosen = everything.subset(np.array([5, 2]))
     assert np.array_equal(chosen.pixels[0], everything.pixels[5])
     assert chosen.labels.tolist() == everything.labels[[5, 2]].tolist()
+
+
+def test_images_that_do_not_fit_into_memory_are_refused_before_they_are_decoded(
+    photo_folder, monkeypatch
+):
+    monkeypatch.setattr(training_data, "available_memory", lambda: 12 * 3 * 16 * 16 - 1)
+    monkeypatch.setattr(Preprocess, "pixels", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match=r"12 images of 16 px need .* --cache DIR"):
+        LabelledPixels.load(photo_folder, SPEC)
+
+
+def test_images_cached_on_disk_are_those_in_memory(photo_folder, tmp_path):
+    (photo_folder / "apple" / "bad.jpg").write_text("text")
+    (photo_folder / "loose.png").write_bytes((photo_folder / "bread" / "01.png").read_bytes())
+    held = LabelledPixels.load(photo_folder, SPEC)
+    cached = LabelledPixels.load(photo_folder, SPEC, cache=tmp_path / "cache", workers=3)
+    assert isinstance(cached.pixels, np.memmap)
+    assert np.array_equal(cached.pixels, held.pixels)
+    assert np.array_equal(cached.labels, held.labels)
+    assert (cached.class_names, cached.skipped) == (held.class_names, held.skipped)
+    assert cached.fingerprint == held.fingerprint
+
+
+def test_cached_images_are_decoded_only_once(photo_folder, tmp_path, monkeypatch):
+    first = LabelledPixels.load(photo_folder, SPEC, cache=tmp_path / "cache")
+    monkeypatch.setattr(Preprocess, "pixels", lambda *_: pytest.fail("decoded again"))
+    again = LabelledPixels.load(photo_folder, SPEC, cache=tmp_path / "cache")
+    assert np.array_equal(again.pixels, first.pixels)
+
+
+def test_a_limit_or_images_without_labels_are_cached_apart(photo_folder, tmp_path):
+    (photo_folder / "loose.png").write_bytes((photo_folder / "apple" / "00.png").read_bytes())
+    for options in ({}, {"limit": 4}, {"labels": False}):
+        held = LabelledPixels.load(photo_folder, SPEC, **options)
+        cached = LabelledPixels.load(photo_folder, SPEC, cache=tmp_path / "cache", **options)
+        assert cached.fingerprint == held.fingerprint
