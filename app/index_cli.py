@@ -29,12 +29,21 @@ from app.options import (
 index_cli = typer.Typer(help="Build, update and check image indexes.")
 
 BatchOption = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Images decoded side by side [default: one per CPU]."),
+]
+ProcessesOption = Annotated[
+    bool,
+    typer.Option("--processes", help="Decode in processes: a crash then costs one image."),
+]
 
 
 @index_cli.command("build")
 def index_build(
     images: Annotated[
-        str, typer.Argument(metavar="IMAGES", help="Folder of images, or Parquet files.")
+        str,
+        typer.Argument(metavar="IMAGES", help="Folder of images, Parquet files or tar archives."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the new index.")],
     encoder: Annotated[str, typer.Option(help="Bundled encoder or checkpoint folder.")] = "",
@@ -51,6 +60,8 @@ def index_build(
         str | None, typer.Option(help="What the search structure may take, such as 4GB.")
     ] = None,
     batch_size: BatchOption = 256,
+    workers: WorkersOption = None,
+    processes: ProcessesOption = False,
     device: DeviceOption = Device.AUTO,
     as_json: JsonOption = False,
 ) -> None:
@@ -58,6 +69,7 @@ def index_build(
     from indexing import Corpus, ImageIndex
 
     _check_request(kind, factory, max_memory)
+    _check_workers(workers, processes=processes)
     model = load(encoder, device)
     corpus = Corpus.open(images)
     with _stoppable(out):
@@ -69,6 +81,8 @@ def index_build(
             factory=factory,
             max_memory=max_memory,
             batch_size=batch_size,
+            workers=workers,
+            processes=processes,
             progress=show_progress(),
         )
     report_failures(index.failures)
@@ -95,12 +109,15 @@ def index_add(
     ] = False,
     encoder: EncoderOption = None,
     batch_size: BatchOption = 256,
+    workers: WorkersOption = None,
+    processes: ProcessesOption = False,
     device: DeviceOption = Device.AUTO,
     as_json: JsonOption = False,
 ) -> None:
     """Embed what is new or changed since the index was built; the rest is not read again."""
     from indexing import Corpus, ImageIndex
 
+    _check_workers(workers, processes=processes)
     opened = ImageIndex.open(index)
     model = load_whole_for(opened, encoder, device)
     corpus = Corpus.open(images or str(opened.info()["corpus"]["root"]))
@@ -111,6 +128,8 @@ def index_add(
             retry_failed=retry_failed,
             remove_missing=remove_missing,
             batch_size=batch_size,
+            workers=workers,
+            processes=processes,
             progress=show_progress(),
         )
     if report.failed:
@@ -273,6 +292,11 @@ def _say_kind(index: Path) -> None:
         say(f"{record.kind} ({record.factory}): {record.calibration.describe()}")
     if record is not None and record.note is not None:
         say(record.note)
+
+
+def _check_workers(workers: int | None, *, processes: bool) -> None:
+    if workers == 0 and processes:
+        bad_usage(ValueError("--processes needs at least 1 of --workers"))
 
 
 @contextmanager

@@ -85,6 +85,8 @@ class ImageIndex:
         factory: str | None = None,
         max_memory: int | str | None = None,
         batch_size: int = 256,
+        workers: int | None = None,
+        processes: bool = False,
         progress: bool = False,
     ) -> ImageIndex:
         """Embed all images of a corpus at full size and store them as a new index.
@@ -103,6 +105,10 @@ class ImageIndex:
             factory: FAISS factory string instead of a kind.
             max_memory: Bytes that the structure may take, or a size such as `"4GB"`.
             batch_size: Images decoded and embedded at a time.
+            workers: Decoders that run side by side; None for one per CPU, 0 for none besides the
+                calling thread.
+            processes: Decode in processes instead of threads: a decoder that crashes over a
+                damaged file then costs one image and not the program.
             progress: Show a progress bar on stderr.
 
         Raises:
@@ -121,6 +127,8 @@ class ImageIndex:
             Path(path),
             request=request,
             batch_size=batch_size,
+            workers=workers,
+            processes=processes,
             progress=progress,
         )
         return cls.open(path)
@@ -205,6 +213,8 @@ class ImageIndex:
         retry_failed: bool = False,
         remove_missing: bool = False,
         batch_size: int = 256,
+        workers: int | None = None,
+        processes: bool = False,
         progress: bool = False,
     ) -> AddReport:
         """Bring the index up to date with its corpus.
@@ -224,6 +234,10 @@ class ImageIndex:
             retry_failed: Read again what could not be read before, though it has not changed.
             remove_missing: Remove images that are not in `corpus`.
             batch_size: Images decoded and embedded at a time.
+            workers: Decoders that run side by side; None for one per CPU, 0 for none besides the
+                calling thread.
+            processes: Decode in processes instead of threads: a decoder that crashes over a
+                damaged file then costs one image and not the program.
             progress: Show a progress bar on stderr.
 
         Raises:
@@ -239,6 +253,8 @@ class ImageIndex:
             retry_failed=retry_failed,
             remove_missing=remove_missing,
             batch_size=batch_size,
+            workers=workers,
+            processes=processes,
             progress=progress,
         )
         self._move_on()

@@ -108,7 +108,7 @@ class PreprocessRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusRecord:
-    """Where the images came from: `kind` is `folder` or `parquet`, `root` an absolute path."""
+    """Where the images came from: `kind` is `folder`, `parquet` or `tar`, `root` absolute."""
 
     root: str
     kind: str
@@ -116,8 +116,8 @@ class CorpusRecord:
     class_names: tuple[str, ...] | None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("folder", "parquet"):
-            raise ValueError(f"corpus kind must be 'folder' or 'parquet', got {self.kind!r}")
+        if self.kind not in ("folder", "parquet", "tar"):
+            raise ValueError(f"corpus kind must be 'folder', 'parquet' or 'tar', got {self.kind!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

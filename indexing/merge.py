@@ -112,7 +112,7 @@ def _superseded(
     superseded = latest[codes] != live
     shards = rows.shard_of_rows()[live]
     failed = {failure.path: place for place, failure in failures}  # the last one counts
-    for place in np.flatnonzero(_is_in(paths, pa.array(list(failed), pa.string()))):
+    for place in np.flatnonzero(_is_in(paths, pa.array(list(failed), paths.type))):
         superseded[place] |= shards[place] < failed[paths[place].as_py()]
     answer = np.empty(len(live), dtype=bool)
     answer[order] = superseded
@@ -128,7 +128,7 @@ def _failures_now(
     """Images that could not be read: the last word on each name, unless it is an image now."""
     again = {failure.path: failure for _, failure in staged}
     merged = [failure for failure in old if failure.path not in again] + list(again.values())
-    names = pa.array([failure.path for failure in merged], pa.string())
+    names = pa.array([failure.path for failure in merged], images.type)
     gone = _is_in(names, images)
     if wanted is not None:
         gone |= ~_is_in(names, wanted)
@@ -196,7 +196,7 @@ def _report(
 
 
 def _paths(rows: StoredRows, chosen: Int64[ndarray, " rows"]) -> pa.ChunkedArray:
-    return rows.metadata.column("path").take(pa.array(chosen))
+    return rows.metadata.column("path").cast(pa.large_string()).take(pa.array(chosen))
 
 
 def _is_in(

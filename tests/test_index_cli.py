@@ -12,6 +12,7 @@ from PIL import Image
 
 from indexing import build as building
 from indexing.storage import commit, writer_lock
+from matvit.decoding import DecodePool
 
 
 @pytest.fixture
@@ -142,6 +143,25 @@ def test_add_takes_what_is_new_where_the_images_were(matvit, index, encoder, new
     }  # fmt: skip
 
 
+def test_options_of_decoding_reach_the_decoders(
+    matvit, index, photo_folder, encoder, new_photo, monkeypatch
+):
+    asked = []
+    made = DecodePool.__init__
+
+    def noting(self, preprocess, workers=None, *, processes=False):
+        asked.append((workers, processes))
+        made(self, preprocess, workers, processes=processes)
+
+    monkeypatch.setattr(DecodePool, "__init__", noting)
+    decoding = ("--encoder", encoder, "--workers", "1", "--processes")
+    again = index.with_name("again.index")
+    assert matvit("index", "build", photo_folder, "--out", again, *decoding)[0] == 0
+    assert matvit("index", "add", index, *decoding)[0] == 0
+    assert matvit("index", "add", index, "--encoder", encoder)[0] == 0
+    assert asked == [(1, True), (1, True), (None, False)]
+
+
 def test_add_names_what_it_could_not_read_and_retries_it_when_asked(
     matvit, index, photo_folder, encoder
 ):
@@ -235,6 +255,7 @@ def test_interrupted_build_says_how_to_go_on_and_does(
         (["compact", "gone.index"], 1, "no index at gone.index"),
         (["verify", "gone.index"], 1, "no index at gone.index"),
         (["build", "{photos}", "--out", "{index}"], 1, "add to it with `matvit index add`"),
+        (["add", "{index}", "--workers", "0", "--processes"], 2, "at least 1 of --workers"),
     ],
 )
 def test_mistakes_are_one_clear_line_and_the_right_exit_code(

@@ -249,7 +249,7 @@ def test_hash_that_is_none_is_refused(values):
         (lambda v: v.update(staged=v["shards"][:1]), "not numbered apart below 3"),
         (lambda v: v["shards"][0]["metadata"].update(rows=5), "4 embeddings but 5 rows"),
         (lambda v: v.update(next_id=6), "next_id is 6, below the 7 ids"),
-        (lambda v: v["corpus"].update(kind="tape"), "must be 'folder' or 'parquet', got 'tape'"),
+        (lambda v: v["corpus"].update(kind="tape"), "must be 'folder', 'parquet' or 'tar', got"),
     ],
 )
 def test_counts_that_disagree_are_refused(values, change, message):
