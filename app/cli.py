@@ -86,7 +86,9 @@ def demo(
 def train(
     data: Annotated[
         str,
-        typer.Argument(metavar="DATA", help="Folder with a folder per class, or Parquet files."),
+        typer.Argument(
+            metavar="DATA", help="Folder with a folder per class, Parquet or tar files."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the encoder, its log and its state.")],
     recipe: Annotated[str, typer.Option(help="Named recipe.")] = "joint64",
@@ -177,7 +179,7 @@ def convert(
             help="Bundled encoder, checkpoint folder, or a timm Vision Transformer by name.",
         ),
     ],
-    images: Annotated[str, typer.Option(help="Folder of images, or Parquet files; no labels.")],
+    images: Annotated[str, typer.Option(help="Folder of images, Parquet or tar files; no labels.")],
     out: Annotated[Path, typer.Option(help="Folder for the converted encoder.")],
     no_training: Annotated[
         bool, typer.Option("--no-training", help="Only sort the hidden units by importance.")
@@ -269,7 +271,7 @@ def search(
 @cli.command()
 def evaluate(
     index: IndexArgument,
-    queries: Annotated[str, typer.Option(help="Folder of query images, or Parquet files.")],
+    queries: Annotated[str, typer.Option(help="Folder of query images, Parquet or tar files.")],
     submodels: Annotated[
         str, typer.Option(help="Comma-separated; `mix` adds a spread of Mix'n'Match ones.")
     ] = "S,M,L,XL",

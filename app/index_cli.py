@@ -29,29 +29,64 @@ from app.options import (
 index_cli = typer.Typer(help="Build, update and check image indexes.")
 
 BatchOption = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Images decoded side by side [default: one per CPU]."),
+]
+ProcessesOption = Annotated[
+    bool,
+    typer.Option("--processes", help="Decode in processes: a crash then costs one image."),
+]
 
 
 @index_cli.command("build")
 def index_build(
     images: Annotated[
-        str, typer.Argument(metavar="IMAGES", help="Folder of images, or Parquet files.")
+        str,
+        typer.Argument(metavar="IMAGES", help="Folder of images, Parquet files or tar archives."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the new index.")],
     encoder: Annotated[str, typer.Option(help="Bundled encoder or checkpoint folder.")] = "",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="Search structure: auto, Flat, Flat16, HNSW, IVFFlat, IVFSQ8, IVFPQ or IVFRaBitQ."
+        ),
+    ] = "auto",
+    factory: Annotated[
+        str | None, typer.Option(help="FAISS factory string instead of a kind.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="What the search structure may take, such as 4GB.")
+    ] = None,
     batch_size: BatchOption = 256,
+    workers: WorkersOption = None,
+    processes: ProcessesOption = False,
     device: DeviceOption = Device.AUTO,
     as_json: JsonOption = False,
 ) -> None:
     """Embed all images once, at full size, into a new index; or finish one that was stopped."""
     from indexing import Corpus, ImageIndex
 
+    _check_request(kind, factory, max_memory)
+    _check_workers(workers, processes=processes)
     model = load(encoder, device)
     corpus = Corpus.open(images)
     with _stoppable(out):
         index = ImageIndex.build(
-            model, corpus, out, batch_size=batch_size, progress=show_progress()
+            model,
+            corpus,
+            out,
+            kind=kind,
+            factory=factory,
+            max_memory=max_memory,
+            batch_size=batch_size,
+            workers=workers,
+            processes=processes,
+            progress=show_progress(),
         )
     report_failures(index.failures)
+    _say_kind(out)
     if as_json:
         show_json(index.info())
     else:
@@ -74,12 +109,15 @@ def index_add(
     ] = False,
     encoder: EncoderOption = None,
     batch_size: BatchOption = 256,
+    workers: WorkersOption = None,
+    processes: ProcessesOption = False,
     device: DeviceOption = Device.AUTO,
     as_json: JsonOption = False,
 ) -> None:
     """Embed what is new or changed since the index was built; the rest is not read again."""
     from indexing import Corpus, ImageIndex
 
+    _check_workers(workers, processes=processes)
     opened = ImageIndex.open(index)
     model = load_whole_for(opened, encoder, device)
     corpus = Corpus.open(images or str(opened.info()["corpus"]["root"]))
@@ -90,10 +128,13 @@ def index_add(
             retry_failed=retry_failed,
             remove_missing=remove_missing,
             batch_size=batch_size,
+            workers=workers,
+            processes=processes,
             progress=show_progress(),
         )
     if report.failed:
         report_failures(opened.failures[-report.failed :])
+    _say_kind(index)
     if as_json:
         show_json({"path": str(index), **asdict(report)})
     else:
@@ -141,6 +182,7 @@ def index_compact(index: IndexArgument, as_json: JsonOption = False) -> None:
     from indexing.compact import compact_index
 
     report = compact_index(index, progress=show_progress())
+    _say_kind(index)
     if as_json:
         show_json({"path": str(index), **asdict(report)})
     else:
@@ -162,6 +204,8 @@ def index_verify(
     from indexing import verify
 
     report = verify(index, repair=repair, progress=show_progress())
+    if report.repaired:
+        _say_kind(index)
     if as_json:
         show_json({"path": str(index), "ok": report.ok, **asdict(report)})
     else:
@@ -192,6 +236,7 @@ def index_info(
 ) -> None:
     """Say what an index holds, and which encoder may ask it."""
     from indexing import ImageIndex
+    from indexing.kinds import Calibration
 
     opened = ImageIndex.open(index)
     info = opened.info()
@@ -212,10 +257,46 @@ def index_info(
         show(f"removed     {info['removed']:,} rows, until `matvit index compact`")
     if info["staged"]:
         show(f"unfinished  {info['staged']:,} images added, until `matvit index add` is repeated")
-    show(f"kind        {info['kind']}, generation {info['generation']}")
+    kind, factory = info["kind"], info["factory"]
+    named = kind if kind == factory else f"{kind} ({factory})"
+    show(f"kind        {named}, generation {info['generation']}")
+    if info["calibration"]:
+        show(f"search      {Calibration.from_dict(info['calibration']).describe()}")
+    if info["note"]:
+        show(f"note        {info['note']}")
     show(f"encoder     {encoder['name']} ({encoder['fingerprint']}), {encoder['dim']} dimensions")
     show(f"preprocess  {preprocess['fingerprint']}")
     show(f"corpus      {info['corpus']['root']}")
+
+
+def _check_request(kind: str, factory: str | None, max_memory: str | None) -> None:
+    """Refuse what cannot be meant before an encoder is loaded for it."""
+    from indexing.kinds import KINDS
+    from indexing.request import AUTO, KindRequest, parse_bytes
+
+    try:
+        most = None if max_memory is None else parse_bytes(max_memory)
+        KindRequest(kind=kind, factory=factory, max_memory_bytes=most)
+        if kind not in (AUTO, *KINDS):
+            raise ValueError(f"unknown kind {kind!r}; known: {AUTO}, {', '.join(KINDS)}")
+    except ValueError as error:
+        bad_usage(error)
+
+
+def _say_kind(index: Path) -> None:
+    """Say how well an approximate kind searches, and why it is another one than was asked for."""
+    from indexing.storage import read_manifest
+
+    record = read_manifest(index).index
+    if record is not None and record.calibration is not None:
+        say(f"{record.kind} ({record.factory}): {record.calibration.describe()}")
+    if record is not None and record.note is not None:
+        say(record.note)
+
+
+def _check_workers(workers: int | None, *, processes: bool) -> None:
+    if workers == 0 and processes:
+        bad_usage(ValueError("--processes needs at least 1 of --workers"))
 
 
 @contextmanager

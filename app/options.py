@@ -59,7 +59,8 @@ def open_retriever(path: Path, encoder: str | None, device: Device) -> Retriever
     from matvit.embed import resolve_device
     from retrieval import Retriever
 
-    index = ImageIndex.open(path)
+    # FAISS follows the encoder to a GPU if it can; nobody has to install it for one.
+    index = ImageIndex.open(path, device="auto" if device is Device.CUDA else "cpu")
     return Retriever(load_encoder_for(index, encoder, resolve_device(device.value)), index)
 
 

@@ -14,27 +14,29 @@ import argparse
 import hashlib
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+import pyarrow as pa
 from provenance import provenance, without_paths, write_result
 from tqdm import tqdm
 
 from indexing import ImageIndex, ImageRecord
+from indexing.corpus import RECORDS
 from indexing.embeddings import Embeddings
-from indexing.flat import KIND
 from indexing.manifest import (
     CorpusRecord,
     Counts,
     EncoderRecord,
     Manifest,
     PreprocessRecord,
-    SearchRecord,
 )
-from indexing.searcher import build_searcher
+from indexing.request import KindRequest
+from indexing.searcher import store_searcher
 from indexing.shards import SHARD_SIZE, metadata_table, write_shard
-from indexing.storage import commit, store
+from indexing.storage import commit
 
 
 def main() -> None:
@@ -76,12 +78,11 @@ def random_index(path: Path, rows: int, dim: int) -> Path:
         ids = range(start, min(start + SHARD_SIZE, rows))
         vectors = chance.standard_normal((len(ids), dim)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        records = [_record(number) for number in ids]
-        table = metadata_table(records, ids)
+        records = [asdict(_record(number)) for number in ids]
+        table = metadata_table([pa.RecordBatch.from_pylist(records, RECORDS)], ids)
         shards.append(write_shard(path, len(shards), vectors, table, []))
     embeddings = Embeddings(path, [shard.embeddings for shard in shards], dim)
-    searcher = build_searcher(KIND, embeddings, np.arange(rows))
-    file = store(path, "index/knn_g1.faiss", rows, searcher.write)
+    index = store_searcher(path, 1, KindRequest(kind="Flat"), embeddings, np.arange(rows))
     commit(
         path,
         Manifest(
@@ -98,7 +99,7 @@ def random_index(path: Path, rows: int, dim: int) -> Path:
             adding=None,
             tombstones=None,
             failures=None,
-            index=SearchRecord(kind=KIND, file=file),
+            index=index,
         ),
     )
     return path

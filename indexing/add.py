@@ -6,25 +6,27 @@ Like a build, an addition is committed shard by shard. What is committed waits i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float16, Int64
 from numpy import ndarray
 from tqdm import tqdm
 
 from indexing.changes import Changes, corpus_names, refuse_shared_names
 from indexing.compatibility import check_encoder, check_whole
-from indexing.corpus import Corpus, DecodedBatch, Failure, ImageRecord
-from indexing.embedding import embed_records
+from indexing.corpus import RECORDS, Corpus, DecodedBatch, Failure
+from indexing.embedding import embed_batch
 from indexing.manifest import CorpusRecord, Manifest
 from indexing.merge import AddReport, merge_staged, staged_failures
 from indexing.shards import SHARD_SIZE, metadata_table, read_failures, write_shard
 from indexing.storage import commit, read_finished, writer_lock
 from indexing.stored import StoredRows, live_rows
 from matvit.data import NO_LABEL
+from matvit.decoding import DecodePool
 from matvit.embed import Encoder
 
 
@@ -37,6 +39,8 @@ def add_images(
     remove_missing: bool,
     batch_size: int,
     progress: bool,
+    workers: int | None = None,
+    processes: bool = False,
 ) -> AddReport:
     """Bring an index up to date with its corpus; see `ImageIndex.add`."""
     check_whole(encoder)
@@ -53,10 +57,14 @@ def add_images(
         failures += staged_failures(path, before)
         changes = Changes(corpus, names, rows, failures, retry_failed=retry_failed)
         stage = _Stage(encoder, changes, rows, path, _label_numbers(now, corpus))
-        with tqdm(total=len(changes.todo), desc="adding", unit="img", disable=not progress) as bar:
+        with (
+            DecodePool(encoder.preprocess, workers, processes=processes) as pool,
+            tqdm(total=len(changes.todo), desc="adding", unit="img", disable=not progress) as bar,
+        ):
             for start in range(0, len(changes.todo), SHARD_SIZE):
                 run = corpus.subset(changes.todo[start : start + SHARD_SIZE])
-                manifest = stage.store(run, manifest, batch_size, bar.update)
+                batches = run.decode_with(pool, batch_size=batch_size)
+                manifest = stage.store(batches, manifest, bar.update)
         return merge_staged(path, before, manifest, names if remove_missing else None)
 
 
@@ -111,30 +119,35 @@ class _Stage:
         labels: Sequence[int],
     ) -> None:
         self._encoder, self._changes, self._rows = encoder, changes, rows
-        self._path, self._labels = path, labels
+        self._path = path
+        self._labels: Int64[ndarray, " labels"] = np.array(labels, dtype=np.int64)
 
     def store(
-        self, run: Corpus, manifest: Manifest, batch_size: int, advance: Callable[[int], object]
+        self,
+        batches: Iterable[DecodedBatch],
+        manifest: Manifest,
+        advance: Callable[[int], object],
     ) -> Manifest:
-        """Read one run of images and commit it."""
+        """Embed one run of images and commit it."""
         vectors: list[Float16[ndarray, "images dim"]] = []
-        records: list[ImageRecord] = []
+        columns: list[pa.RecordBatch] = []
         ids: list[int] = []
         failures: list[Failure] = []
         next_id = manifest.next_id
-        for batch in run.decode(self._encoder.preprocess, batch_size=batch_size):
-            sources = [self._changes.row_of(r.path, r.sha256) for r in batch.records]
+        for batch in batches:
+            names, digests = (batch.columns[name].to_pylist() for name in ("path", "sha256"))
+            sources = list(map(self._changes.row_of, names, digests))
             vectors.append(self._vectors(batch, sources))
-            for record, source in zip(batch.records, sources, strict=True):
-                if source is not None and self._changes.keep_id(source, record.path):
+            for name, source in zip(names, sources, strict=True):
+                if source is not None and self._changes.keep_id(source, name):
                     ids.append(int(self._rows.ids[source]))
                 else:
                     ids.append(next_id)
                     next_id += 1
-            records += [replace(r, label=self._labels[r.label]) for r in batch.records]
+            columns.append(self._relabelled(batch.columns))
             failures += batch.failures
-            advance(len(batch.records) + len(batch.failures))
-        table = metadata_table(records, ids)
+            advance(len(batch) + len(batch.failures))
+        table = metadata_table(columns, ids)
         shard = write_shard(
             self._path, manifest.next_shard, np.concatenate(vectors), table, failures
         )
@@ -147,6 +160,12 @@ class _Stage:
         commit(self._path, manifest)
         return manifest
 
+    def _relabelled(self, columns: pa.RecordBatch) -> pa.RecordBatch:
+        """Number the classes as the index does."""
+        place = RECORDS.get_field_index("label")
+        labels = pa.array(self._labels[columns["label"].to_numpy()])
+        return columns.set_column(place, RECORDS.field(place), labels)
+
     def _vectors(
         self, batch: DecodedBatch, sources: Sequence[int | None]
     ) -> Float16[ndarray, "images dim"]:
@@ -155,8 +174,8 @@ class _Stage:
             [-1 if row is None else row for row in sources], dtype=np.int64
         )
         new = rows < 0
-        fresh = [record for record, row in zip(batch.records, sources, strict=True) if row is None]
+        fresh = batch.columns["path"].filter(pa.array(new))
         vectors = np.empty((len(rows), self._encoder.config.embed_dim), dtype=np.float16)
-        vectors[new] = embed_records(self._encoder, batch.pixels[new], fresh)
+        vectors[new] = embed_batch(self._encoder, batch.pixels[new], fresh)
         vectors[~new] = self._rows.embeddings.raw(rows[~new])
         return vectors

@@ -13,14 +13,16 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
 from indexing.compatibility import check_encoder, check_whole, describe
-from indexing.corpus import Corpus, Failure, ImageRecord
-from indexing.embedding import embed_records
-from indexing.flat import KIND
-from indexing.manifest import MANIFEST, CorpusRecord, Counts, Manifest, Plan, SearchRecord, Shard
-from indexing.searcher import build_searcher
+from indexing.corpus import Corpus, Failure
+from indexing.embedding import embed_batch
+from indexing.kinds.resolve import resolve
+from indexing.manifest import MANIFEST, CorpusRecord, Counts, Manifest, Plan, Shard
+from indexing.request import KindRequest
+from indexing.searcher import store_searcher
 from indexing.shards import SHARD_SIZE, metadata_table, read_failures, write_shard
 from indexing.storage import (
     FOLDERS,
@@ -31,22 +33,31 @@ from indexing.storage import (
     commit,
     read_manifest,
     remove_index,
-    store,
     writer_lock,
 )
 from indexing.stored import StoredRows
+from matvit.decoding import DecodePool
 from matvit.embed import Encoder
 
 _LEFT_BY_A_KILLED_BUILD = {LOCK, f"{MANIFEST}.tmp", PREVIOUS, f"{PREVIOUS}.tmp", *FOLDERS}
 
 
 def build_index(
-    encoder: Encoder, corpus: Corpus, path: Path, *, batch_size: int, progress: bool
+    encoder: Encoder,
+    corpus: Corpus,
+    path: Path,
+    *,
+    request: KindRequest,
+    batch_size: int,
+    progress: bool,
+    workers: int | None = None,
+    processes: bool = False,
 ) -> None:
     """Embed a corpus and store it as an index, or finish doing so; see `ImageIndex.build`."""
     check_whole(encoder)
     if len(corpus) == 0:
         raise ValueError(f"no images to index: the corpus at {corpus.root} is empty")
+    resolve(request, len(corpus), encoder.config.embed_dim)  # or hours end in an error
     with _new_index(path) as begun:
         if begun is None:
             manifest = _begin(encoder, corpus)
@@ -55,11 +66,15 @@ def build_index(
             manifest = _resume(encoder, corpus, path, begun)
         assert manifest.plan is not None
         done = min(len(manifest.staged) * manifest.plan.shard_size, len(corpus))
-        with tqdm(
-            total=len(corpus), initial=done, desc="indexing", unit="img", disable=not progress
-        ) as bar:
-            manifest = _stage_shards(encoder, corpus, path, manifest, batch_size, bar.update)
-        commit(path, _finish(path, manifest))
+        with (
+            DecodePool(encoder.preprocess, workers, processes=processes) as pool,
+            tqdm(
+                total=len(corpus), initial=done, desc="indexing", unit="img", disable=not progress
+            ) as bar,
+        ):
+            manifest = _stage_shards(encoder, corpus, path, manifest, pool, batch_size, bar.update)
+        device = "auto" if encoder.device.type == "cuda" else "cpu"
+        commit(path, _finish(path, manifest, request, device, progress))
 
 
 @contextmanager
@@ -189,6 +204,7 @@ def _stage_shards(
     corpus: Corpus,
     path: Path,
     manifest: Manifest,
+    pool: DecodePool,
     batch_size: int,
     advance: Callable[[int], object],
 ) -> Manifest:
@@ -197,7 +213,7 @@ def _stage_shards(
     size = manifest.plan.shard_size
     for start in range(len(manifest.staged) * size, len(corpus), size):
         run = corpus.subset(range(start, min(start + size, len(corpus))))
-        manifest = _stage_shard(encoder, run, path, manifest, batch_size, advance)
+        manifest = _stage_shard(encoder, run, path, manifest, pool, batch_size, advance)
     return manifest
 
 
@@ -206,20 +222,21 @@ def _stage_shard(
     run: Corpus,
     path: Path,
     manifest: Manifest,
+    pool: DecodePool,
     batch_size: int,
     advance: Callable[[int], object],
 ) -> Manifest:
     """Embed one run of images and commit it; the next ones are decoded meanwhile."""
     vectors: list[np.ndarray] = []
-    records: list[ImageRecord] = []
+    columns: list[pa.RecordBatch] = []
     failures: list[Failure] = []
-    for batch in run.decode(encoder.preprocess, batch_size=batch_size):
-        vectors.append(embed_records(encoder, batch.pixels, batch.records))
-        records += batch.records
+    for batch in run.decode_with(pool, batch_size=batch_size):
+        vectors.append(embed_batch(encoder, batch.pixels, batch.columns["path"]))
+        columns.append(batch.columns)
         failures += batch.failures
-        advance(len(batch.records) + len(batch.failures))
-    next_id = manifest.next_id + len(records)
-    table = metadata_table(records, range(manifest.next_id, next_id))
+        advance(len(batch) + len(batch.failures))
+    next_id = manifest.next_id + sum(map(len, vectors))
+    table = metadata_table(columns, range(manifest.next_id, next_id))
     shard = write_shard(path, manifest.next_shard, np.concatenate(vectors), table, failures)
     manifest = replace(
         manifest,
@@ -231,7 +248,9 @@ def _stage_shard(
     return manifest
 
 
-def _finish(path: Path, manifest: Manifest) -> Manifest:
+def _finish(
+    path: Path, manifest: Manifest, request: KindRequest, device: str, progress: bool
+) -> Manifest:
     """Build the search structure over all shards and describe the whole.
 
     Raises:
@@ -246,8 +265,9 @@ def _finish(path: Path, manifest: Manifest) -> Manifest:
             f"none of the {manifest.corpus.images:,} images in {manifest.corpus.root} could be "
             f"read; the first is {first.path}: {first.message}"
         )
-    searcher = build_searcher(KIND, rows.embeddings, rows.ids)
-    file = store(path, "index/knn_g1.faiss", len(rows.ids), searcher.write)
+    index = store_searcher(
+        path, 1, request, rows.embeddings, rows.ids, device=device, progress=progress
+    )
     failed = sum(file.rows for file in lists)
     return replace(
         manifest,
@@ -256,5 +276,5 @@ def _finish(path: Path, manifest: Manifest) -> Manifest:
         shards=manifest.staged,
         staged=(),
         plan=None,
-        index=SearchRecord(kind=KIND, file=file),
+        index=index,
     )

@@ -22,7 +22,7 @@ def corpus_names(corpus: Corpus) -> pa.Array:
     Raises:
         ValueError: If two have the same, so that nobody could tell which of them is indexed.
     """
-    names = pa.array((corpus.name(index) for index in range(len(corpus))), pa.string())
+    names = corpus.names
     refuse_shared_names(names, f"images in {corpus.root}")
     return names
 
@@ -66,7 +66,8 @@ class Changes:
     ) -> None:
         self._corpus, self._rows = corpus, rows
         self._live = np.sort(rows.live)  # the later row of a name counts
-        paths = rows.metadata.column("path").take(pa.array(self._live)).combine_chunks()
+        paths = rows.metadata.column("path").cast(names.type)
+        paths = paths.take(pa.array(self._live)).combine_chunks()
         place = pc.index_in(names, value_set=paths[::-1]).fill_null(UNKNOWN).to_numpy()
         held = np.where(place >= 0, self._live[::-1][place], UNKNOWN)
         self.todo = np.flatnonzero(~self._is_known(names, held, failures, retry_failed))
@@ -90,7 +91,7 @@ class Changes:
             known[index] = _same(self._corpus.stamp(int(index)), stored)
         shards = np.append(self._rows.shard_of_rows(), UNKNOWN)  # row -1 is in shard -1
         failed = list(failures)
-        found = pc.index_in(pa.array([f.path for _, f in failed], pa.string()), value_set=names)
+        found = pc.index_in(pa.array([f.path for _, f in failed], names.type), value_set=names)
         for (shard, failure), index in zip(failed, found.to_pylist(), strict=True):
             if index is None or shards[held[index]] > shard:
                 continue

@@ -13,11 +13,11 @@ from jaxtyping import Bool, Int64
 from numpy import ndarray
 from tqdm import tqdm
 
-from indexing.manifest import Manifest, SearchRecord, Shard
+from indexing.manifest import Manifest, Shard
 from indexing.merge import relist
-from indexing.searcher import build_searcher
+from indexing.searcher import store_searcher
 from indexing.shards import SHARD_SIZE, read_failures, write_shard
-from indexing.storage import commit, double, orphans, read_manifest, store, sweep, writer_lock
+from indexing.storage import commit, double, orphans, read_manifest, sweep, writer_lock
 from indexing.stored import StoredRows
 
 
@@ -84,10 +84,8 @@ def _without_dead_rows(path: Path, before: Manifest, progress: bool) -> Manifest
     if any(shard.failures and shard.failures.rows for shard in old):
         changed = relist(path, shards, next_shard, read_failures(path, before.failure_files))
     if before.index.file.rows > before.counts.images:
-        ids = rows.ids[rows.live]
-        searcher = build_searcher(before.index.kind, rows.live_embeddings(), ids)
-        file = store(path, f"index/knn_g{generation}.faiss", len(ids), searcher.write)
-        changed["index"] = SearchRecord(kind=before.index.kind, file=file)
+        vectors, ids, asked = rows.live_embeddings(), rows.ids[rows.live], before.index.request
+        changed["index"] = store_searcher(path, generation, asked, vectors, ids, progress=progress)
     after = replace(
         before,
         generation=generation,

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from matvit.data import NO_LABEL, ImageSet
+from matvit.data import NO_LABEL, ImageSet, Kind
+from matvit.decoding import DecodeError, DecodePool
 from matvit.preprocess import Preprocess
 
 UNKNOWN = -1
 """Size or time of a file that nobody can tell."""
 
 _PREFETCHED_BATCHES = 2
+_IMAGES_PER_TASK = 16
 
-CorpusKind = Literal["folder", "parquet"]
+
+RECORDS = pa.schema(
+    [
+        ("path", pa.string()),
+        ("position", pa.int64()),
+        ("bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("label", pa.int64()),
+    ]
+)
+"""What is kept about an image that could be read; see `ImageRecord`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +46,7 @@ class ImageRecord:
     """What is known about an image that could be read.
 
     Attributes:
-        position: Place in the folder or the Parquet files, from 0.
+        position: Place among all images that there are, from 0.
         path: Name shown to people: path below the root, with forward slashes.
         bytes: Size of the image file.
         mtime_ns: When the file was last modified, in nanoseconds.
@@ -59,7 +74,7 @@ class Failure:
         path: Name shown to people.
         error: Class name of the exception behind it, such as `UnidentifiedImageError`.
         message: The reason, in one line.
-        position: Place in the folder or the Parquet files, from 0.
+        position: Place among all images that there are, from 0.
         bytes: Size of the image file, -1 if unknown.
         mtime_ns: When the file was last modified, in nanoseconds, -1 if unknown.
     """
@@ -77,24 +92,32 @@ class DecodedBatch:
     """Consecutive images of a corpus, ready to embed.
 
     Attributes:
-        pixels: uint8, shape (len(records), image_size, image_size, 3).
-        records: One per row of `pixels`, in corpus order.
+        pixels: uint8, shape (len(batch), image_size, image_size, 3).
+        columns: What is known about each row of `pixels`, as `RECORDS` says, in corpus order.
         failures: Images of the same run that have no row.
     """
 
     pixels: NDArray[np.uint8]
-    records: list[ImageRecord]
+    columns: pa.RecordBatch
     failures: list[Failure]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @cached_property
+    def records(self) -> list[ImageRecord]:
+        """The columns as one object per image, for those who look at a few."""
+        return [ImageRecord(**row) for row in self.columns.to_pylist()]
 
 
 class Corpus:
-    """Images in a fixed order, from a folder or from Parquet files.
+    """Images in a fixed order, from a folder, from Parquet files or from tar archives.
 
-    Open one with `open`, `from_folder` or `from_parquet`.
+    Open one with `open`, `from_folder`, `from_parquet` or `from_tar`.
 
     Attributes:
         root: The folder or file that was opened, as an absolute path.
-        kind: `"folder"` or `"parquet"`.
+        kind: `"folder"`, `"parquet"` or `"tar"`.
     """
 
     root: Path
@@ -109,16 +132,16 @@ class Corpus:
         self._images = images
         self._labelled = labelled
         self._positions = np.arange(len(images)) if positions is None else positions
-        self.kind: CorpusKind = images.kind
+        self.kind: Kind = images.kind
         self.root = images.root.resolve()
 
     @classmethod
     def open(cls, path: str | Path) -> Corpus:
-        """Open a folder of images or of Parquet files, one Parquet file, or a pattern of them.
+        """Open a folder of images, of Parquet files or of tar archives, one file, or a pattern.
 
         Raises:
             FileNotFoundError: If nothing is at `path`.
-            ValueError: If there is neither an image nor a Parquet file.
+            ValueError: If there is no image, Parquet file or tar archive.
         """
         return cls(ImageSet.open(path))
 
@@ -131,6 +154,11 @@ class Corpus:
     def from_parquet(cls, path: str | Path) -> Corpus:
         """Open Parquet files in the Hugging Face layout (`image.bytes`, optionally `label`)."""
         return cls(ImageSet.from_parquet(path))
+
+    @classmethod
+    def from_tar(cls, path: str | Path) -> Corpus:
+        """Open tar archives in the WebDataset layout (`key.jpg`, optionally `key.cls`)."""
+        return cls(ImageSet.from_tar(path))
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -146,26 +174,6 @@ class Corpus:
             OSError: If the file cannot be read.
         """
         return self._images.read(int(self._positions[index]))
-
-    def stamp(self, index: int) -> tuple[int, int]:
-        """Size in bytes and time of change in nanoseconds of an image file, without reading it.
-
-        The size of an image inside a Parquet file is not known without reading: it is -1. Both
-        are -1 for a file that is gone.
-        """
-        position = int(self._positions[index])
-        try:
-            return self._images.size(position), self._images.mtime_ns(position)
-        except OSError:
-            return UNKNOWN, UNKNOWN
-
-    @property
-    def list_sha256(self) -> str:
-        """SHA-256 of the list of images, in order: their names, and what their classes mean."""
-        digest = hashlib.sha256(json.dumps([self.kind, self.class_names]).encode())
-        for index in range(len(self)):
-            digest.update(b"\0" + self.name(index).encode())
-        return digest.hexdigest()
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
@@ -193,78 +201,143 @@ class Corpus:
         """Return the same images as if nobody had sorted them into classes."""
         return Corpus(self._images, self._positions, labelled=False)
 
+    def stamp(self, index: int) -> tuple[int, int]:
+        """Size in bytes and time of change in nanoseconds of an image file, without reading it.
+
+        The size of an image inside a Parquet file is not known without reading: it is -1. Both
+        are -1 for a file that is gone.
+        """
+        try:
+            size, mtime_ns = self._images.stat(int(self._positions[index]))
+        except OSError:
+            return UNKNOWN, UNKNOWN
+        return UNKNOWN if size is None else size, mtime_ns
+
+    @property
+    def names(self) -> pa.LargeStringArray:
+        """Name of each image; see `name`."""
+        return self._images.names.take(pa.array(self._positions))
+
+    @property
+    def list_sha256(self) -> str:
+        """SHA-256 of the list of images, in order: their names, and what their classes mean."""
+        digest = hashlib.sha256(json.dumps([self.kind, self.class_names]).encode())
+        for name in self.names:
+            digest.update(b"\0" + name.as_py().encode())
+        return digest.hexdigest()
+
     def decode(
-        self, preprocess: Preprocess, *, batch_size: int = 256, workers: int | None = None
+        self,
+        preprocess: Preprocess,
+        *,
+        batch_size: int = 256,
+        workers: int | None = None,
+        processes: bool = False,
     ) -> Iterator[DecodedBatch]:
-        """Decode and resize all images in a pool of threads, a few batches ahead of the caller.
+        """Decode and resize all images in parallel, a few batches ahead of the caller.
 
         Args:
             preprocess: How images become pixels.
             batch_size: Images per batch, those that fail included.
-            workers: Threads; None for one per CPU.
+            workers: Decoders that run side by side; None for one per CPU, 0 for the calling
+                thread alone.
+            processes: Decode in processes instead of threads: a decoder that crashes then costs
+                one image and not the program.
 
         Returns:
-            Batches in corpus order. Memory holds a few of them at a time.
+            Batches in corpus order, the same whatever the workers. Memory holds a few at a time.
 
         Raises:
-            ValueError: If `batch_size` or `workers` is below 1.
+            ValueError: If `batch_size` is below 1 or there are fewer `workers` than there can be.
             FileNotFoundError: While iterating, if the corpus itself goes away.
         """
-        workers = workers if workers is not None else os.cpu_count() or 1
-        if batch_size < 1 or workers < 1:
-            raise ValueError(
-                f"batch_size and workers must be at least 1, got {batch_size} and {workers}"
-            )
-        return self._decode_batches(preprocess, batch_size, workers)
+        _check_batch_size(batch_size)
+        pool = DecodePool(preprocess, workers, processes=processes)
+        return self._decode_and_close(pool, batch_size)
 
-    def _decode_batches(
-        self, preprocess: Preprocess, batch_size: int, workers: int
-    ) -> Iterator[DecodedBatch]:
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        pending: deque[list[Future[_Outcome]]] = deque()
-        try:
-            for start in range(0, len(self), batch_size):
-                run = self._positions[start : start + batch_size]
-                pending.append([pool.submit(self._decode_one, preprocess, int(p)) for p in run])
-                if len(pending) > _PREFETCHED_BATCHES:
-                    yield _collect(pending.popleft(), preprocess.image_size)
-            while pending:
-                yield _collect(pending.popleft(), preprocess.image_size)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def decode_with(self, pool: DecodePool, *, batch_size: int = 256) -> Iterator[DecodedBatch]:
+        """Do as `decode` does, with workers that stay for the next run.
 
-    def _decode_one(self, preprocess: Preprocess, position: int) -> _Outcome:
+        Args:
+            pool: How images become pixels, and who works.
+            batch_size: Images per batch, those that fail included.
+
+        Raises:
+            ValueError: If `batch_size` is below 1.
+            FileNotFoundError: While iterating, if the corpus itself goes away.
+        """
+        _check_batch_size(batch_size)
+        return self._decode_batches(pool, batch_size)
+
+    def _decode_and_close(self, pool: DecodePool, batch_size: int) -> Iterator[DecodedBatch]:
+        with pool:
+            yield from self._decode_batches(pool, batch_size)
+
+    def _decode_batches(self, pool: DecodePool, batch_size: int) -> Iterator[DecodedBatch]:
+        pending: deque[_Pending] = deque()
+        size = pool.preprocess.image_size
+        for start in range(0, len(self), batch_size):
+            run = self._positions[start : start + batch_size]
+            pixels = np.empty((len(run), size, size, 3), dtype=np.uint8)
+            step = min(_IMAGES_PER_TASK, -(-len(run) // max(1, pool.workers)))
+            futures = [
+                pool.submit(self._decode_run, pool, run[i : i + step], pixels[i : i + step])
+                for i in range(0, len(run), step)
+            ]
+            pending.append((pixels, futures))
+            if len(pending) > (_PREFETCHED_BATCHES if pool.workers else 0):
+                yield _collect(*pending.popleft())
+        while pending:
+            yield _collect(*pending.popleft())
+
+    def _decode_run(
+        self, pool: DecodePool, run: NDArray[np.int64], pixels: NDArray[np.uint8]
+    ) -> list[_Outcome]:
+        """Decode a few images into their rows of `pixels`."""
+        return [
+            self._decode_one(pool, int(position), row)
+            for position, row in zip(run, pixels, strict=True)
+        ]
+
+    def _decode_one(self, pool: DecodePool, position: int, row: NDArray[np.uint8]) -> _Outcome:
         """Read and decode one image; being unreadable is an outcome, not an error."""
         path = self._images.name(position)
         mtime_ns = size = UNKNOWN
         try:
             # Before reading: a file that changes in between then looks changed, not indexed.
-            mtime_ns = self._images.mtime_ns(position)
-            data = self._images.read(position)
+            mtime_ns = self._images.stat(position).mtime_ns
+            data, mtime_ns = self._images.fetch(position)
             size = len(data)
-            pixels, width, height = preprocess.decode(data)
+            pixels, width, height = pool.decode(data)
         except (OSError, ValueError) as error:
             if not self._images.is_there():
                 raise FileNotFoundError(f"{self.root} went away while it was read") from error
-            cause = error.__cause__ or error
-            message = " ".join(str(error).split())
-            return Failure(path, type(cause).__name__, message, position, size, mtime_ns)
+            kind = error.kind if isinstance(error, DecodeError) else type(error).__name__
+            return Failure(path, kind, " ".join(str(error).split()), position, size, mtime_ns)
+        row[:] = pixels
         digest = hashlib.sha256(data).hexdigest()
         labels = self._images.labels if self._labelled else None
         label = NO_LABEL if labels is None else int(labels[position])
-        record = ImageRecord(position, path, size, mtime_ns, digest, width, height, label)
-        return record, pixels
+        return path, position, size, mtime_ns, digest, width, height, label
 
 
-_Outcome = tuple[ImageRecord, NDArray[np.uint8]] | Failure
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
-def _collect(futures: list[Future[_Outcome]], image_size: int) -> DecodedBatch:
+_Known = tuple[str, int, int, int, str, int, int, int]  # the fields of RECORDS
+_Outcome = _Known | Failure
+_Pending = tuple[NDArray[np.uint8], list[Future[list[_Outcome]]]]
+
+
+def _collect(pixels: NDArray[np.uint8], futures: list[Future[list[_Outcome]]]) -> DecodedBatch:
     """Wait for one batch and split it into rows and failures."""
-    outcomes = [future.result() for future in futures]
-    rows = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
-    pixels = np.empty((len(rows), image_size, image_size, 3), dtype=np.uint8)
-    for row, (_, image) in zip(pixels, rows, strict=True):
-        row[:] = image
+    outcomes = [outcome for future in futures for outcome in future.result()]
+    known = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
     failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-    return DecodedBatch(pixels, [record for record, _ in rows], failures)
+    if failures:
+        pixels = pixels[[not isinstance(outcome, Failure) for outcome in outcomes]]
+    values = list(zip(*known, strict=True)) or [()] * len(RECORDS)
+    arrays = [pa.array(column, field.type) for column, field in zip(values, RECORDS, strict=True)]
+    return DecodedBatch(pixels, pa.RecordBatch.from_arrays(arrays, schema=RECORDS), failures)

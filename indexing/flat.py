@@ -12,14 +12,12 @@ from numpy import ndarray
 
 from indexing.embeddings import Embeddings
 from indexing.manifest import StoredFile
+from indexing.rescore import SPARE, best_first, pair_scores, rounding
 from indexing.storage import check_hash, damaged
-
-KIND = "Flat"
 
 _ROWS_PER_ADD = 65_536
 _QUERIES_PER_SEARCH = 1_024
 _PAIRS_PER_SEARCH = 1 << 22
-_SPARE = 16  # fetched beyond k, so that a tie at rank k rarely needs a second search
 
 
 class FlatIndex:
@@ -77,8 +75,7 @@ class FlatIndex:
 
     def write(self, stream: BinaryIO) -> None:
         """Write the index to a stream, which unlike FAISS's own files notices a full disk."""
-        writer = faiss.PyCallbackIOWriter(stream.write)  # type: ignore[attr-defined]
-        faiss.write_index(self._faiss_index, writer)
+        write_faiss(self._faiss_index, stream)
 
     def search(
         self, queries: Float32[ndarray, "queries dim"], k: int
@@ -92,7 +89,7 @@ class FlatIndex:
         ids = np.empty((len(queries), k), dtype=np.int64)
         scores = np.empty((len(queries), k), dtype=np.float32)
         pending = np.arange(len(queries))
-        fetch = min(k + _SPARE, len(self.ids))
+        fetch = min(k + SPARE, len(self.ids))
         while len(pending):
             block = min(_QUERIES_PER_SEARCH, max(1, _PAIRS_PER_SEARCH // fetch))
             settled = np.empty(len(pending), dtype=bool)
@@ -111,29 +108,18 @@ class FlatIndex:
     ]:
         """Best k of the candidates FAISS proposes, and whether these are the best of all."""
         proposed, rows = self._flat.search(queries, fetch)
-        scores = self._pair_scores(queries, rows)
-        ids = self.ids[rows]
-        order = np.lexsort((ids, -scores))[:, :k]
-        best = np.take_along_axis(scores, order, axis=1)
-        # Twice the worst rounding error of a float32 inner product of unit vectors.
-        doubt = self._flat.d * 2.0**-23
-        settled = (best[:, -1] - proposed[:, -1] > doubt) | (fetch == len(self.ids))
-        return np.take_along_axis(ids, order, axis=1), best, settled
-
-    def _pair_scores(
-        self, queries: Float32[ndarray, "queries dim"], rows: Int64[ndarray, "queries fetch"]
-    ) -> Float32[ndarray, "queries fetch"]:
-        """Inner products of each query with its own candidates, one pair at a time."""
-        scores = np.empty(rows.shape, dtype=np.float32)
-        faiss.fvec_inner_products_by_idx(  # type: ignore[attr-defined]
-            faiss.swig_ptr(scores),
-            faiss.swig_ptr(queries),
-            self._flat.get_xb(),  # type: ignore[attr-defined]
-            faiss.swig_ptr(rows),
-            self._flat.d,
-            *rows.shape,
+        scores = pair_scores(queries, self._flat.get_xb(), rows)  # type: ignore[attr-defined]
+        ids, best = best_first(self.ids[rows], scores, k)
+        settled = (best[:, -1] - proposed[:, -1] > rounding(self._flat.d)) | (
+            fetch == len(self.ids)
         )
-        return scores
+        return ids, best, settled
+
+
+def write_faiss(faiss_index: faiss.Index, stream: BinaryIO) -> None:
+    """Write a FAISS index to a stream."""
+    writer = faiss.PyCallbackIOWriter(stream.write)  # type: ignore[attr-defined]
+    faiss.write_index(faiss_index, writer)
 
 
 def unit_queries(vectors: Float[ndarray, "queries dim"], dim: int) -> Float32[ndarray, "..."]:

@@ -23,6 +23,7 @@ from indexing.manifest import Manifest
 from indexing.merge import AddReport
 from indexing.originals import Originals
 from indexing.remove import RemoveReport, remove_images
+from indexing.request import AUTO, KindRequest, parse_bytes
 from indexing.searcher import LiveSearcher, read_searcher
 from indexing.shards import read_failures
 from indexing.storage import check_size, read_finished, read_manifest
@@ -36,7 +37,7 @@ _SAMPLED_ROWS = 64
 
 
 class ImageIndex:
-    """Images embedded at full size, with exact cosine search.
+    """Images embedded at full size, with cosine search: exact, or approximate if there are many.
 
     Every image has an id, a number that never changes while the index lives and is never given to
     another image. `ids`, `paths`, `labels`, `metadata` and `embeddings` all have one row per image
@@ -55,14 +56,17 @@ class ImageIndex:
         ids: int64, shape (len,).
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, *, device: str = "cpu", mmap: bool = False
+    ) -> None:
         self.path = path
         self._manifest = manifest
+        self._device, self._mmap = device, mmap
         assert manifest.index is not None
         # Everything is opened here, so that nothing is missed when a writer removes files later.
         rows = StoredRows(path, manifest, manifest.shards)
         check_rows(path, manifest, rows)
-        searcher = read_searcher(path, manifest.index, manifest.encoder.dim)
+        searcher = read_searcher(path, manifest.index, rows, device=device, mmap=mmap)
         check_search(path, manifest, rows, searcher, samples=_SAMPLED_ROWS)
         self.metadata = rows.live_metadata()
         self.embeddings = rows.live_embeddings()
@@ -77,7 +81,12 @@ class ImageIndex:
         corpus: Corpus,
         path: str | Path,
         *,
+        kind: str = AUTO,
+        factory: str | None = None,
+        max_memory: int | str | None = None,
         batch_size: int = 256,
+        workers: int | None = None,
+        processes: bool = False,
         progress: bool = False,
     ) -> ImageIndex:
         """Embed all images of a corpus at full size and store them as a new index.
@@ -91,21 +100,48 @@ class ImageIndex:
             encoder: A whole encoder; it runs on the device where it lives.
             corpus: The images.
             path: Folder of the index; it must not exist, or be empty or unfinished.
+            kind: Of search structure, one of `indexing.kinds.KINDS`; `"auto"` chooses by count
+                and memory, Flat, which is exact, for up to 50,000 images. Updates keep to it.
+            factory: FAISS factory string instead of a kind.
+            max_memory: Bytes that the structure may take, or a size such as `"4GB"`.
             batch_size: Images decoded and embedded at a time.
+            workers: Decoders that run side by side; None for one per CPU, 0 for none besides the
+                calling thread.
+            processes: Decode in processes instead of threads: a decoder that crashes over a
+                damaged file then costs one image and not the program.
             progress: Show a progress bar on stderr.
 
         Raises:
             FileExistsError: If `path` holds anything else, such as a finished index.
             BlockingIOError: If another process is building there.
             IndexMismatchError: If it was begun by another encoder or preprocessing.
-            ValueError: If no image could be read, the encoder is not whole or not finite, or it
-                was begun with another list of images.
+            ValueError: If no image could be read, the encoder is not whole or not finite, it was
+                begun with another list of images, or the kind is unknown, needs more images or
+                takes more memory than it may.
         """
-        build_index(encoder, corpus, Path(path), batch_size=batch_size, progress=progress)
+        most = None if max_memory is None else parse_bytes(max_memory)
+        request = KindRequest(kind=kind, factory=factory, max_memory_bytes=most)
+        build_index(
+            encoder,
+            corpus,
+            Path(path),
+            request=request,
+            batch_size=batch_size,
+            workers=workers,
+            processes=processes,
+            progress=progress,
+        )
         return cls.open(path)
 
     @classmethod
-    def open(cls, path: str | Path, encoder: Encoder | None = None) -> ImageIndex:
+    def open(
+        cls,
+        path: str | Path,
+        encoder: Encoder | None = None,
+        *,
+        device: str = "cpu",
+        mmap: bool = False,
+    ) -> ImageIndex:
         """Open an index and make sure that it is whole and can be searched.
 
         Checked are the size of every file, the hash of every file that is read whole, counts and
@@ -115,12 +151,16 @@ class ImageIndex:
         Args:
             path: Folder of the index.
             encoder: If given, what it will be asked with; see `check_encoder`.
+            device: Where FAISS searches: `"cpu"`, `"cuda"`, or `"auto"` for the GPU if FAISS sees
+                one and the kind runs there.
+            mmap: Leave the lists of an IVF kind on disk and read what a query visits, for an index
+                larger than memory.
 
         Raises:
             FileNotFoundError: If there is no index at `path`.
             IndexMismatchError: If it was built by another encoder or preprocessing.
             ValueError: If it is damaged, unfinished or of another version; the message names the
-                file, or says what to do.
+                file, or says what to do. Also if the device cannot be had.
         """
         path = Path(path)
         while True:
@@ -130,7 +170,7 @@ class ImageIndex:
             try:
                 for file in manifest.searched_files:
                     check_size(path, file)
-                return cls(path, manifest)
+                return cls(path, manifest, device=device, mmap=mmap)
             except (FileNotFoundError, ValueError):
                 if read_manifest(path) == manifest:
                     raise  # else a writer has meanwhile removed what we were opening
@@ -143,7 +183,8 @@ class ImageIndex:
     ) -> tuple[Int64[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
         """Find the k most similar images of each query.
 
-        The search is exact. Scores are cosines computed in float32, each from its own query and
+        The search is exact, unless the index is of an approximate kind: that finds nearly all of
+        the nearest, see `info`. Scores are cosines computed in float32, each from its own query and
         image alone, so a result does not depend on the rest of the batch. Equal scores are
         ordered by smaller id.
 
@@ -172,6 +213,8 @@ class ImageIndex:
         retry_failed: bool = False,
         remove_missing: bool = False,
         batch_size: int = 256,
+        workers: int | None = None,
+        processes: bool = False,
         progress: bool = False,
     ) -> AddReport:
         """Bring the index up to date with its corpus.
@@ -191,6 +234,10 @@ class ImageIndex:
             retry_failed: Read again what could not be read before, though it has not changed.
             remove_missing: Remove images that are not in `corpus`.
             batch_size: Images decoded and embedded at a time.
+            workers: Decoders that run side by side; None for one per CPU, 0 for none besides the
+                calling thread.
+            processes: Decode in processes instead of threads: a decoder that crashes over a
+                damaged file then costs one image and not the program.
             progress: Show a progress bar on stderr.
 
         Raises:
@@ -206,6 +253,8 @@ class ImageIndex:
             retry_failed=retry_failed,
             remove_missing=remove_missing,
             batch_size=batch_size,
+            workers=workers,
+            processes=processes,
             progress=progress,
         )
         self._move_on()
@@ -248,7 +297,7 @@ class ImageIndex:
 
     def _move_on(self) -> None:
         """Become the newest generation, in one step: other threads see the old one or the new."""
-        self.__dict__ = ImageIndex.open(self.path).__dict__
+        self.__dict__ = ImageIndex.open(self.path, device=self._device, mmap=self._mmap).__dict__
 
     def check_encoder(self, encoder: Encoder) -> None:
         """Make sure that an encoder speaks the language of this index.

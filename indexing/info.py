@@ -14,16 +14,21 @@ from indexing.manifest import Manifest
 def describe_index(path: Path, manifest: Manifest, failures: Sequence[Failure]) -> dict[str, Any]:
     """Describe an index in plain JSON values.
 
-    `removed` counts stored rows that nobody finds any more, `staged` images of an unfinished
-    addition.
+    `calibration` is None for the kind Flat, which is exact. `note` says why the kind is not the
+    one of `request`, if it is not. `removed` counts stored rows that nobody finds any more,
+    `staged` images of an unfinished addition.
     """
     assert manifest.index is not None
-    corpus = manifest.corpus
+    corpus, index = manifest.corpus, manifest.index
     return {
         "path": str(path),
         "format_version": manifest.format_version,
         "generation": manifest.generation,
-        "kind": manifest.index.kind,
+        "kind": index.kind,
+        "factory": index.factory,
+        "calibration": None if index.calibration is None else index.calibration.to_dict(),
+        "request": vars(index.request).copy(),
+        "note": index.note,
         "images": manifest.counts.images,
         "removed": manifest.counts.removed,
         "staged": sum(shard.metadata.rows for shard in manifest.staged),

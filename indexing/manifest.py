@@ -6,7 +6,7 @@ Reading is strict: an unknown key, another version or a file outside the index f
 
 An unfinished build or addition keeps what it has stored so far in `staged`: nobody searches it,
 nobody loses it, and the next run goes on from there. Version 1, which knew neither updates nor
-resumption, is read as version 2.
+resumption, and version 2, which knew only the kind Flat, are read as version 3.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from indexing.calibration_record import Calibration
+from indexing.request import EXACT, KindRequest
 from indexing.strict_json import read_record
+from indexing.upgrade import FORMAT_VERSION, upgrade
 
-FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 28
 """A larger manifest is refused before it is parsed; 100 million images need about 4 MB."""
@@ -32,8 +34,6 @@ FILE_NAME = re.compile(
     r"|tombstones_g\d+\.npy"
 )
 """What data files of an index are called, below its folder."""
-
-_NEW_IN_VERSION_2 = {"next_shard", "staged", "plan", "adding", "tombstones", "failures"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class PreprocessRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusRecord:
-    """Where the images came from: `kind` is `folder` or `parquet`, `root` an absolute path."""
+    """Where the images came from: `kind` is `folder`, `parquet` or `tar`, `root` absolute."""
 
     root: str
     kind: str
@@ -116,16 +116,33 @@ class CorpusRecord:
     class_names: tuple[str, ...] | None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("folder", "parquet"):
-            raise ValueError(f"corpus kind must be 'folder' or 'parquet', got {self.kind!r}")
+        if self.kind not in ("folder", "parquet", "tar"):
+            raise ValueError(f"corpus kind must be 'folder', 'parquet' or 'tar', got {self.kind!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRecord:
-    """The FAISS file, and the kind of index in it."""
+    """The FAISS file, the kind of index in it, and how to search it.
+
+    Attributes:
+        kind: Name of the kind.
+        factory: FAISS factory string it was made by.
+        calibration: How hard to search; None for the kind Flat.
+        request: What was asked for, to be asked for again when the index changes.
+        note: Why it is another kind than was asked for; None if it is not.
+        file: What FAISS wrote.
+    """
 
     kind: str
+    factory: str
+    calibration: Calibration | None
+    request: KindRequest
+    note: str | None
     file: StoredFile
+
+    def __post_init__(self) -> None:
+        if self.calibration is None and self.factory != EXACT:
+            raise ValueError(f"index.calibration is missing, which kind {self.kind!r} needs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,15 +259,15 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"it is not complete JSON: {error}") from error
         version = values.get("format_version") if isinstance(values, dict) else None
-        if version not in (1, FORMAT_VERSION) or type(version) is not int:
+        if version not in range(1, FORMAT_VERSION + 1) or type(version) is not int:
             raise ValueError(
-                f"it has format version {version!r}, this program reads versions 1 and "
+                f"it has format version {version!r}, this program reads versions 1 to "
                 f"{FORMAT_VERSION}"
             )
-        if version == 1:  # these have no hash of their own
-            _upgrade(values)
-        elif values.pop("sha256", None) != _digest(values):
+        # Those of version 1 have no hash of their own.
+        if version > 1 and values.pop("sha256", None) != _digest(values):
             raise ValueError("it is damaged: its content is not what was written")
+        upgrade(values)
         return read_record(cls, values, "manifest")
 
 
@@ -261,17 +278,3 @@ def sealed(values: dict[str, Any]) -> bytes:
 
 def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def _upgrade(values: dict[str, Any]) -> None:
-    """Say in the words of version 2 what a manifest of version 1 means, as far as it is one."""
-    if early := sorted(_NEW_IN_VERSION_2 & set(values)):
-        raise ValueError(f"manifest has unknown keys {early} for version 1")
-    shards, counts = values.get("shards"), values.get("counts")
-    if isinstance(counts, dict):
-        counts.setdefault("removed", 0)
-    values |= {
-        "format_version": FORMAT_VERSION,
-        "next_shard": len(shards) if isinstance(shards, list) else 0,  # numbered from 0
-        "staged": [], "plan": None, "adding": None, "tombstones": None, "failures": None,
-    }  # fmt: skip

@@ -14,10 +14,10 @@ from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from indexing.corpus import Failure
-from indexing.manifest import Counts, Manifest, SearchRecord, Shard
-from indexing.searcher import build_searcher
+from indexing.manifest import Counts, Manifest, Shard
+from indexing.searcher import store_searcher
 from indexing.shards import read_failures, write_failures
-from indexing.storage import commit, store
+from indexing.storage import commit
 from indexing.stored import StoredRows, live_rows, write_tombstones
 
 
@@ -112,7 +112,7 @@ def _superseded(
     superseded = latest[codes] != live
     shards = rows.shard_of_rows()[live]
     failed = {failure.path: place for place, failure in failures}  # the last one counts
-    for place in np.flatnonzero(_is_in(paths, pa.array(list(failed), pa.string()))):
+    for place in np.flatnonzero(_is_in(paths, pa.array(list(failed), paths.type))):
         superseded[place] |= shards[place] < failed[paths[place].as_py()]
     answer = np.empty(len(live), dtype=bool)
     answer[order] = superseded
@@ -128,7 +128,7 @@ def _failures_now(
     """Images that could not be read: the last word on each name, unless it is an image now."""
     again = {failure.path: failure for _, failure in staged}
     merged = [failure for failure in old if failure.path not in again] + list(again.values())
-    names = pa.array([failure.path for failure in merged], pa.string())
+    names = pa.array([failure.path for failure in merged], images.type)
     gone = _is_in(names, images)
     if wanted is not None:
         gone |= ~_is_in(names, wanted)
@@ -157,10 +157,8 @@ def _describe(
         removed = np.union1d(rows.removed, dead)
         changed["tombstones"] = write_tombstones(path, generation, removed)
     if not np.isin(rows.ids[live], rows.ids[_searched(rows, manifest)]).all():
-        kind, ids = manifest.index.kind, rows.ids[live]
-        searcher = build_searcher(kind, rows.embeddings.take(live), ids)
-        file = store(path, f"index/knn_g{generation}.faiss", len(ids), searcher.write)
-        changed["index"] = SearchRecord(kind=kind, file=file)
+        vectors, ids = rows.embeddings.take(live), rows.ids[live]
+        changed["index"] = store_searcher(path, generation, manifest.index.request, vectors, ids)
     counts = Counts(images=len(live), failures=failed, removed=len(rows.ids) - len(live))
     return replace(manifest, generation=generation, staged=(), counts=counts, **changed)
 
@@ -198,7 +196,7 @@ def _report(
 
 
 def _paths(rows: StoredRows, chosen: Int64[ndarray, " rows"]) -> pa.ChunkedArray:
-    return rows.metadata.column("path").take(pa.array(chosen))
+    return rows.metadata.column("path").cast(pa.large_string()).take(pa.array(chosen))
 
 
 def _is_in(

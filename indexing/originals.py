@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from indexing.corpus import Corpus
 from indexing.manifest import CorpusRecord
+from matvit.files import read_file
 
 
 class Originals:
@@ -41,7 +42,7 @@ class Originals:
             ValueError: If the path leads out of the corpus, or the image is not the indexed one.
         """
         if self._record.kind == "folder":
-            data = self._inside(path).read_bytes()
+            data = read_file(self._inside(path)).data
         else:
             data = self._read_row(path, position)
         if hashlib.sha256(data).hexdigest() != sha256:
@@ -73,9 +74,10 @@ class Originals:
 
     @cached_property
     def _names(self) -> pa.Array:
-        corpus = self._corpus
-        return pa.array((corpus.name(position) for position in range(len(corpus))), pa.string())
+        return self._corpus.names
 
     @cached_property
     def _corpus(self) -> Corpus:
+        if self._record.kind == "tar":
+            return Corpus.from_tar(self._root)
         return Corpus.from_parquet(self._root)

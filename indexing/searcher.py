@@ -10,8 +10,15 @@ from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
 from indexing.embeddings import Embeddings
-from indexing.flat import KIND, FlatIndex
+from indexing.flat import FlatIndex
+from indexing.kinds import KINDS, AnnIndex, Kind, gpu
+from indexing.kinds.kind import FACTORY
+from indexing.kinds.reading import read_structure
+from indexing.kinds.resolve import resolve_again
 from indexing.manifest import SearchRecord
+from indexing.request import EXACT, KindRequest
+from indexing.storage import store
+from indexing.stored import StoredRows
 
 _NONE = -1
 _SPARE = 16
@@ -36,29 +43,110 @@ class Searcher(Protocol):
         """Write the structure to a stream."""
 
 
-def build_searcher(kind: str, embeddings: Embeddings, ids: Int64[ndarray, " images"]) -> Searcher:
+def build_searcher(
+    kind: Kind,
+    embeddings: Embeddings,
+    ids: Int64[ndarray, " images"],
+    *,
+    device: str = "cpu",
+    progress: bool = False,
+) -> Searcher:
     """Make a search structure of a kind over all rows of a table.
 
+    Args:
+        kind: As `resolve` returns it for so many rows.
+        embeddings: Unit vectors.
+        ids: Of the rows, ascending.
+        device: `"auto"`, `"cpu"` or `"cuda"`: where to train and fill it.
+        progress: Show a progress bar on stderr.
+
     Raises:
-        ValueError: If the kind is unknown.
+        ValueError: If there are too few rows for the kind, or the device cannot be had.
     """
-    _check_kind(kind)
-    return FlatIndex.build(embeddings, ids)
+    if kind.factory == EXACT:  # nothing to train
+        return FlatIndex.build(embeddings, ids)
+    return AnnIndex.build(embeddings, ids, kind, device=device, progress=progress)
 
 
-def read_searcher(folder: Path, record: SearchRecord, dim: int) -> Searcher:
+def store_searcher(
+    path: Path,
+    generation: int,
+    request: KindRequest,
+    embeddings: Embeddings,
+    ids: Int64[ndarray, " images"],
+    *,
+    device: str = "cpu",
+    progress: bool = False,
+) -> SearchRecord:
+    """Make and store the search structure of a generation, of the kind that was asked for.
+
+    If there are too few or too many images for it now, the record's `note` says so, and what was
+    done instead.
+    """
+    kind, note = resolve_again(request, len(ids), embeddings.shape[1])
+    searcher = build_searcher(kind, embeddings, ids, device=device, progress=progress)
+    file = store(path, f"index/knn_g{generation}.faiss", len(ids), searcher.write)
+    calibration = searcher.calibration if isinstance(searcher, AnnIndex) else None
+    return SearchRecord(
+        kind=kind.name,
+        factory=kind.factory,
+        calibration=calibration,
+        request=request,
+        note=note,
+        file=file,
+    )
+
+
+def read_searcher(
+    path: Path, record: SearchRecord, rows: StoredRows, *, device: str = "cpu", mmap: bool = False
+) -> Searcher:
     """Load the search structure that a manifest names.
+
+    Args:
+        path: The index.
+        record: What the manifest says about it.
+        rows: Those it was made from are among them.
+        device: `"auto"`, `"cpu"` or `"cuda"`: where to search.
+        mmap: Leave the lists of an IVF kind on disk.
+
+    Raises:
+        ValueError: If the kind is unknown, the file is damaged or holds something else, or the
+            device cannot be had.
+    """
+    kind, dim = _recorded_kind(record), rows.embeddings.shape[1]
+    if kind.factory == EXACT and not gpu.resolve(device, kind, dim):
+        return FlatIndex.read(path, record.file, dim)
+    stored = rows.hidden_too()
+    return AnnIndex.read(
+        path,
+        record.file,
+        dim,
+        embeddings=rows.embeddings.take(stored),
+        ids=rows.ids[stored],
+        kind=kind,
+        calibration=record.calibration,
+        mmap=mmap,
+        device=device,
+    )
+
+
+def check_searcher_file(path: Path, record: SearchRecord, dim: int) -> None:
+    """Make sure that the file of a search structure, looked at alone, is what was written.
 
     Raises:
         ValueError: If the kind is unknown, or the file is damaged or holds something else.
     """
-    _check_kind(record.kind)
-    return FlatIndex.read(folder, record.file, dim)
+    if _recorded_kind(record).factory == EXACT:
+        FlatIndex.read(path, record.file, dim)
+    else:
+        read_structure(path, record.file, dim, mmap=False)
 
 
-def _check_kind(kind: str) -> None:
-    if kind != KIND:
-        raise ValueError(f"the index is of kind {kind!r}; this program reads {KIND!r}")
+def _recorded_kind(record: SearchRecord) -> Kind:
+    if record.kind not in (*KINDS, FACTORY):
+        known = ", ".join(KINDS)
+        raise ValueError(f"the index is of kind {record.kind!r}; this program reads {known}")
+    return Kind(name=record.kind, factory=record.factory)
 
 
 class LiveSearcher:

@@ -16,26 +16,14 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 from numpy import ndarray
 
-from indexing.corpus import Failure, ImageRecord
+from indexing.corpus import RECORDS, Failure
 from indexing.manifest import Shard, StoredFile
 from indexing.storage import check_hash, damaged, store
 
 SHARD_SIZE = 16_384
 """Images per shard."""
 
-METADATA = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("path", pa.string()),
-        ("position", pa.int64()),
-        ("bytes", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("sha256", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("label", pa.int64()),
-    ]
-)
+METADATA = pa.schema([("id", pa.int64()), *RECORDS])
 """One row per embedding; label is -1 where there is none."""
 
 FAILURES = pa.schema(
@@ -53,10 +41,10 @@ FAILURES = pa.schema(
 _FAILURES_OF_VERSION_1 = pa.schema(list(FAILURES)[:4])
 
 
-def metadata_table(records: Sequence[ImageRecord], ids: Iterable[int]) -> pa.Table:
-    """Return what is known about images as a table, one row each."""
-    rows = [{"id": id_, **asdict(record)} for id_, record in zip(ids, records, strict=True)]
-    return pa.Table.from_pylist(rows, METADATA)
+def metadata_table(batches: Sequence[pa.RecordBatch], ids: Iterable[int]) -> pa.Table:
+    """Put ids before what is known about images; one row each, in the columns of `RECORDS`."""
+    records = pa.Table.from_batches(batches, RECORDS)
+    return pa.table([pa.array(ids, pa.int64()), *records.columns], schema=METADATA)
 
 
 def write_shard(

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from indexing.consistency import check_rows, check_search
 from indexing.embeddings import Embeddings
-from indexing.manifest import MANIFEST, Manifest, SearchRecord, StoredFile
-from indexing.searcher import build_searcher, read_searcher
+from indexing.manifest import MANIFEST, Manifest, StoredFile
+from indexing.searcher import check_searcher_file, read_searcher, store_searcher
 from indexing.shards import METADATA, read_failures, read_tables
 from indexing.storage import (
     REMEDY,
@@ -22,7 +22,6 @@ from indexing.storage import (
     orphans,
     read_finished,
     read_manifest,
-    store,
     writer_lock,
 )
 from indexing.stored import StoredRows, read_tombstones
@@ -101,7 +100,7 @@ def verify(path: str | Path, *, repair: bool = False, progress: bool = False) ->
     repaired: tuple[str, ...] = ()
     search = manifest.index and manifest.index.file.name
     if repair and damaged and {damage.file for damage in damaged} == {search}:
-        manifest = _repair(path)
+        manifest = _repair(path, progress)
         repaired, damaged = (str(search),), _examine(path, manifest, progress)
     return VerifyReport(
         generation=manifest.generation,
@@ -164,7 +163,7 @@ def _check_file(path: Path, manifest: Manifest, file: StoredFile) -> None:
         read_failures(path, [file])
     elif folder == "index":
         assert manifest.index is not None
-        read_searcher(path, manifest.index, manifest.encoder.dim)
+        check_searcher_file(path, manifest.index, manifest.encoder.dim)
     else:
         read_tombstones(path, file)
 
@@ -177,21 +176,20 @@ def _check_rows(path: Path, manifest: Manifest) -> None:
 def _check_search(path: Path, manifest: Manifest) -> None:
     assert manifest.index is not None
     rows = StoredRows(path, manifest, manifest.shards)
-    searcher = read_searcher(path, manifest.index, manifest.encoder.dim)
+    searcher = read_searcher(path, manifest.index, rows)
     check_search(path, manifest, rows, searcher, samples=_SAMPLED_ROWS)
 
 
-def _repair(path: Path) -> Manifest:
+def _repair(path: Path, progress: bool) -> Manifest:
     """Make the search file anew from the embeddings, as a generation of its own."""
     with writer_lock(path):
         manifest = read_finished(path)
         assert manifest.index is not None
         rows = StoredRows(path, manifest, manifest.shards)
         check_rows(path, manifest, rows)
-        ids, kind, generation = rows.ids[rows.live], manifest.index.kind, manifest.generation + 1
-        searcher = build_searcher(kind, rows.live_embeddings(), ids)
-        file = store(path, f"index/knn_g{generation}.faiss", len(ids), searcher.write)
-        index = SearchRecord(kind=kind, file=file)
+        generation, asked = manifest.generation + 1, manifest.index.request
+        vectors, ids = rows.live_embeddings(), rows.ids[rows.live]
+        index = store_searcher(path, generation, asked, vectors, ids, progress=progress)
         manifest = replace(manifest, generation=generation, index=index)
         commit(path, manifest)
     return manifest

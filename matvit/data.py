@@ -1,10 +1,14 @@
-"""Ordered, maybe labelled images in a folder or in Parquet files: names first, bytes on demand."""
+"""Ordered, maybe labelled images in a folder, in Parquet files or in tar archives.
+
+Names first, bytes on demand. Names stay in Arrow and numbers in NumPy: a Python object for each
+of ten million images would need gigabytes.
+"""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +16,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from matvit.files import FileContent, FileStat
+
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".avif", ".jp2", ".ico"}
 )
+CONTAINERS = (".parquet", ".tar")
 NO_LABEL = -1
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+
+Kind = Literal["folder", "parquet", "tar"]
 
 
 class ImageSet(ABC):
@@ -34,74 +45,77 @@ class ImageSet(ABC):
     """
 
     root: Path
-    kind: Literal["folder", "parquet"]
+    kind: Kind
     labels: NDArray[np.int64] | None
     class_names: list[str] | None
 
     @staticmethod
     def open(path: str | Path) -> ImageSet:
-        """Open a folder of images, a folder of Parquet files, or one Parquet file.
+        """Open a folder of images, of Parquet files or of tar archives, or one such file.
 
-        Some of a folder's Parquet files are named by a pattern, as in `data/train-*.parquet`.
+        Some of a folder's files are named by a pattern, as in `data/train-*.parquet`.
 
         Raises:
             FileNotFoundError: If nothing is at `path`.
-            ValueError: If there is neither an image nor a Parquet file.
+            ValueError: If there is no image, Parquet file or tar archive.
         """
         path = _existing(path)
-        if path.suffix == ".parquet":
-            return ImageSet.from_parquet(path)
-        if path.is_dir() and any(path.glob("*.parquet")):
-            if any(child.suffix.lower() in IMAGE_SUFFIXES for child in path.iterdir()):
-                raise ValueError(
-                    f"{path} holds image files and Parquet files; "
-                    f"name the Parquet files ({path}/*.parquet) or move one kind elsewhere"
-                )
-            return ImageSet.from_parquet(path)
-        return ImageSet.from_folder(path)
+        if path.is_dir():
+            return _open_as(_kind_of_folder(path), path)
+        if path.name.lower().endswith(_COMPRESSED):
+            raise ValueError(f"{path} is compressed; unpack it to a plain .tar first")
+        return _open_as({".parquet": "parquet", ".tar": "tar"}.get(path.suffix, "folder"), path)
 
     @staticmethod
     def from_folder(path: str | Path) -> ImageSet:
         """Open the image files under a folder, sorted by name; class = first folder level."""
-        return _FolderImages(_existing(path))
+        return _open_as("folder", _existing(path))
 
     @staticmethod
     def from_parquet(path: str | Path) -> ImageSet:
         """Open Parquet files in the Hugging Face layout (`image.bytes`, optionally `label`)."""
-        from matvit.parquet import ParquetImages
+        return _open_as("parquet", _existing(path))
 
-        return ParquetImages(_existing(path))
+    @staticmethod
+    def from_tar(path: str | Path) -> ImageSet:
+        """Open tar archives in the WebDataset layout (`key.jpg`, optionally `key.cls`)."""
+        return _open_as("tar", _existing(path))
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def names(self) -> pa.LargeStringArray:
+        """What to call each image; see `name`."""
 
     @abstractmethod
     def name(self, index: int) -> str:
         """What to call an image: its path below the root, with forward slashes."""
 
     @abstractmethod
+    def stat(self, index: int) -> FileStat:
+        """Size and time of modification of an image file, without reading it.
+
+        Raises:
+            OSError: If the file is gone.
+        """
+
+    @abstractmethod
+    def fetch(self, index: int) -> FileContent:
+        """Return the bytes of one image file and when it was modified.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+
     def read(self, index: int) -> bytes:
         """Return the bytes of one image file.
 
         Raises:
             OSError: If the file cannot be read.
         """
-
-    @abstractmethod
-    def mtime_ns(self, index: int) -> int:
-        """When the file that holds an image was last modified, in nanoseconds.
-
-        Raises:
-            OSError: If the file is gone.
-        """
-
-    def size(self, index: int) -> int:  # noqa: ARG002 -- images that are files know it
-        """Bytes of one image file; -1 where only reading it would tell.
-
-        Raises:
-            OSError: If the file is gone.
-        """
-        return -1
+        return self.fetch(index).data
 
     def is_there(self) -> bool:
         """Whether the folder or the files still exist; without them every image would fail."""
@@ -116,43 +130,76 @@ class ImageSet(ABC):
                 yield error
 
 
-class _FolderImages(ImageSet):
-    """Image files below a folder."""
+def files_in(root: Path, suffix: str) -> list[Path]:
+    """Return the files of one kind in a folder, or those that a name or pattern stands for.
 
-    kind = "folder"
+    Raises:
+        ValueError: If there is none.
+    """
+    files = sorted(root.glob(f"*{suffix}")) if root.is_dir() else matches(root)
+    if not files:
+        raise ValueError(f"no {suffix} files in {root}")
+    return files
 
-    def __init__(self, root: Path) -> None:
-        if not root.is_dir():
-            raise ValueError(f"{root} is a file; expected a folder of images or a .parquet file")
-        self.root = root
-        names = _walk(root)
-        if not names:
-            raise ValueError(
-                f"no images in {root}; looked for {', '.join(sorted(IMAGE_SUFFIXES))} and .parquet"
-            )
-        shown = [name.encode(errors="surrogateescape").decode(errors="replace") for name in names]
-        self._names = pa.array(shown)  # millions of Python strings would not fit in memory
-        # Names that are not UTF-8 cannot be stored or shown; these are what the system calls them.
-        self._raw_names = {i: name for i, name in enumerate(names) if name != shown[i]}
-        self.labels, self.class_names = _labels_of_folders(shown)
 
-    def __len__(self) -> int:
-        return len(self._names)
+def matches(path: Path) -> list[Path]:
+    """Return the path itself if it exists, else the files that its pattern names."""
+    if path.exists():
+        return [path]
+    return sorted(path.parent.glob(path.name)) if path.suffix in CONTAINERS else []
 
-    def name(self, index: int) -> str:
-        return str(self._names[index].as_py())
 
-    def read(self, index: int) -> bytes:
-        return self._path(index).read_bytes()
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image: by its ending, and not hidden."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 -- ten times as fast
 
-    def mtime_ns(self, index: int) -> int:
-        return self._path(index).stat().st_mtime_ns
 
-    def size(self, index: int) -> int:
-        return self._path(index).stat().st_size
+def shown(names: pa.LargeBinaryArray) -> pa.LargeStringArray:
+    """Return names as text; what is not UTF-8 in them is replaced."""
+    try:
+        return names.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        texts = [name.decode(errors="replace") for name in names.to_pylist()]
+        return pa.array(texts, pa.large_string())
 
-    def _path(self, index: int) -> Path:
-        return self.root / self._raw_names.get(index, self.name(index))
+
+def _open_as(kind: str, path: Path) -> ImageSet:
+    if kind == "parquet":
+        from matvit.parquet import ParquetImages
+
+        return ParquetImages(path)
+    if kind == "tar":
+        from matvit.tar import TarImages
+
+        return TarImages(path)
+    from matvit.folder import FolderImages
+
+    return FolderImages(path)
+
+
+def _kind_of_folder(path: Path) -> str:
+    """Look which kind of files a folder holds; the folders in it count as folders of images.
+
+    Raises:
+        ValueError: If there is more than one kind.
+    """
+    found: dict[str, str] = {}
+    with os.scandir(path) as entries:
+        for entry in entries:
+            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 -- ten times as fast
+            if suffix in CONTAINERS and not entry.is_dir():
+                found[suffix[1:]] = f"{path}/*{suffix}"
+            elif suffix in IMAGE_SUFFIXES:
+                found["image"] = str(path)
+    if len(found) < 2:
+        return next(iter(found), "folder")
+    names = {"parquet": "Parquet files", "tar": "tar archives", "image": "image files"}
+    named = next(found[kind] for kind in ("parquet", "tar") if kind in found)
+    raise ValueError(
+        f"{path} holds {' and '.join(names[kind] for kind in sorted(found))}; "
+        f"name the {names['parquet' if 'parquet' in found else 'tar']} ({named}) "
+        "or move one kind elsewhere"
+    )
 
 
 def _existing(path: str | Path) -> Path:
@@ -160,49 +207,3 @@ def _existing(path: str | Path) -> Path:
     if not matches(path):
         raise FileNotFoundError(f"no such folder or file: {path}")
     return path
-
-
-def matches(path: Path) -> list[Path]:
-    """Return the path itself if it exists, else the Parquet files that its pattern names."""
-    if path.exists():
-        return [path]
-    return sorted(path.parent.glob(path.name)) if path.suffix == ".parquet" else []
-
-
-def _walk(root: Path) -> list[str]:
-    """Names of all image files below `root`, sorted; hidden files and folders are left out."""
-    names: list[str] = []
-    visited = {os.path.realpath(root)}
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    def is_new(folder: str) -> bool:  # links are followed, but not in circles
-        before = len(visited)
-        visited.add(os.path.realpath(folder))
-        return len(visited) > before
-
-    for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
-        folders[:] = [
-            name
-            for name in sorted(folders)
-            if not name.startswith(".") and is_new(f"{folder}/{name}")
-        ]
-        below = Path(folder).relative_to(root)
-        names += [
-            (below / name).as_posix()
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(names)
-
-
-def _labels_of_folders(names: Sequence[str]) -> tuple[NDArray[np.int64] | None, list[str] | None]:
-    """Class of each image: the first folder of its name, if there is one."""
-    firsts = [name.split("/", 1)[0] if "/" in name else None for name in names]
-    classes = sorted({first for first in firsts if first is not None})
-    if not classes:
-        return None, None
-    number = {name: index for index, name in enumerate(classes)}
-    labels = [NO_LABEL if first is None else number[first] for first in firsts]
-    return np.array(labels, dtype=np.int64), classes

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from matvit.data import NO_LABEL, ImageSet, matches
+from matvit.data import NO_LABEL, ImageSet, files_in
+from matvit.files import FileContent, FileStat
 
-_CACHED_ROW_GROUPS = 4
+_CACHED_ROW_GROUPS = 8
+_CACHED_BYTES = 1 << 28  # one row group is kept even if it is larger
+_TEXT = pa.large_string()
+_MOST_CLASSES = 1 << 20
 _LAYOUT = "expected the Hugging Face layout: image.bytes (binary), image.path, label"
 
 
@@ -37,9 +42,7 @@ class ParquetImages(ImageSet):
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        files = sorted(root.glob("*.parquet")) if root.is_dir() else matches(root)
-        if not files:
-            raise ValueError(f"no .parquet files in {root}")
+        files = files_in(root, ".parquet")
         self._groups = [group for file in files for group in _row_groups(file)]
         self._ends = np.cumsum([group.rows for group in self._groups], dtype=np.int64)
         if not len(self):
@@ -47,10 +50,24 @@ class ParquetImages(ImageSet):
         self._paths = _column(files, "image", "path")
         self.labels, self.class_names = _labels_of_parquet(files)
         self._lock = Lock()
-        self._read_group = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._load_group)
+        self._cached: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def names(self) -> pa.LargeStringArray:
+        """Name of each image; see `name`."""
+        parts = []
+        for group in self._groups:
+            rows = pa.array(np.arange(group.first, group.first + group.rows))
+            file, nothing = (pa.scalar(text, _TEXT) for text in (f"{group.file.name}#", ""))
+            parts.append(pc.binary_join_element_wise(file, rows.cast(_TEXT), nothing))
+        unnamed = pa.chunked_array(parts, _TEXT).combine_chunks()
+        if self._paths is None:
+            return unnamed
+        is_named = pc.fill_null(pc.greater(pc.binary_length(self._paths), 0), False)
+        return pc.if_else(is_named, self._paths, unnamed)
 
     def name(self, index: int) -> str:
         """Return `image.path`, or the file and row where there is none."""
@@ -60,17 +77,18 @@ class ParquetImages(ImageSet):
         group, row = self._locate(index)
         return f"{self._groups[group].file.name}#{self._groups[group].first + row}"
 
-    def read(self, index: int) -> bytes:
+    def stat(self, index: int) -> FileStat:
+        """Return the time of the Parquet file; the size of an image is not known unread."""
+        group, _ = self._locate(index)
+        return FileStat(None, self._groups[group].file.stat().st_mtime_ns)
+
+    def fetch(self, index: int) -> FileContent:
         """Return `image.bytes`; nothing where it is null."""
         group, row = self._locate(index)
+        mtime_ns = self._groups[group].file.stat().st_mtime_ns
         with self._lock:
             images = self._read_group(group)
-        return images[row].as_py() or b""
-
-    def mtime_ns(self, index: int) -> int:
-        """When the Parquet file was last modified, in nanoseconds."""
-        group, _ = self._locate(index)
-        return self._groups[group].file.stat().st_mtime_ns
+        return FileContent(images[row].as_py() or b"", mtime_ns)
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -78,9 +96,26 @@ class ParquetImages(ImageSet):
         group = bisect_right(self._ends, index)
         return group, index - (int(self._ends[group - 1]) if group else 0)
 
+    def _read_group(self, group: int) -> pa.ChunkedArray:
+        """Read the images of a row group, unless it is one of the last few that were read."""
+        if group not in self._cached:
+            self._cached[group] = self._load_group(group)
+        self._cached.move_to_end(group)
+        while len(self._cached) > 1 and (
+            len(self._cached) > _CACHED_ROW_GROUPS
+            or sum(images.nbytes for images in self._cached.values()) > _CACHED_BYTES
+        ):
+            self._cached.popitem(last=False)
+        return self._cached[group]
+
     def _load_group(self, group: int) -> pa.ChunkedArray:
-        parquet = _open_parquet(self._groups[group].file)
-        column = parquet.read_row_group(self._groups[group].number, columns=["image"])["image"]
+        file = self._groups[group].file
+        parquet = _open_parquet(file)
+        try:
+            table = parquet.read_row_group(self._groups[group].number, columns=["image"])
+        except pa.ArrowException as error:
+            raise OSError(f"cannot read {file}: {error}") from error
+        column = table["image"]
         if pa.types.is_struct(column.type):
             return pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
         return column
@@ -121,8 +156,8 @@ def _column(files: Sequence[Path], name: str, child: str) -> pa.ChunkedArray | N
         if not pa.types.is_struct(kind) or kind.get_field_index(child) < 0:
             return None
         column = parquet.read(columns=[f"{name}.{child}"]).column(name)
-        parts += [chunk.field(child).cast(pa.large_string()) for chunk in column.chunks]
-    return pa.chunked_array(parts, type=pa.large_string()).combine_chunks()
+        parts += [chunk.field(child).cast(_TEXT) for chunk in column.chunks]
+    return pa.chunked_array(parts, type=_TEXT).combine_chunks()
 
 
 def _labels_of_parquet(
@@ -134,13 +169,17 @@ def _labels_of_parquet(
     table = pa.concat_tables([pq.read_table(file, columns=["label"]) for file in files])
     column = table.column("label").combine_chunks()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        values = column.to_pylist()
-        names = sorted({value for value in values if value is not None})
-        number = {name: index for index, name in enumerate(names)}
-        return np.array([number.get(value, NO_LABEL) for value in values], np.int64), names
+        names = sorted(pc.unique(column.drop_null()).to_pylist())
+        place = pc.index_in(column, value_set=pa.array(names, column.type))
+        return np.asarray(place.fill_null(NO_LABEL), dtype=np.int64), names
     if not pa.types.is_integer(column.type):
         raise ValueError(f"{files[0]} has labels of type {column.type}; expected integers or text")
     labels = np.asarray(column.cast(pa.int64()).fill_null(NO_LABEL), dtype=np.int64)
+    if labels.max(initial=NO_LABEL) >= _MOST_CLASSES:
+        raise ValueError(
+            f"{files[0].parent} has a label of {labels.max():,}; labels number the classes from 0, "
+            f"up to {_MOST_CLASSES:,} of them"
+        )
     names = _class_names(files[0]) or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
     if labels.min(initial=0) < NO_LABEL or labels.max(initial=-1) >= len(names):
         raise ValueError(f"{files[0].parent} has labels outside its {len(names)} class names")

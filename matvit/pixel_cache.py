@@ -84,7 +84,7 @@ def _key(images: ImageSet, rows: NDArray[np.int64], preprocess: Preprocess) -> s
     """16 hex digits that change with names and times of the files, and with the preprocessing."""
     digest = hashlib.sha256(f"{preprocess.fingerprint} {len(rows)}".encode())
     for row in rows.tolist():
-        digest.update(f"{row}\0{images.name(row)}\0{images.mtime_ns(row)}\n".encode())
+        digest.update(f"{row}\0{images.name(row)}\0{images.stat(row).mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 

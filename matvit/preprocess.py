@@ -20,6 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from matvit.files import read_file
+from matvit.quiet import QuietPillow
+
 ImageLike = str | Path | bytes | Image.Image
 
 DECODING_VERSION = 1
@@ -29,6 +32,7 @@ MAX_PIXELS = 178_956_970
 """Larger images are refused before they are decoded (Pillow's own limit for an error)."""
 
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
+_QUIET_PILLOW = QuietPillow()
 _WHITE = (255, 255, 255, 255)
 
 
@@ -103,7 +107,8 @@ class Preprocess:
         if isinstance(source, (str, Path)) and not Path(source).exists():
             raise FileNotFoundError(f"no such image: {source}")
         try:
-            return self._decode(source)
+            with _QUIET_PILLOW:
+                return self._decode(source)
         except Exception as error:  # a damaged file makes Pillow raise almost anything
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"not a readable image: {_strip_address(reason)}") from error
@@ -187,7 +192,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _open(source: str | Path | bytes) -> Image.Image:
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    data = source if isinstance(source, bytes) else read_file(source).data
     if not data:
         raise ValueError("the file is empty")
     return Image.open(io.BytesIO(data), formats=_formats())

@@ -83,7 +83,7 @@ class LabelledPixels:
         workers: int | None = None,
         progress: bool = False,
     ) -> LabelledPixels:
-        """Decode every labelled image of a folder or of Parquet files.
+        """Decode every labelled image of a folder, of Parquet files or of tar archives.
 
         Args:
             path: What `ImageSet.open` takes.

@@ -14,6 +14,7 @@ import os
 import shutil
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from indexing.corpus import Corpus
+from indexing.corpus import RECORDS, Corpus
 from matvit.preprocess import Preprocess
 
 PREPROCESS = Preprocess(image_size=8)
@@ -82,7 +83,7 @@ def test_folder_is_sorted_by_name_and_labelled_by_first_folder(photo_folder):
     assert corpus.read(5) == (photo_folder / NAMES[5]).read_bytes()
 
 
-@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (5, 4), (12, 2), (100, 3)])
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (5, 4), (12, 2), (100, 3), (5, 0)])
 def test_decoding_keeps_the_order_whatever_the_batches_and_workers(
     photo_folder, batch_size, workers
 ):
@@ -199,8 +200,8 @@ def test_subset_outside_the_corpus_is_an_error(photo_folder):
 def test_decoding_runs_two_batches_ahead_of_the_caller_and_no_further(photo_folder, monkeypatch):
     corpus = Corpus.open(photo_folder)
     reads = []
-    read = corpus._images.read
-    monkeypatch.setattr(corpus._images, "read", lambda i: (reads.append(i), read(i))[1])
+    fetch = corpus._images.fetch
+    monkeypatch.setattr(corpus._images, "fetch", lambda i: (reads.append(i), fetch(i))[1])
     batches = corpus.decode(PREPROCESS, batch_size=2, workers=2)
     next(batches)
     deadline = time.monotonic() + 10
@@ -217,9 +218,16 @@ def test_iterator_that_is_dropped_leaves_no_thread(photo_folder):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": 0}])
-def test_sizes_below_one_are_refused_before_anything_is_read(photo_folder, options):
-    with pytest.raises(ValueError, match="batch_size and workers must be at least 1"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"workers": 0, "processes": True}, "workers must be at least 1 with processes, got 0"),
+    ],
+)
+def test_impossible_sizes_are_refused_before_anything_is_read(photo_folder, options, message):
+    with pytest.raises(ValueError, match=message):
         Corpus.open(photo_folder).decode(PREPROCESS, **options)
 
 
@@ -244,6 +252,18 @@ def test_folder_without_images_is_an_error(tmp_path):
 def test_root_is_absolute_so_that_an_index_finds_it_from_anywhere(photo_folder, monkeypatch):
     monkeypatch.chdir(photo_folder)
     assert Corpus.open(Path("apple")).root == photo_folder / "apple"
+
+
+def test_names_of_a_subset_are_known_without_reading(photo_folder):
+    corpus = Corpus.open(photo_folder).subset([3, 1])
+    assert corpus.names.to_pylist() == [NAMES[3], NAMES[1]]
+
+
+def test_columns_are_the_records(photo_folder):
+    (batch,) = Corpus.open(photo_folder).decode(PREPROCESS)
+    assert batch.columns.schema.equals(RECORDS)
+    assert batch.columns.to_pylist() == [asdict(record) for record in batch.records]
+    assert len(batch) == 12
 
 
 def test_stamp_is_size_and_time_without_reading(photo_folder):

@@ -20,6 +20,7 @@ from toy import DIM, ToyEncoder, photo
 
 from indexing import Corpus, ImageIndex, add, build, compact, verify
 from indexing.remove import remove_images
+from indexing.request import KindRequest
 from indexing.storage import read_manifest
 
 pytestmark = [
@@ -85,7 +86,8 @@ def assert_crash_safe(base, work, action, before, after):
 
 def build_from(photos):
     def action(path):
-        build.build_index(ToyEncoder(), Corpus.open(photos), path, batch_size=9, progress=False)
+        corpus, asked = Corpus.open(photos), KindRequest()
+        build.build_index(ToyEncoder(), corpus, path, request=asked, batch_size=9, progress=False)
 
     return action
 

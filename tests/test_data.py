@@ -36,7 +36,9 @@ def test_a_folder_is_read_in_the_order_of_its_names(photo_folder):
     )
     assert images.read(3) == (photo_folder / names[3]).read_bytes()
     assert list(images.read_range(2, 5)) == [images.read(i) for i in (2, 3, 4)]
-    assert images.mtime_ns(0) == (photo_folder / names[0]).stat().st_mtime_ns
+    found = (photo_folder / names[0]).stat()
+    assert images.stat(0) == (found.st_size, found.st_mtime_ns)
+    assert images.fetch(0) == (images.read(0), found.st_mtime_ns)
 
 
 def test_the_first_folder_is_the_class(photo_folder):
@@ -104,7 +106,7 @@ def test_parquet_files_are_read_as_one_list(tmp_path):
     assert [images.name(i) for i in (0, 7)] == ["p/0.jpg", "p/7.jpg"]
     assert images.labels.tolist() == [0, 0, 1, 1, 0, 1, 0, 1]
     assert images.class_names == ["cat", "dog"]
-    assert images.mtime_ns(6) == (tmp_path / "b.parquet").stat().st_mtime_ns
+    assert images.stat(6) == (None, (tmp_path / "b.parquet").stat().st_mtime_ns)
     with pytest.raises(IndexError, match="image 8 of 8"):
         images.read(8)
 
@@ -172,3 +174,40 @@ def test_what_cannot_be_opened_says_what_was_wanted(tmp_path):
 
 def test_labels_are_int64(photo_folder):
     assert ImageSet.open(photo_folder).labels.dtype == np.int64
+
+
+def test_names_at_once_are_those_one_by_one(tmp_path):
+    write_parquet(tmp_path / "a.parquet", 3, named=False)
+    write_parquet(tmp_path / "b.parquet", 3)
+    images = ImageSet.open(tmp_path)
+    names = [images.name(i) for i in range(6)]
+    assert images.names.to_pylist() == names
+    assert names[2:4] == ["a.parquet#2", "p/0.jpg"]
+    for file, expected in (("a", names[:3]), ("b", names[3:])):
+        assert ImageSet.open(tmp_path / f"{file}.parquet").names.to_pylist() == expected
+
+
+def test_parquet_with_the_bytes_alone_names_images_by_row(tmp_path):
+    pq.write_table(pa.table({"image": [{"bytes": b"a"}, {"bytes": b"b"}]}), tmp_path / "x.parquet")
+    assert ImageSet.open(tmp_path).names.to_pylist() == ["x.parquet#0", "x.parquet#1"]
+
+
+def test_label_that_numbers_too_many_classes_is_refused(tmp_path):
+    table = pa.table({"image": pa.array([b"a"]), "label": pa.array([10**12])})
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="a label of 1,000,000,000,000; labels number the classes"):
+        ImageSet.open(tmp_path)
+
+
+def test_few_row_groups_are_kept_in_memory(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "x.parquet", 40)
+    images = ImageSet.open(tmp_path)
+    loaded = []
+    load = images._load_group
+    monkeypatch.setattr(images, "_load_group", lambda group: (loaded.append(group), load(group))[1])
+    assert list(images.read_range(0, 40)) == [f"image {i}".encode() for i in range(40)]
+    assert loaded == list(range(20))
+    assert sum(len(group) for group in images._cached.values()) == 16
+    monkeypatch.setattr("matvit.parquet._CACHED_BYTES", 1)
+    assert images.read(0) == b"image 0"
+    assert len(images._cached) == 1

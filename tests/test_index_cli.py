@@ -12,6 +12,7 @@ from PIL import Image
 
 from indexing import build as building
 from indexing.storage import commit, writer_lock
+from matvit.decoding import DecodePool
 
 
 @pytest.fixture
@@ -38,6 +39,69 @@ def test_index_build_and_info(matvit, photo_folder, encoder, tmp_path):
     code, out, _ = matvit("index", "info", path)
     assert code == 0
     assert "12 images, 0 failed" in out
+
+
+def test_kind_is_built_described_and_kept(matvit, photo_folder, encoder, tmp_path, new_photo):
+    path = tmp_path / "graph.index"
+    code, out, err = matvit(
+        "index", "build", photo_folder, "--out", path, "--encoder", encoder,
+        "--kind", "HNSW", "--max-memory", "1MB",
+    )  # fmt: skip
+    reached = "ann_recall@10 1.000 on 13 held-out images reaches the target 0.95"
+    assert (code, out) == (0, f"13 images in {path}, embedded by tiny at full size.\n")
+    assert f"HNSW (HNSW32,Flat): {reached}\n" in err
+    assert matvit("index", "remove", path, "--id", 0)[0] == 0
+    assert (
+        f"HNSW (HNSW32,Flat): {reached.replace('13', '12')}\n"
+        in matvit("index", "compact", path)[2]
+    )
+    out = matvit("index", "info", path)[1]
+    assert "kind        HNSW (HNSW32,Flat), generation 3\n" in out
+    assert f"search      {reached.replace('13', '12')}\n" in out
+    info = json.loads(matvit("index", "info", path, "--json")[1])
+    assert info["request"] == {"kind": "HNSW", "factory": None, "max_memory_bytes": 1_000_000}
+
+
+def test_factory_string_is_built(matvit, photo_folder, encoder, tmp_path):
+    path = tmp_path / "i"
+    build = ("index", "build", photo_folder, "--out", path, "--encoder", encoder)
+    assert matvit(*build, "--factory", "IVF2,SQ8")[0] == 0
+    assert "kind        factory (IVF2,SQ8), generation 1\n" in matvit("index", "info", path)[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--kind", "Annoy"], 2, "unknown kind 'Annoy'; known: auto, Flat, Flat16, HNSW"),
+        (["--max-memory", "lots"], 2, "must be a size such as 4GB or 512MiB, got 'lots'"),
+        (["--max-memory", "0GB"], 2, "max_memory must be at least 1 byte, got 0"),
+        (["--kind", "HNSW", "--factory", "SQ8"], 2, "are both given; leave one out"),
+        (["--factory", "PCA8,Flat"], 1, "factory string 'PCA8,Flat' is not accepted"),
+        (["--kind", "IVFPQ"], 1, "needs at least 256 images, there are 12; use Flat"),
+        (["--kind", "Flat", "--max-memory", "800B"], 1, "needs 864 bytes for 12 images"),
+        (["--max-memory", "10B"], 1, "no kind of index holds 12 images in 10 bytes"),
+    ],
+)
+def test_kind_that_cannot_be_built_is_one_line_and_leaves_nothing(
+    matvit, photo_folder, encoder, tmp_path, options, code, message
+):
+    out = tmp_path / "i"
+    found, text, err = matvit(
+        "index", "build", photo_folder, "--out", out, "--encoder", encoder, *options
+    )
+    assert (found, text, err.count("\n")) == (code, "", 1)
+    assert message in err
+    assert not out.exists()
+
+
+def test_index_that_lost_its_kind_says_so(matvit, photo_folder, encoder, tmp_path):
+    path = tmp_path / "i"
+    build = ("index", "build", photo_folder, "--out", path, "--encoder", encoder)
+    assert matvit(*build, "--factory", "IVF12,Flat")[0] == 0
+    assert matvit("index", "remove", path, "--id", 0)[0] == 0
+    reason = "kind factory (IVF12,Flat) needs at least 12 images, there are 11"
+    assert f"Flat instead of IVF12,Flat: {reason}" in matvit("index", "compact", path)[2]
+    assert f"note        Flat instead of IVF12,Flat: {reason}" in matvit("index", "info", path)[1]
 
 
 def test_bad_images_are_named_and_counted_and_the_exit_code_says_so(
@@ -77,6 +141,25 @@ def test_add_takes_what_is_new_where_the_images_were(matvit, index, encoder, new
         "path": str(index), "added": 0, "changed": 0, "renamed": 0, "removed": 0,
         "unchanged": 13, "failed": 0, "images": 13, "generation": 2,
     }  # fmt: skip
+
+
+def test_options_of_decoding_reach_the_decoders(
+    matvit, index, photo_folder, encoder, new_photo, monkeypatch
+):
+    asked = []
+    made = DecodePool.__init__
+
+    def noting(self, preprocess, workers=None, *, processes=False):
+        asked.append((workers, processes))
+        made(self, preprocess, workers, processes=processes)
+
+    monkeypatch.setattr(DecodePool, "__init__", noting)
+    decoding = ("--encoder", encoder, "--workers", "1", "--processes")
+    again = index.with_name("again.index")
+    assert matvit("index", "build", photo_folder, "--out", again, *decoding)[0] == 0
+    assert matvit("index", "add", index, *decoding)[0] == 0
+    assert matvit("index", "add", index, "--encoder", encoder)[0] == 0
+    assert asked == [(1, True), (1, True), (None, False)]
 
 
 def test_add_names_what_it_could_not_read_and_retries_it_when_asked(
@@ -172,6 +255,7 @@ def test_interrupted_build_says_how_to_go_on_and_does(
         (["compact", "gone.index"], 1, "no index at gone.index"),
         (["verify", "gone.index"], 1, "no index at gone.index"),
         (["build", "{photos}", "--out", "{index}"], 1, "add to it with `matvit index add`"),
+        (["add", "{index}", "--workers", "0", "--processes"], 2, "at least 1 of --workers"),
     ],
 )
 def test_mistakes_are_one_clear_line_and_the_right_exit_code(

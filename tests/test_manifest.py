@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from indexing.calibration_record import Calibration
 from indexing.manifest import (
     MAX_BYTES,
     CorpusRecord,
@@ -23,6 +24,7 @@ from indexing.manifest import (
     StoredFile,
     sealed,
 )
+from indexing.request import KindRequest
 
 
 def stored(name, rows):
@@ -54,7 +56,14 @@ def manifest():
         adding=None,
         tombstones=None,
         failures=None,
-        index=SearchRecord(kind="Flat", file=stored("index/knn_g1.faiss", 7)),
+        index=SearchRecord(
+            kind="Flat",
+            factory="Flat",
+            calibration=None,
+            request=KindRequest(),
+            note=None,
+            file=stored("index/knn_g1.faiss", 7),
+        ),
     )
 
 
@@ -78,6 +87,19 @@ def test_classes_may_be_missing(manifest):
     assert Manifest.from_json(unlabelled.to_json()) == unlabelled
 
 
+def test_kind_and_calibration_are_read_as_they_were_written(manifest):
+    calibration = Calibration(
+        nprobe=8, ef_search=0, rescore=2, target=0.95, recall=0.963, queries=512
+    )
+    asked = KindRequest(factory="IVF16,SQ8", max_memory_bytes=4_000_000_000)
+    search = replace(
+        manifest.index, kind="factory", factory="IVF16,SQ8", calibration=calibration,
+        request=asked, note="why",
+    )  # fmt: skip
+    manifest = replace(manifest, index=search)
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
 def test_keys_are_those_of_the_published_format(values):
     top = "format_version generation next_id next_shard counts encoder preprocess corpus"
     assert list(values) == [
@@ -86,6 +108,9 @@ def test_keys_are_those_of_the_published_format(values):
     ]
     assert list(values["encoder"]) == ["name", "fingerprint", "dim", "macs"]
     assert list(values["preprocess"]) == ["spec", "fingerprint"]
+    search = ["kind", "factory", "calibration", "request", "note", "file"]
+    assert list(values["index"]) == search
+    assert list(values["index"]["request"]) == ["kind", "factory", "max_memory_bytes"]
     assert list(values["shards"][0]["embeddings"]) == ["name", "rows", "bytes", "sha256"]
 
 
@@ -119,10 +144,10 @@ def test_missing_key_is_refused(values):
         read(values)
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None, True])
+@pytest.mark.parametrize("version", [0, 4, "1", None, True])
 def test_other_version_is_refused_before_its_keys_are_looked_at(values, version):
     values |= {"format_version": version, "key_of_the_future": 1}
-    with pytest.raises(ValueError, match="format version .*, this program reads versions 1 and 2"):
+    with pytest.raises(ValueError, match="format version .*, this program reads versions 1 to 3"):
         read(values)
 
 
@@ -136,6 +161,7 @@ def test_changed_manifest_is_refused_whatever_was_changed(manifest):
 def test_manifest_of_version_1_means_what_it_meant(manifest, values):
     for key in ("next_shard", "staged", "plan", "adding", "tombstones", "failures"):
         del values[key]
+    values["index"] = {key: values["index"][key] for key in ("kind", "file")}
     del values["counts"]["removed"]
     values["format_version"] = 1
     old = json.dumps(values).encode()
@@ -143,6 +169,24 @@ def test_manifest_of_version_1_means_what_it_meant(manifest, values):
     values["staged"] = []
     with pytest.raises(ValueError, match=r"unknown keys \['staged'\] for version 1"):
         Manifest.from_json(json.dumps(values).encode())
+
+
+def test_manifest_of_version_2_means_what_it_meant(manifest, values):
+    values["index"] = {key: values["index"][key] for key in ("kind", "file")}
+    values["format_version"] = 2
+    assert read(values) == manifest
+    values["index"]["note"] = None
+    with pytest.raises(ValueError, match=r"index has unknown keys \['note'\] for version 2"):
+        read(values)
+
+
+def test_unfinished_build_of_version_2_is_read(values, manifest):
+    values |= {
+        "format_version": 2, "shards": [], "staged": values["shards"], "index": None,
+        "counts": {"images": 0, "failures": 0, "removed": 0},
+        "plan": {"list_sha256": "ab" * 32, "shard_size": 4},
+    }  # fmt: skip
+    assert read(values).staged == manifest.shards
 
 
 def test_truncated_manifest_is_refused_at_any_length(manifest):
@@ -205,7 +249,7 @@ def test_hash_that_is_none_is_refused(values):
         (lambda v: v.update(staged=v["shards"][:1]), "not numbered apart below 3"),
         (lambda v: v["shards"][0]["metadata"].update(rows=5), "4 embeddings but 5 rows"),
         (lambda v: v.update(next_id=6), "next_id is 6, below the 7 ids"),
-        (lambda v: v["corpus"].update(kind="tape"), "must be 'folder' or 'parquet', got 'tape'"),
+        (lambda v: v["corpus"].update(kind="tape"), "must be 'folder', 'parquet' or 'tar', got"),
     ],
 )
 def test_counts_that_disagree_are_refused(values, change, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -92,3 +93,17 @@ def test_parquet_file_that_is_gone_is_named(parquet):
     parquet.unlink()
     with pytest.raises(FileNotFoundError, match=r"images.parquet"):
         originals(parquet, "parquet").read("same.png", 0, digest(b"one"))
+
+
+def test_image_of_a_tar_archive_is_read_by_its_archive_and_name(tmp_path):
+    for number, data in enumerate((b"one", b"two")):
+        (tmp_path / "same.png").write_bytes(data)
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
+            archive.add(tmp_path / "same.png", "same.png")
+    reader = originals(tmp_path / "*.tar", "tar")
+    assert reader.read("1.tar/same.png", 1, digest(b"two")) == b"two"
+    assert reader.read("1.tar/same.png", 0, digest(b"two")) == b"two"  # it has moved
+    with pytest.raises(ValueError, match=r"0.tar/same.png in .* has changed"):
+        reader.read("0.tar/same.png", 0, digest(b"two"))
+    with pytest.raises(FileNotFoundError, match=r"2.tar/same.png is no longer in"):
+        reader.read("2.tar/same.png", 2, digest(b"one"))

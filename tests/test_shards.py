@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from indexing.corpus import RECORDS as COLUMNS
 from indexing.corpus import Failure, ImageRecord
 from indexing.shards import (
     FAILURES,
@@ -33,7 +34,8 @@ VECTORS = np.eye(3, 8, dtype=np.float32)
 
 
 def table(records, first_id):
-    return metadata_table(records, range(first_id, first_id + len(records)))
+    columns = pa.RecordBatch.from_pylist([asdict(record) for record in records], COLUMNS)
+    return metadata_table([columns], range(first_id, first_id + len(records)))
 
 
 def test_shard_is_three_plain_files_with_the_names_others_read(tmp_path):

@@ -1,0 +1,208 @@
+"""Every kind of index against FAISS used by hand with the same parameters.
+
+    python benchmarks/kinds.py                          100,000 and 1,000,000 synthetic vectors
+    python benchmarks/kinds.py --index photos.index     the embeddings of an index
+
+Raw FAISS is the same structure, trained the same way, with the same nprobe or efSearch, asked for
+ten images; for the quantised kinds followed by FAISS's own reranking, `IndexRefine` over float16
+vectors in memory, at the depth that calibration chose. Ours reads the float16 vectors from disk,
+checks them, breaks ties, and answers with exact scores. The two take turns, and the ratio is that
+of the medians of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from provenance import provenance, without_paths, write_result
+
+from indexing import ImageIndex
+from indexing.embeddings import Embeddings
+from indexing.flat import unit_queries
+from indexing.kinds import KINDS, AnnIndex, Kind, named_kind
+from indexing.kinds.engine import Engine
+from indexing.rescore import SPARE
+from indexing.storage import store
+
+DIM = 256
+RANKS = 10
+QUERIES = 1_000
+SINGLE = 100
+ROUNDS = 5
+_PER_CENTRE = 50
+_SHARD = 16_384
+
+Search = Callable[[NDArray[np.float32]], object]
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vectors", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--index", type=Path)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--result", default="kinds")
+    given = parser.parse_args()
+
+    rows = []
+    for count in [0] if given.index else given.vectors:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            embeddings, queries = _stored(given.index) if given.index else _made(folder, count)
+            rows += compare(folder, embeddings, queries, given.kinds, given.device)
+    command = "python benchmarks/kinds.py " + without_paths(sys.argv[1:])
+    made_of = "embeddings of an index" if given.index else "clustered synthetic vectors"
+    conditions = {"threads_of_faiss": faiss.omp_get_max_threads(), "vectors": made_of}
+    write_result(given.result, {**provenance(command.strip()), **conditions, "rows": rows})
+
+
+def compare(
+    folder: Path,
+    embeddings: Embeddings,
+    queries: NDArray[np.float32],
+    kinds: list[str],
+    device: str,
+) -> list[dict[str, Any]]:
+    """Measure each kind on one set of vectors."""
+    exact: NDArray[np.int64] | None = None
+    rows = []
+    for name in kinds:
+        kind = named_kind(name, *embeddings.shape)
+        start = perf_counter()
+        ids = np.arange(len(embeddings))
+        index = AnnIndex.build(embeddings, ids, kind, device=device, progress=True)
+        built = perf_counter() - start
+        if exact is None:
+            exact = index.exhaustive(queries, RANKS)[0]
+        rows.append(_measure(folder, index, kind, queries, exact, built, device))
+        print(rows[-1], file=sys.stderr)
+        del index
+        gc.collect()
+    return rows
+
+
+def _measure(
+    folder: Path,
+    index: AnnIndex,
+    kind: Kind,
+    queries: NDArray[np.float32],
+    exact: NDArray[np.int64],
+    built: float,
+    device: str,
+) -> dict[str, Any]:
+    file = store(folder, "index/knn_g1.faiss", len(index.ids), index.write)
+    start = perf_counter()
+    options = {"embeddings": index.embeddings, "ids": index.ids, "kind": kind}
+    dim = index.embeddings.shape[1]
+    AnnIndex.read(folder, file, dim, calibration=index.calibration, device=device, **options)
+    opened = perf_counter() - start
+    found, _ = index.search(queries, RANKS)
+    raw = _by_hand(faiss.read_index(str(folder / file.name)), index)
+    raw_found = raw(queries)[1]
+    batch = _turns(lambda asked: index.search(asked, RANKS), raw, [queries])
+    ones = [queries[row : row + 1] for row in range(min(SINGLE, len(queries)))]
+    single = _turns(lambda asked: index.search(asked, RANKS), raw, ones)
+    return {
+        "kind": kind.name,
+        "factory": kind.factory,
+        "images": len(index.ids),
+        "dim": dim,
+        "device": device,
+        "bytes": file.bytes,
+        "build_s": round(built, 2),
+        "open_s": round(opened, 3),
+        **index.calibration.to_dict(),
+        "ann_recall@10": _recall(found, exact),
+        "raw_ann_recall@10": _recall(raw_found, exact),
+        "batch_queries": len(queries),
+        "batch_ms_per_query": batch[0] * 1e3 / len(queries),
+        "raw_batch_ms_per_query": batch[1] * 1e3 / len(queries),
+        "batch_ratio": batch[0] / batch[1],
+        "single_ms": single[0] * 1e3,
+        "raw_single_ms": single[1] * 1e3,
+        "single_ratio": single[0] / single[1],
+    }
+
+
+def _by_hand(
+    faiss_index: faiss.Index, index: AnnIndex
+) -> Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Return a search as somebody would write it with FAISS alone."""
+    chosen = index.calibration
+    if chosen.nprobe:
+        faiss.extract_index_ivf(faiss_index).nprobe = chosen.nprobe
+    if chosen.ef_search:
+        graph = faiss.downcast_index(faiss_index.index).hnsw
+        graph.efSearch = max(chosen.ef_search, RANKS + SPARE)
+    if Engine(faiss_index, on_gpu=False).is_exact or not index.estimates:
+        return lambda asked: faiss_index.search(asked, RANKS)
+    refined = faiss.IndexScalarQuantizer(
+        index.embeddings.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    )
+    refined.train(index.embeddings[:2])
+    for start in range(0, len(index.ids), _SHARD):
+        refined.add(index.embeddings[start : start + _SHARD])
+    both = faiss.IndexRefine(faiss_index, refined)
+    both.k_factor = max(RANKS + SPARE, RANKS * chosen.rescore) / RANKS
+    return lambda asked: both.search(asked, RANKS)
+
+
+def _turns(ours: Search, raw: Search, batches: list[NDArray[np.float32]]) -> tuple[float, float]:
+    """Median seconds of each, one after the other in every round."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for asked in [batches[0], *batches * ROUNDS]:
+        for search, times in zip((ours, raw), seconds, strict=True):
+            start = perf_counter()
+            search(asked)
+            times.append(perf_counter() - start)
+    return median(seconds[0][1:]), median(seconds[1][1:])
+
+
+def _recall(found: NDArray[np.int64], exact: NDArray[np.int64]) -> float:
+    shared = [len(np.intersect1d(*pair)) for pair in zip(found, exact, strict=True)]
+    return float(np.mean(shared) / RANKS)
+
+
+def _made(folder: Path, count: int) -> tuple[Embeddings, NDArray[np.float32]]:
+    """Store vectors around random centres, and draw queries around the same."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((max(count // _PER_CENTRE, 1), DIM), dtype=np.float32)
+    files = []
+    for number, start in enumerate(range(0, count, _SHARD)):
+        rows = _around(centres, min(_SHARD, count - start), rng).astype(np.float16)
+        name = f"img_emb/img_emb_{number:06d}.npy"
+        files.append(store(folder, name, len(rows), lambda s, rows=rows: np.save(s, rows)))
+    return Embeddings(folder, files, DIM), _around(centres, QUERIES, rng)
+
+
+def _around(
+    centres: NDArray[np.float32], count: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    near = centres[rng.integers(0, len(centres), count)]
+    return unit_queries(near + rng.standard_normal(near.shape, dtype=np.float32), DIM)
+
+
+def _stored(path: Path) -> tuple[Embeddings, NDArray[np.float32]]:
+    """Take the embeddings of an index; slightly moved rows of it are the queries."""
+    embeddings = ImageIndex.open(path).embeddings
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.choice(len(embeddings), min(QUERIES, len(embeddings)), replace=False))
+    vectors = embeddings[rows]
+    moved = vectors + 0.3 / np.sqrt(vectors.shape[1]) * rng.standard_normal(vectors.shape)
+    return embeddings, unit_queries(moved, vectors.shape[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What kind of search structure was asked for: kept with the index, and asked again when it grows.
+
+The answer, a kind sized for so many images, is found by `indexing.kinds.resolve`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+AUTO = "auto"
+
+EXACT = "Flat"
+"""The kind, and its FAISS factory string, that compares every vector and needs no calibration."""
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindRequest:
+    """A kind by name, or an expert's FAISS factory string, and what it may take.
+
+    Attributes:
+        kind: Name of a kind; `"auto"` leaves the choice to count and memory.
+        factory: FAISS factory string; None for the one of the kind.
+        max_memory_bytes: What the structure may take; None for no limit.
+
+    Raises:
+        ValueError: If both a kind and a factory string are given, or no memory is left.
+    """
+
+    kind: str = AUTO
+    factory: str | None = None
+    max_memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.factory is not None and self.kind != AUTO:
+            raise ValueError(
+                f"kind {self.kind!r} and factory {self.factory!r} are both given; leave one out"
+            )
+        if self.max_memory_bytes is not None and self.max_memory_bytes < 1:
+            raise ValueError(
+                f"max_memory must be at least 1 byte, got {self.max_memory_bytes}; "
+                "leave it out for no limit"
+            )
+
+    @property
+    def name(self) -> str:
+        """What was asked for, in a word."""
+        return self.factory or self.kind
+
+
+def parse_bytes(size: int | str) -> int:
+    """Read a number of bytes, or a size such as `4GB`, `512 MiB` or `1.5G`.
+
+    KB, MB, GB and TB are powers of 1000; KiB, MiB, GiB and TiB of 1024.
+
+    Raises:
+        ValueError: If it is no size.
+    """
+    if type(size) is int:
+        return size
+    match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
+    if match is None or (match[3] and not match[2]):
+        raise ValueError(f"max_memory must be a size such as 4GB or 512MiB, got {size!r:.40}")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].lower()])

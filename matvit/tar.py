@@ -1,0 +1,198 @@
+"""Images inside tar archives, in the layout of WebDataset: `key.jpg` beside `key.cls`."""
+
+from __future__ import annotations
+
+import posixpath
+import tarfile
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from matvit.data import IMAGE_SUFFIXES, NO_LABEL, ImageSet, files_in, is_image_name, shown
+from matvit.files import FileContent, FileStat, read_part
+
+_CLASS_SUFFIX = ".cls"
+_CLASS_BYTES = 256  # a longer one is no class
+_NAMES_AT_A_TIME = 1 << 16
+_NO_DATA = -1
+_COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstandard",
+}
+
+
+class TarImages(ImageSet):
+    """Images inside tar archives, in the order of the archives.
+
+    Opening reads the headers once and keeps where each image begins, so that any of them can be
+    read alone. Nothing is unpacked: names are what people are shown, not places on the disk.
+    """
+
+    kind = "tar"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._files = files_in(root, ".tar")
+        self._mtimes = [file.stat().st_mtime_ns for file in self._files]
+        members = _Members()
+        ends = []
+        for file in self._files:
+            members.add(file)
+            ends.append(len(members.starts))
+        if not ends[-1]:
+            raise ValueError(
+                f"no images in the tar archives of {root}; looked for "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
+        self._ends = np.array(ends, dtype=np.int64)
+        self._names = members.names()
+        self._starts = np.array(members.starts, dtype=np.int64)
+        self._sizes = np.array(members.sizes, dtype=np.int64)
+        self.labels, self.class_names = members.classes()
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @property
+    def names(self) -> pa.LargeStringArray:
+        """Name of the archive and path in it, as in `train-0.tar/a/1.jpg`."""
+        return shown(self._names)
+
+    def name(self, index: int) -> str:
+        """Return the name of the archive and the path in it."""
+        return str(self._names[index].as_py().decode(errors="replace"))
+
+    def stat(self, index: int) -> FileStat:
+        """Return the size of the image and the time of the whole archive."""
+        file = self._file(index)
+        return FileStat(max(0, int(self._sizes[index])), file.stat().st_mtime_ns)
+
+    def fetch(self, index: int) -> FileContent:
+        """Read the image out of its archive."""
+        file, size = self._file(index), int(self._sizes[index])
+        if size == _NO_DATA:
+            raise OSError("not a file of the archive but a link or a sparse file")
+        number = int(bisect_right(self._ends, index))
+        return read_part(file, int(self._starts[index]), size, self._mtimes[number])
+
+    def _file(self, index: int) -> Path:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        return self._files[bisect_right(self._ends, index)]
+
+
+class _Members:
+    """What the headers of some archives say about the images in them."""
+
+    def __init__(self) -> None:
+        self.starts, self.sizes = array("q"), array("q")
+        self._labels = array("q")
+        self._number: dict[str, int] = {}
+        self._chunks: list[pa.Array] = []
+        self._names: list[bytes] = []
+
+    def add(self, file: Path) -> None:
+        """Read the headers of one archive.
+
+        A `.cls` file names the class of the images beside it that have the same key: the path up
+        to the first dot of the file name.
+
+        Raises:
+            ValueError: If it is compressed, cut off, or not a tar archive.
+        """
+        key, label, first = "", NO_LABEL, len(self.starts)
+        for name, member, archive in _members(file):
+            folder, base = posixpath.split(name)
+            if (its_key := posixpath.join(folder, base.split(".")[0])) != key:
+                key, label, first = its_key, NO_LABEL, len(self.starts)
+            if base.endswith(_CLASS_SUFFIX):
+                label = self._class_of(member, archive)
+                for row in range(first, len(self._labels)):
+                    self._labels[row] = label
+            elif is_image_name(base):
+                self._append(f"{file.name}/{name}", member, label)  # archives may share names
+
+    def names(self) -> pa.LargeBinaryArray:
+        """Paths of all images, as bytes: they need not be UTF-8."""
+        self._flush()
+        return pa.chunked_array(self._chunks, pa.large_binary()).combine_chunks()
+
+    def classes(self) -> tuple[NDArray[np.int64] | None, list[str] | None]:
+        """Class of each image and what the classes are called; numbers are sorted as such."""
+        if not self._number:
+            return None, None
+        if all(name.isdecimal() for name in self._number):
+            names = sorted(self._number, key=lambda name: (int(name), name))
+        else:
+            names = sorted(self._number)
+        place = np.full(len(names) + 1, NO_LABEL, dtype=np.int64)
+        place[[self._number[name] for name in names]] = np.arange(len(names))
+        return place[np.array(self._labels, dtype=np.int64)], names
+
+    def _append(self, name: str, member: tarfile.TarInfo, label: int) -> None:
+        plain = member.isreg() and not member.issparse()
+        self.starts.append(member.offset_data)
+        self.sizes.append(member.size if plain else _NO_DATA)
+        self._labels.append(label)
+        self._names.append(name.encode(errors="surrogateescape"))
+        if len(self._names) == _NAMES_AT_A_TIME:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._chunks.append(pa.array(self._names, pa.large_binary()))
+        self._names = []
+
+    def _class_of(self, member: tarfile.TarInfo, archive: tarfile.TarFile) -> int:
+        stream = archive.extractfile(member) if member.isreg() else None
+        text = b"" if stream is None else stream.read(_CLASS_BYTES + 1).strip()
+        if not 0 < len(text) <= _CLASS_BYTES:
+            return NO_LABEL
+        return self._number.setdefault(text.decode(errors="replace"), len(self._number))
+
+
+def _members(file: Path) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
+    """Go through the files of an archive; hidden ones and folders are left out."""
+    _check_plain(file)
+    try:
+        with tarfile.open(file, "r:", encoding="utf-8", errors="surrogateescape") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined] # it would keep them all
+                name = member.name.removeprefix("./")
+                if not member.isdir() and not _is_hidden(name):
+                    yield name, member, archive
+            _check_end(archive)
+    except (tarfile.TarError, OSError, EOFError, OverflowError) as error:
+        raise ValueError(f"cannot read {file}: {error}; make the archive again") from error
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Refuse an archive that is cut off between two files, where tarfile simply stops."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    block = archive.fileobj.read(tarfile.BLOCKSIZE)
+    if block != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it is cut off or damaged after {archive.offset:,} bytes")
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") and part.strip(".") for part in name.split("/"))
+
+
+def _check_plain(file: Path) -> None:
+    if not file.is_file():
+        raise ValueError(f"{file} is not a file; expected a tar archive")
+    with file.open("rb") as stream:
+        start = stream.read(8)
+    for magic, name in _COMPRESSIONS.items():
+        if start.startswith(magic):
+            raise ValueError(
+                f"{file} is compressed ({name}), so that no image in it can be read alone; "
+                "unpack it to a plain .tar first"
+            )

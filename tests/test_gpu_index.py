@@ -1,0 +1,91 @@
+"""Search on a GPU answers as on the CPU. Skipped where FAISS sees no GPU.
+
+Scores are exact on both, so an image that both find has the same score to the last bit. Exact kinds
+must agree in everything; of the others at most 1 in 100 images may differ, since lookup tables are
+float16 on a GPU and its k-means takes sums in another order.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from test_ann import DIM, ROWS, clustered, sized, stored_embeddings
+
+from indexing.kinds import AnnIndex
+from indexing.kinds.gpu import gpu_count
+from indexing.storage import store
+
+NAME = "index/knn_g1.faiss"
+EXACT = ("Flat", "Flat16")
+ON_GPU = (*EXACT, "IVFFlat", "IVFSQ8", "IVFPQ")
+needs_gpu = pytest.mark.skipif(gpu_count() == 0, reason="FAISS sees no GPU")
+
+
+@pytest.fixture
+def built(request, tmp_path):
+    embeddings = stored_embeddings(tmp_path, clustered(ROWS, seed=2))
+    ids = np.arange(ROWS) * 3
+    return AnnIndex.build(embeddings, ids, sized(request.param), device="cuda")
+
+
+@needs_gpu
+@pytest.mark.parametrize("built", ON_GPU, indirect=True)
+def test_gpu_answers_as_the_cpu_does(request, tmp_path, built):
+    name = request.node.callspec.params["built"]
+    file = store(tmp_path, NAME, ROWS, built.write)
+    on_cpu = AnnIndex.read(
+        tmp_path, file, DIM, embeddings=built.embeddings, ids=built.ids, kind=sized(name),
+        calibration=built.calibration, device="cpu",
+    )  # fmt: skip
+    queries = clustered(200, seed=4)
+    (ids, scores), (cpu_ids, cpu_scores) = built.search(queries, 10), on_cpu.search(queries, 10)
+    if name in EXACT:
+        np.testing.assert_array_equal(ids, cpu_ids)
+        np.testing.assert_array_equal(scores, cpu_scores)
+    shared = 0
+    for row in range(len(queries)):
+        mine = dict(zip(ids[row].tolist(), scores[row].tolist(), strict=True))
+        theirs = dict(zip(cpu_ids[row].tolist(), cpu_scores[row].tolist(), strict=True))
+        assert all(mine[image] == theirs[image] for image in mine.keys() & theirs.keys())
+        shared += len(mine.keys() & theirs.keys())
+    assert shared >= 0.99 * ids.size
+
+
+@needs_gpu
+@pytest.mark.parametrize("built", ON_GPU, indirect=True)
+def test_tensor_on_the_gpu_is_answered_as_its_copy_in_numpy(built):
+    queries = clustered(50, seed=5)
+    expected = built.search(queries, 10)
+    found = built.search(torch.from_numpy(queries).cuda(), 10)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@needs_gpu
+@pytest.mark.parametrize("built", ["IVFFlat"], indirect=True)
+def test_threads_share_one_gpu(built):
+    queries = [clustered(20, seed=seed) for seed in range(8)]
+    expected = [built.search(asked, 5)[0] for asked in queries]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda asked: built.search(asked, 5)[0], queries))
+    np.testing.assert_array_equal(found, expected)
+
+
+@needs_gpu
+@pytest.mark.parametrize("built", ["Flat", "IVFPQ"], indirect=True)
+def test_more_images_than_a_gpu_fetches_at_once_are_found(built):
+    ids, _ = built.search(clustered(2, seed=6), ROWS)
+    assert (np.sort(ids, axis=1) == built.ids).all()
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["HNSW", "IVFRaBitQ"])
+def test_kind_that_runs_on_a_cpu_only_says_so(tmp_path, name):
+    embeddings = stored_embeddings(tmp_path, clustered(ROWS, seed=2))
+    with pytest.raises(ValueError, match=rf"kind {name} .* runs on a CPU only; use device auto"):
+        AnnIndex.build(embeddings, np.arange(ROWS), sized(name), device="cuda")
+    AnnIndex.build(embeddings, np.arange(ROWS), sized(name), device="auto").write(BytesIO())
