@@ -189,7 +189,7 @@ def convert(
         typer.Option(min=0.01, help="Passes over the images [default: 100,000 seen, 30 at most]."),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Images per step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(min=0, help="Peak.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak, above 0.")] = None,
     max_images: Annotated[
         int, typer.Option(min=20, help="Decode at most this many; they are kept in memory.")
     ] = 20_000,
@@ -201,7 +201,10 @@ def convert(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make any Vision Transformer elastic, without labels; its index stays valid."""
+    """Make any Vision Transformer elastic, without labels.
+
+    An index made with ENCODER stays valid.
+    """
     from app.convert import find_encoder, format_rows, run_conversion
     from matvit.convert import check_target
     from matvit.embed import resolve_device

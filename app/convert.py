@@ -56,7 +56,8 @@ def run_conversion(
 
     Args:
         model: The encoder.
-        data: All images; some of them are held out.
+        data: All images; some are held out as queries, the others are trained on and, 5,000 at
+            most, are also the database that the queries are asked against.
         out: Folder for the encoder and the report.
         training: Whether to train, or only to sort the hidden units.
         settings: Keyword arguments of `conversion_recipe`.
@@ -96,7 +97,15 @@ def run_conversion(
         }
         for row, size in enumerate(sizes)
     ]
-    report = {"images": len(shown), "held_out": len(held_out), "sizes": rows}
+    report = {
+        "encoder": {"name": model.name, "fingerprint": model.fingerprint},
+        "images": len(shown),
+        "database": min(_DATABASE, len(shown)),
+        "held_out": len(held_out),
+        "seed": seed,
+        "recipe": None if recipe is None else recipe.to_dict(),
+        "sizes": rows,
+    }
     (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return rows
 

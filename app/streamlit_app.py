@@ -17,7 +17,7 @@ from app.opening import load_encoder_for
 from indexing import ImageIndex
 from matvit import checkpoint
 from matvit.model import MatViT
-from retrieval import ParetoFrontier, Retriever
+from retrieval import Conditions, ParetoFrontier, Retriever
 
 MAX_UPLOAD_BYTES = 20_000_000
 DEMO = Path("matvit-demo")
@@ -210,15 +210,24 @@ def _frontier(retriever: Retriever, report: Path, sizes: list[str]) -> None:
         st.error(f"{report}: {one_line(error)}")
         return
     measured = frontier.conditions
-    # A converted encoder has the fingerprint of its original, but other small sizes.
-    if measured is None or (measured.encoder, measured.fingerprint, measured.images) != (
-        retriever.encoder.name,
-        retriever.encoder.fingerprint,
-        len(retriever.index),
-    ):
+    if measured is None or not _is_of(measured, retriever):
         st.warning(f"{report} was measured on another index or encoder; it is not shown.")
         return
     st.altair_chart(panels.frontier_chart(frontier, sizes), width="stretch")
+
+
+def _is_of(measured: Conditions, retriever: Retriever) -> bool:
+    """Whether a report is about the encoder and the index that are open."""
+    encoder = retriever.encoder
+    # A converted encoder has the fingerprint of its original, but other small sizes. Of a report
+    # that says nothing of their weights, assume that the encoder was not converted.
+    weights = measured.weights or measured.fingerprint
+    return (measured.encoder, measured.fingerprint, weights, measured.images) == (
+        encoder.name,
+        encoder.fingerprint,
+        encoder.weights_fingerprint,
+        len(retriever.index),
+    )
 
 
 main()

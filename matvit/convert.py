@@ -80,8 +80,12 @@ def conversion_recipe(
         learning_rate: Peak of the schedule; None is the recipe's own, less for wider encoders.
 
     Raises:
-        ValueError: If that amounts to no step at all.
+        ValueError: If a setting is out of range, or they amount to no step at all.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if learning_rate is not None and learning_rate <= 0:
+        raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
     base, config = find_recipe("align"), model.config
     if epochs is None:
         epochs = min(_MAX_EPOCHS, max(1.0, _IMAGES_SEEN / images))
@@ -91,7 +95,8 @@ def conversion_recipe(
     phases = tuple(_fitted(phase, base.model, config, share) for phase in base.phases)
     settings: dict[str, Any] = {field.name: getattr(base, field.name) for field in fields(Recipe)}
     settings |= {"name": "convert", "model": config, "phases": phases}
-    settings |= {"learning_rate": learning_rate, "batch_size": batch_size or base.batch_size}
+    batch_size = base.batch_size if batch_size is None else batch_size
+    settings |= {"learning_rate": learning_rate, "batch_size": batch_size}
     made = ConversionRecipe(**settings, images=model.preprocess)
     Schedule(made, images)  # says so if there is nothing to do
     return made
@@ -125,10 +130,13 @@ def convert(
     Raises:
         FileExistsError: If `out` already holds something and `resume` is not set.
         FileNotFoundError: If `resume` is set and there is nothing to resume.
-        ValueError: If what is in `out` was begun with something else.
+        ValueError: If what is in `out` was begun with something else, or has begun to train and
+            `recipe` is None.
     """
     out, original = Path(out), full_size_of(model)
     tell: Watch = watch or (lambda _stage, _encoder: None)
+    if recipe is None and (out / _WORKPLACE / _RUN / STATE).exists():
+        raise ValueError(f"the conversion in {out} has begun to train; resume it with training")
     start = _start(original, data, out, resume=resume)
     tell(CUT, original)
     tell(REORDERED, start)
@@ -160,10 +168,13 @@ def check_target(out: Path, *, resume: bool) -> None:
     """Make sure that a conversion may begin in a folder, or go on there.
 
     Raises:
-        FileExistsError: If it already holds something and `resume` is not set.
+        FileExistsError: If it holds a finished encoder, or anything and `resume` is not set.
         FileNotFoundError: If `resume` is set and there is nothing to resume.
     """
-    if resume and not (out / _WORKPLACE / _START / checkpoint.SETTINGS).exists():
+    is_begun = (out / _WORKPLACE / _START / checkpoint.SETTINGS).exists()
+    if (out / checkpoint.SETTINGS).exists() and not is_begun:
+        raise FileExistsError(f"{out} is already converted; choose another folder")
+    if resume and not is_begun:
         raise FileNotFoundError(f"no conversion to resume in {out}; start without resume")
     if not resume and out.exists() and (out.is_file() or any(out.iterdir())):
         raise FileExistsError(
@@ -207,12 +218,21 @@ def _start(original: MatViT, data: LabelledPixels, out: Path, *, resume: bool) -
     """
     check_target(out, resume=resume)
     folder = out / _WORKPLACE / _START
+    begun_with = {"original": original.fingerprint, "images": data.fingerprint}
     if resume:
-        return MatViT.load(folder, device=original.device)
+        stored = checkpoint.read(folder)
+        for what, now in begun_with.items():
+            if (was := stored.training.get(what)) != now:
+                name = "encoder" if what == "original" else what
+                raise ValueError(
+                    f"cannot resume in {out}: it was begun with {name} {was}, this is {now}; "
+                    "resume with what it was begun with"
+                )
+        return MatViT.from_checkpoint(stored).to(original.device)
     sample = data.sample(_SORTING_IMAGES).pixels
     candidates = (original, reorder(original, sample))
     start = max(candidates, key=lambda encoder: _nearness(encoder, sample[::4]))
-    start.save(folder)
+    start.save(folder, training=begun_with)
     return start
 
 
@@ -257,9 +277,14 @@ def _description(
 
 
 def _clear(out: Path) -> None:
-    """Keep the log and the recipe of the training run, and drop what only a resumed one needs."""
+    """Keep the log and the recipe of the training run, and drop what only a resumed one needs.
+
+    The encoder is there by now. The start goes last: as long as anything is left, so is it.
+    """
     run = out / _WORKPLACE / _RUN
     for name in (LOG, _RECIPE):
         if (run / name).exists():
             (run / name).replace(out / name)
+    shutil.rmtree(run, ignore_errors=True)
+    (out / _WORKPLACE / _START / checkpoint.SETTINGS).unlink()  # from here on it is finished
     shutil.rmtree(out / _WORKPLACE)

@@ -34,6 +34,10 @@ class Encoder(Protocol):
         """Identity of the full encoder's weights."""
 
     @property
+    def weights_fingerprint(self) -> str:
+        """Identity of the weights that the smaller sizes run from."""
+
+    @property
     def device(self) -> torch.device:
         """Where the weights live."""
 

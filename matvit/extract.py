@@ -77,6 +77,11 @@ class ExtractedViT(VisionTransformer):
             self._checked = state
         return self._fingerprint
 
+    @property
+    def weights_fingerprint(self) -> str:
+        """Fingerprint of the weights that were cut out: those of the one size that there is."""
+        return self._weights
+
     def take_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the weights cut out of the full encoder; from now on a change is noticed."""
         self.load_state_dict(dict(tensors))

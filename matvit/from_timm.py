@@ -71,7 +71,9 @@ def from_timm(
     assert isinstance(vit, VisionTransformer)
     if {p.dtype for p in vit.parameters()} != {torch.float32}:
         raise ValueError(f"{_name(vit)} has weights that are not float32; call float() on it first")
-    model = MatViT(config, preprocess or preprocess_of(vit), _name(vit))
+    is_untrained = isinstance(source, str) and not pretrained
+    name = _name(vit).partition(".")[0] if is_untrained else _name(vit)  # no tag of weights
+    model = MatViT(config, preprocess or preprocess_of(vit), name)
     weights = {key: v for key, v in vit.state_dict().items() if not key.startswith("head.")}
     model.backbone.load_state_dict(weights)
     model.to(next(vit.parameters()).device)
@@ -87,17 +89,21 @@ def config_of(vit: nn.Module) -> MatViTConfig:
     """
     if type(vit) is not VisionTransformer:
         raise _refusal(vit, f"it is a {type(vit).__name__}")
+    if len(vit.blocks) == 0:
+        raise _refusal(vit, "it has no blocks")
     block = vit.blocks[0]
     if type(block) is not Block:
         raise _refusal(vit, f"its blocks are {type(block).__name__}")
     if type(block.mlp) is not Mlp:
         raise _refusal(vit, f"its feed-forward networks are {type(block.mlp).__name__}")
-    images, patches = vit.patch_embed.img_size or (0, 1), vit.patch_embed.patch_size
+    images, patches = vit.patch_embed.img_size, vit.patch_embed.patch_size
+    if images is None:
+        raise _refusal(vit, "it has no input size of its own (img_size is None)")
     if len(set(images)) > 1 or len(set(patches)) > 1:
         raise _refusal(vit, f"its images {images} or patches {patches} are not square")
     try:
         config = _settings(vit)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise _refusal(vit, str(error)) from error
     with torch.device("meta"):
         plain = VisionTransformer(**timm_arguments(config), weight_init="skip")

@@ -63,7 +63,7 @@ class MatViT(nn.Module):
         self.name = name
         self.backbone = backbone.build(config, drop_path_rate)
         self.anchor: VisionTransformer | None = None
-        self._fingerprint: tuple[object, str] | None = None
+        self._hashes: dict[bool, tuple[object, str]] = {}
         self.eval()
 
     @classmethod
@@ -171,12 +171,16 @@ class MatViT(nn.Module):
     @property
     def fingerprint(self) -> str:
         """16 hex digits identifying architecture and weights of the full size (not the head)."""
-        full = self.weights_of(self.submodel())
-        state = checkpoint.weights_version(full)
-        if self._fingerprint is None or self._fingerprint[0] != state:
-            tensors = backbone.tensors(full)
-            self._fingerprint = (state, checkpoint.fingerprint(self.config, tensors))
-        return self._fingerprint[1]
+        return self._hash(self.weights_of(self.submodel()))
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """16 hex digits identifying architecture and nested weights, those of the smaller sizes.
+
+        Without an anchor this is `fingerprint`. Conversions of one encoder share that one, and
+        differ in this one.
+        """
+        return self._hash(self.backbone)
 
     @property
     def device(self) -> torch.device:
@@ -287,6 +291,15 @@ class MatViT(nn.Module):
             raise ValueError("this encoder has no classification head (num_classes is 0)")
         logits: Tensor = self.backbone.head(pooled)
         return logits
+
+    def _hash(self, weights: VisionTransformer) -> str:
+        """Return the fingerprint of the anchor or of the backbone, computed when they change."""
+        known, state = self._hashes, checkpoint.weights_version(weights)
+        which = weights is self.anchor
+        if which not in known or known[which][0] != state:
+            tensors = backbone.tensors(weights)
+            known[which] = (state, checkpoint.fingerprint(self.config, tensors))
+        return known[which][1]
 
     def _set_anchor(self, tensors: Mapping[str, Tensor]) -> None:
         reference = next(self.backbone.parameters())

@@ -194,6 +194,7 @@ def _conditions(retriever: Retriever, truth: GroundTruth, tally: _Tally) -> Cond
         in_index=tally.in_index,
         device=_describe(encoder.device),
         precision=_describe_precision(encoder.device),
+        weights=encoder.weights_fingerprint,
     )
 
 

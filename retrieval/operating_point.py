@@ -125,6 +125,8 @@ class Conditions:
         in_index: Queries that are in the index themselves, and were not counted as hits.
         device: Where the encoder ran, such as `"cpu, 2 threads"`.
         precision: Number format of its matrix products, such as `"bfloat16"`.
+        weights: Fingerprint of the weights that the smaller sizes run from, of which one
+            `fingerprint` can have several; empty in reports that were made before it was kept.
     """
 
     encoder: str
@@ -136,6 +138,7 @@ class Conditions:
     in_index: int
     device: str
     precision: str
+    weights: str = ""
 
 
 def _attributes(k: int) -> dict[str, str]:

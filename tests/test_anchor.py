@@ -100,6 +100,15 @@ def test_the_fingerprint_is_the_originals_whatever_the_nested_weights_are(conver
     assert converted.fingerprint != original.fingerprint
 
 
+def test_the_weights_fingerprint_is_that_of_the_nested_weights(converted, original, nested):
+    assert original.weights_fingerprint == original.fingerprint
+    assert converted.weights_fingerprint == nested.fingerprint != original.fingerprint
+    with torch.no_grad():
+        converted.backbone.cls_token.add_(1)
+    assert converted.weights_fingerprint != nested.fingerprint
+    assert converted.fingerprint == original.fingerprint
+
+
 def test_the_anchor_is_a_copy_that_is_never_trained(converted, original, images):
     before = original(images).detach()
     with torch.no_grad():
@@ -124,6 +133,8 @@ def test_saving_keeps_the_anchor_bit_for_bit(converted, original, images, tmp_pa
     assert loaded.fingerprint == original.fingerprint
     torch.testing.assert_close(loaded(images, "S"), converted(images, "S"), rtol=0, atol=5e-3)
     assert torch.equal(loaded(images, "S"), converted(images, "S")) == (dtype == torch.float32)
+    stored = json.loads((tmp_path / "enc" / checkpoint.SETTINGS).read_text())["weights"]
+    assert loaded.weights_fingerprint == stored
 
 
 def test_an_anchor_that_fits_into_half_is_stored_in_half(original, nested, tmp_path):
@@ -168,6 +179,7 @@ def test_extraction_takes_each_size_from_its_own_weights(converted, original, im
     assert whole.fingerprint == small.fingerprint == original.fingerprint
     loaded = load_encoder(save_extracted(small, tmp_path / "small"))
     assert loaded.fingerprint == original.fingerprint
+    assert loaded.weights_fingerprint == small.weights_fingerprint != whole.weights_fingerprint
     assert torch.equal(loaded.encode(images), small(images))
 
 

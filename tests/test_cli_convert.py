@@ -98,7 +98,11 @@ def test_json_has_a_row_per_size_with_every_stage(matvit, photos, original, tmp_
     assert all(row["trained"] is None for row in rows)
     assert rows[0]["reordered"]["cosine"] > rows[0]["cut"]["cosine"]
     assert rows[3]["cut"]["overlap@10"] == rows[3]["macs_fraction"] == 1
-    assert json.loads((out / "report.json").read_text())["sizes"] == rows
+    report = json.loads((out / "report.json").read_text())
+    assert report["sizes"] == rows
+    assert report["encoder"]["fingerprint"] == MatViT.load(original).fingerprint
+    counts = {key: report[key] for key in ("images", "database", "held_out", "seed", "recipe")}
+    assert counts == {"images": 24, "database": 24, "held_out": 6, "seed": 0, "recipe": None}
     _, table, _ = matvit(
         "convert", original, "--images", photos, "--out", out / "b", "--no-training"
     )
@@ -146,6 +150,7 @@ def test_unreadable_images_are_left_out_and_counted(matvit, photos, original, tm
         (["{original}", "--image-size", "32"], "--image-size is for encoders that timm loads"),
         (["{original}", "--images", "{gone}"], "no such folder or file"),
         (["{original}", "--out", "{photos}"], "is not empty; choose another folder, or resume"),
+        (["{original}", "--learning-rate", "0"], "learning_rate must be above 0, got 0.0"),
         (["{original}", "--resume"], "no conversion to resume in"),
         (["{original}", "--max-images", "20", "--epochs", "0.01"], "has no steps on 16 images"),
     ],

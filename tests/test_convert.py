@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,15 +111,81 @@ def test_a_stopped_conversion_goes_on_where_it_was(tmp_path, monkeypatch):
         convert(model, pictures(), tmp_path / "cut", quick(model, epochs=2), device="cpu")
     monkeypatch.setattr(Trainer, "train_step", step)
     again = {"device": "cpu", "resume": True}
-    with pytest.raises(ValueError, match="cannot resume: images was"):
+    with pytest.raises(ValueError, match="cannot resume in .*: it was begun with images .*, this"):
         convert(model, pictures(seed=1), tmp_path / "cut", quick(model, epochs=2), **again)
     with pytest.raises(FileExistsError, match="is not empty; choose another folder, or resume"):
         convert(model, pictures(), tmp_path / "cut", quick(model, epochs=2))
     monkeypatch.setattr(module, "reorder", None)  # as it was is on disk
     resumed = convert(model, pictures(), tmp_path / "cut", quick(model, epochs=2), **again)
     assert same_weights(resumed, whole)
-    with pytest.raises(FileNotFoundError, match="no conversion to resume in .*; start without"):
-        convert(model, pictures(), tmp_path / "cut", quick(model), resume=True)
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match="is already converted; choose another folder"):
+            convert(model, pictures(), tmp_path / "cut", quick(model), resume=resume)
+
+
+def test_training_is_not_thrown_away(tmp_path, monkeypatch):
+    model = build()
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, pictures(), tmp_path, quick(model, epochs=1), device="cpu")
+    with pytest.raises(ValueError, match="has begun to train; resume it with training"):
+        convert(model, pictures(), tmp_path, None, resume=True)
+    assert (tmp_path / "conversion" / "run" / "state.pt").exists()
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_only_the_encoder_that_it_was_begun_with_can_go_on(tmp_path, trains):
+    """Another of the same shape would get the first one's hidden units under its own name."""
+    first, second = build(), build()
+    with torch.no_grad():
+        second.backbone.pos_embed.add_(1)
+    recipe = quick(first, epochs=1) if trains else None
+    module._start(full_size_of(first), pictures(), tmp_path, resume=False)
+    wanted = f"begun with encoder {first.fingerprint}, this is {second.fingerprint}; resume with"
+    with pytest.raises(ValueError, match=wanted):
+        convert(second, pictures(), tmp_path, recipe, device="cpu", resume=True)
+    with pytest.raises(ValueError, match="begun with images"):
+        convert(first, pictures(seed=1), tmp_path, recipe, device="cpu", resume=True)
+    done = convert(first, pictures(), tmp_path, recipe, device="cpu", resume=True)
+    assert done.fingerprint == first.fingerprint
+
+
+def test_a_conversion_killed_while_it_tidies_up_can_go_on(tmp_path, monkeypatch):
+    model, recipe = build(), quick(build(), epochs=1)
+    whole = convert(model, pictures(), tmp_path / "whole", recipe, device="cpu")
+
+    def killed(path, **options):
+        shutil.rmtree(path, **options)
+        raise KeyboardInterrupt
+
+    out = tmp_path / "cut"
+    monkeypatch.setattr(module, "_can_resume", lambda run: False)  # it removes things as well
+    monkeypatch.setattr(module, "shutil", SimpleNamespace(rmtree=killed))
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, pictures(), out, recipe, device="cpu")
+    assert (out / "config.json").exists()
+    monkeypatch.undo()
+    with pytest.raises(FileExistsError, match="or resume the conversion in it"):
+        convert(model, pictures(), out, recipe, device="cpu")
+    again = convert(model, pictures(), out, recipe, device="cpu", resume=True)
+    assert same_weights(again, whole)
+    assert not (out / "conversion").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+    ],
+)
+def test_nothing_is_not_taken_for_the_default(settings, message):
+    with pytest.raises(ValueError, match=message):
+        conversion_recipe(build(), 40, **settings)
 
 
 def test_a_conversion_stopped_before_its_first_state_starts_its_training_anew(tmp_path):
@@ -138,7 +206,9 @@ def test_a_converted_encoder_can_be_converted_again(tmp_path):
     first = convert(model, pictures(), tmp_path / "first", None)
     again = convert(first, pictures(seed=1), tmp_path / "again", None)
     assert again.fingerprint == model.fingerprint
-    assert torch.equal(full_size_of(first).backbone.pos_embed, model.backbone.pos_embed)
+    assert same_weights(full_size_of(first), full_size_of(model))
+    sorted_once = first.backbone.blocks[0].mlp.fc1.weight
+    assert not torch.equal(sorted_once, model.backbone.blocks[0].mlp.fc1.weight)
 
 
 def test_sizes_that_are_nested_already_keep_their_order(tmp_path):

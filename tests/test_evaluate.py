@@ -261,6 +261,7 @@ def test_conditions_name_the_encoder_and_the_machine(retriever, questions):
     _, conditions = measure(retriever, questions)
     assert conditions.encoder == "tiny"
     assert conditions.fingerprint == retriever.encoder.fingerprint
+    assert conditions.weights == retriever.encoder.weights_fingerprint
     assert conditions.device.startswith("cpu, ")
     mixed = "bfloat16, single images float32"
     assert conditions.precision == (mixed if cpu_has_bfloat16() else "float32")

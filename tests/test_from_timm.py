@@ -114,6 +114,11 @@ def test_known_encoders_can_be_represented(name):
         ({"pos_embed": "none"}, "pos_embed is None"),
         ({"in_chans": 1}, "in_chans is 1, only 3 can be"),
         ({"img_size": (16, 24)}, r"images \(16, 24\) or patches \(8, 8\) are not square"),
+        (
+            {"img_size": None, "pos_embed": "none", "no_embed_class": True},
+            "it has no input size of its own",
+        ),
+        ({"depth": 0}, "it has no blocks"),
         ({"img_size": 20}, "must be a multiple of patch_size 8, got 20"),
         ({"embed_norm_layer": LayerNorm}, "patch_embed.norm is LayerNorm, only None can be"),
     ],
@@ -167,6 +172,11 @@ def test_a_name_stands_for_pretrained_weights(monkeypatch):
         ("vit_tiny_patch16_224", {"pretrained": True}),
         ("hf-hub:somebody/something", {"pretrained": True, "img_size": 16}),
     ]
+
+
+def test_a_name_without_its_weights_does_not_claim_them():
+    assert timm.create_model("test_vit").pretrained_cfg["tag"]
+    assert from_timm("test_vit", pretrained=False).name == "test_vit"
 
 
 def test_names_without_weights_and_networks_that_fail_are_one_clear_error(monkeypatch):

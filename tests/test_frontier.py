@@ -231,6 +231,12 @@ def test_json_round_trip(points):
     assert [p.to_dict() for p in restored] == [p.to_dict() for p in frontier]
 
 
+def test_json_from_before_the_weights_were_named_can_be_read():
+    stored = json.loads(ParetoFrontier(SIZES, conditions=CONDITIONS).to_json())
+    del stored["conditions"]["weights"]
+    assert ParetoFrontier.from_json(json.dumps(stored)).conditions == CONDITIONS
+
+
 def test_json_of_something_else_is_refused():
     stray = json.loads(ParetoFrontier(SIZES).to_json())
     stray["points"][0]["colour"] = "red"

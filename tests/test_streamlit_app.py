@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import streamlit as st
+import torch
 from streamlit.testing.v1 import AppTest
 
 from indexing import Corpus, ImageIndex
 from matvit.extract import extract, save_extracted
+from matvit.model import MatViT
 from retrieval import Retriever, evaluate
 from retrieval.report import write_report
 
@@ -125,6 +128,32 @@ def test_a_report_of_another_index_is_not_shown(open_page, place, tiny_model, ph
     page = open_page("--index", place / "few.index", "--encoder", place / "encoder")
     assert not page.exception
     assert "measured on another index" in page.warning[0].value
+
+
+def test_a_report_of_another_conversion_of_the_same_encoder_is_not_shown(
+    open_page, place, tiny_model, photo_folder
+):
+    """They share name and fingerprint; a report from before the weights were named says no more."""
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        converted = MatViT(tiny_model.config, tiny_model.preprocess, "converted")
+        converted.serve_full_size_from(tiny_model)
+        converted.save(place / str(seed))
+    retriever = Retriever(MatViT.load(place / "1"), ImageIndex.open(place / "i.index"))
+    frontier = evaluate(retriever, Corpus.open(photo_folder), ["S", "XL"], latency_queries=1)
+    write_report(frontier, place / "report")
+
+    def is_shown(encoder: str) -> bool:
+        page = open_page("--index", place / "i.index", "--encoder", place / encoder)
+        assert not page.exception
+        return not page.warning
+
+    assert (is_shown("1"), is_shown("2")) == (True, False)
+    report = place / "report" / "report.json"
+    document = json.loads(report.read_text())
+    del document["conditions"]["weights"]
+    report.write_text(json.dumps(document))
+    assert not is_shown("2")
 
 
 def test_an_extracted_encoder_offers_the_one_size_it_has(open_page, place, tiny_model):

@@ -20,7 +20,7 @@ class ToyEncoder:
     """Embeds an image by one fixed random projection of its pixels."""
 
     name = "toy"
-    fingerprint = "70" * 8
+    fingerprint = weights_fingerprint = "70" * 8
     config = MatViTConfig(img_size=SIDE, patch_size=SIDE, embed_dim=DIM, depth=1, num_heads=1)
     preprocess = Preprocess(image_size=SIDE)
     training = False
