@@ -64,7 +64,7 @@ def open_or_build(model: MatViT, data: Path, path: Path) -> tuple[ImageIndex, fl
     if is_complete(path):
         return ImageIndex.open(path, model), None
     corpus = Corpus.from_parquet(data / "train-*.parquet")
-    index = ImageIndex.build(model, corpus, path, progress=True)
+    index = ImageIndex.build(model, corpus, path, kind="Flat", progress=True)
     return index, perf_counter() - start
 
 

@@ -41,7 +41,7 @@ def main() -> None:
     index = (
         ImageIndex.open(path, model)
         if is_complete(path)
-        else ImageIndex.build(model, corpus, path, progress=True)
+        else ImageIndex.build(model, corpus, path, kind="Flat", progress=True)
     )
     sizes = [*trained_sizes(model.config), *mix_n_match(model.config, _MIXES)]
     frontier = evaluate(Retriever(model, index), corpus, sizes, k=10, progress=True)

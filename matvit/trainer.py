@@ -293,7 +293,12 @@ def _by_name(names: list[str], losses: Tensor) -> dict[str, Tensor]:
 def _identity(encoder: MatViT | None) -> dict[str, str] | None:
     if encoder is None:
         return None
-    return {"name": encoder.name, "fingerprint": encoder.fingerprint}
+    # Conversions of one encoder share its fingerprint, but not the weights of their sizes.
+    return {
+        "name": encoder.name,
+        "fingerprint": encoder.fingerprint,
+        "weights": encoder.weights_fingerprint,
+    }
 
 
 def _frozen(teacher: MatViT | None, student: MatViT) -> MatViT:

@@ -114,7 +114,11 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path):
     assert other.model.fingerprint == first.fingerprint
     train(RECIPE, colours(), tmp_path / "second", device="cpu", init=first)
     training = json.loads((tmp_path / "second" / "config.json").read_text())["training"]
-    assert training["init"] == {"name": "test", "fingerprint": first.fingerprint}
+    assert training["init"] == {
+        "name": "test",
+        "fingerprint": first.fingerprint,
+        "weights": first.fingerprint,
+    }
 
 
 def test_aligning_draws_small_sizes_to_the_encoder_it_started_from(tmp_path):
