@@ -155,8 +155,8 @@ def recipes_table() -> str:
     )
     return (
         _markdown(head, rows)
-        + f"\nThose trained apart, asking the index of the jointly trained one: {crossed}; a guess "
-        f"would be right {1 / result['classes']:.4f} of the time.\n" + _source(result)
+        + f"\nThose trained apart, asking the index of the jointly trained one: {crossed}.\n"
+        + _source(result)
     )
 
 
