@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +12,11 @@ import torch
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
-from app.cli import main
 from matvit.convert import split
 from matvit.from_timm import from_timm
 from matvit.model import MatViT
 from matvit.reorder import reorder
 from matvit.training_data import LabelledPixels
-
-
-@pytest.fixture
-def matvit(monkeypatch, capsys):
-    """Run the command and return exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["matvit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return run
 
 
 def plain_vit() -> VisionTransformer:
