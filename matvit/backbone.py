@@ -30,7 +30,7 @@ def run(
     submodels: Sequence[Submodel],
 ) -> Float[Tensor, "submodels batch tokens dim"]:
     """Run several submodels of one set of weights; see `MatViT.features`."""
-    states = [_stem(backbone, images)]
+    states = [stem(backbone, images)]
     state_of = [0] * len(submodels)
     for index, block in enumerate(backbone.blocks):
         assert isinstance(block, NestedBlock)
@@ -46,10 +46,10 @@ def run(
     return tokens
 
 
-def _stem(
+def stem(
     backbone: VisionTransformer, images: Float[Tensor, "batch 3 height width"]
 ) -> Float[Tensor, "batch tokens dim"]:
-    """Everything before the first block: patches, positions, prefix tokens."""
+    """Run everything before the first block: patches, positions, prefix tokens."""
     patches = backbone.patch_drop(backbone._pos_embed(backbone.patch_embed(images)))
     tokens: Tensor = backbone.norm_pre(patches)
     return tokens

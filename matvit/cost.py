@@ -14,6 +14,9 @@ costs 44 % of the full encoder. The classification head is no part of the encode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import takewhile
+
 from matvit.config import MatViTConfig
 from matvit.submodel import Submodel
 
@@ -30,12 +33,25 @@ def count_macs(config: MatViTConfig, submodel: Submodel, img_size: int | None = 
         ValueError: If the submodel is not one of this model's, or the size does not fit.
     """
     check_submodel(config, submodel)
-    tokens, dim = config.tokens(img_size), config.embed_dim
-    patches = tokens - config.prefix_tokens
-    patch_embedding = patches * 3 * config.patch_size**2 * dim
-    attention = config.depth * (4 * tokens * dim**2 + 2 * tokens**2 * dim)
-    feed_forward = 2 * tokens * dim * sum(submodel.widths)
-    return patch_embedding + attention + feed_forward
+    return _count_macs(config, submodel.widths, config.depth, img_size)
+
+
+def count_shared_macs(
+    config: MatViTConfig, submodel: Submodel, other: Submodel, img_size: int | None = None
+) -> int:
+    """Multiply-accumulates that two submodels have in common when both embed one image.
+
+    These are the patch embedding, the blocks before the first one of different widths, and that
+    one's attention; for equal submodels, everything.
+
+    Raises:
+        ValueError: If one of them is not one of this model's, or the size does not fit.
+    """
+    check_submodel(config, submodel)
+    check_submodel(config, other)
+    pairs = zip(submodel.widths, other.widths, strict=True)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return _count_macs(config, submodel.widths[:same], min(same + 1, config.depth), img_size)
 
 
 def count_params(config: MatViTConfig, submodel: Submodel) -> int:
@@ -61,6 +77,18 @@ def check_submodel(config: MatViTConfig, submodel: Submodel) -> None:
             f"submodel {submodel} is for {len(submodel.widths)} blocks of {submodel.hidden_dim} "
             f"hidden units, this model has {config.depth} of {config.hidden_dim}"
         )
+
+
+def _count_macs(
+    config: MatViTConfig, widths: Sequence[int], attentions: int, img_size: int | None
+) -> int:
+    """Cost of the patch embedding, some attentions, and feed-forward networks of some widths."""
+    tokens, dim = config.tokens(img_size), config.embed_dim
+    patches = tokens - config.prefix_tokens
+    patch_embedding = patches * 3 * config.patch_size**2 * dim
+    attention = attentions * (4 * tokens * dim**2 + 2 * tokens**2 * dim)
+    feed_forward = 2 * tokens * dim * sum(widths)
+    return patch_embedding + attention + feed_forward
 
 
 def _stem_params(config: MatViTConfig) -> int:

@@ -86,14 +86,24 @@ def embed(
     chosen = encoder.submodel(submodel)
     dtype = resolve_precision(encoder.device, precision, len(pixels))
     parts = [np.empty((0, encoder.config.embed_dim), dtype=np.float32)]
-    with torch.inference_mode(), _autocast(encoder.device, dtype):
+    with torch.inference_mode(), precision_of(encoder.device, dtype):
         for start in range(0, len(pixels), batch_size):
             images = to_input(pixels[start : start + batch_size], encoder)
             parts.append(encoder.encode(images, chosen).float().cpu().numpy())
-    vectors = np.concatenate(parts)
+    return unit_vectors(np.concatenate(parts), encoder.name)
+
+
+def unit_vectors(
+    vectors: Float[ndarray, "images dim"], encoder_name: str
+) -> Float[ndarray, "images dim"]:
+    """Bring what an encoder returned to length one, exactly.
+
+    Raises:
+        ValueError: If a vector is not finite.
+    """
     if not np.isfinite(vectors).all():
         raise ValueError(
-            f"encoder {encoder.name} produced embeddings that are not finite; "
+            f"encoder {encoder_name} produced embeddings that are not finite; "
             "its weights are damaged or it needs precision='float32'"
         )
     # bfloat16 leaves the length off by up to 1 %; the index stores cosines.
@@ -163,5 +173,6 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast | nullcontext[None]:
+def precision_of(device: torch.device, dtype: torch.dtype) -> torch.autocast | nullcontext[None]:
+    """Return a context in which matrix products on `device` run in `dtype`."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
