@@ -18,6 +18,7 @@ from matvit.submodel import Granularity, Submodel
 from retrieval.frontier import ParetoFrontier
 from retrieval.ground_truth import GroundTruth, Wanted
 from retrieval.judge import Judge, Quality
+from retrieval.latency import describe_device
 from retrieval.metrics import retained, summarize
 from retrieval.operating_point import Conditions, OperatingPoint
 from retrieval.retriever import Retriever
@@ -192,7 +193,7 @@ def _conditions(retriever: Retriever, truth: GroundTruth, tally: _Tally) -> Cond
         unreadable=len(tally.failures),
         without_relevant=tally.without_relevant if truth.has_labels else None,
         in_index=tally.in_index,
-        device=_describe(encoder.device),
+        device=describe_device(encoder.device),
         precision=_describe_precision(encoder.device),
         weights=encoder.weights_fingerprint,
     )
@@ -204,10 +205,3 @@ def _describe_precision(device: torch.device) -> str:
         str(resolve_precision(device, images=count)).removeprefix("torch.") for count in (None, 1)
     )
     return many if many == one else f"{many}, single images {one}"
-
-
-def _describe(device: torch.device) -> str:
-    """Name the device; on a CPU the number of threads decides as much."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"

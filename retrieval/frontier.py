@@ -100,14 +100,21 @@ class ParetoFrontier:
             ValueError: If no budget is given, or nothing fits; then the message names the point
                 that comes closest. Also if milliseconds are asked for and were not measured.
         """
+        fitting = self.within(max_macs=max_macs, max_ms=max_ms)
+        return max(fitting, key=self.recall)  # the first of equals, and points are sorted by cost
+
+    def within(
+        self, *, max_macs: float | None = None, max_ms: float | None = None
+    ) -> ParetoFrontier:
+        """Return the points that fit into a budget, as a frontier of their own; see `best`."""
         if max_macs is None and max_ms is None:
             raise ValueError("a budget is needed: give max_macs, max_ms or both")
         fitting = self.points
         if max_macs is not None:
-            fitting = _within(fitting, max_macs, lambda point: point.macs, ",d", "MACs")
+            fitting = _within(fitting, max_macs / 1e9, lambda point: point.macs / 1e9, "GMACs")
         if max_ms is not None:
-            fitting = _within(fitting, max_ms, _latency_ms, ".3g", "ms")
-        return max(fitting, key=self.recall)  # the first of equals, and points are sorted by cost
+            fitting = _within(fitting, max_ms, _latency_ms, "ms")
+        return ParetoFrontier(fitting, metric=self.metric, conditions=self.conditions)
 
     def to_json(self) -> str:
         """Write metric, conditions and points as JSON text."""
@@ -164,7 +171,6 @@ def _within(
     points: tuple[OperatingPoint, ...],
     limit: float,
     cost: Callable[[OperatingPoint], float],
-    number: str,
     unit: str,
 ) -> tuple[OperatingPoint, ...]:
     """Keep the points that cost at most `limit`."""
@@ -172,8 +178,8 @@ def _within(
     if not fitting:
         nearest = min(points, key=cost)
         raise ValueError(
-            f"no submodel fits in {limit:,} {unit}; the nearest, {nearest.submodel}, "
-            f"needs {cost(nearest):{number}} {unit}"
+            f"no submodel fits in {limit:.4g} {unit}; the nearest, {nearest.submodel}, "
+            f"needs {cost(nearest):.4g} {unit}"
         )
     return fitting
 

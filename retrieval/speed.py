@@ -22,7 +22,7 @@ class Speed(NamedTuple):
     Attributes:
         latency_ms_p50: Median milliseconds of one image alone.
         latency_ms_p95: 95th percentile of the same.
-        images_per_s: Images per second, in batches.
+        images_per_s: Images per second, in batches; NaN if left out.
     """
 
     latency_ms_p50: float
@@ -36,6 +36,7 @@ def measure_speed(
     pixels: UInt8[np.ndarray, "images height width 3"],
     *,
     latency_queries: int,
+    batches: int = _BATCHES,
     progress: bool = False,
 ) -> list[Speed]:
     """Time the submodels on the same images, in turns.
@@ -48,6 +49,7 @@ def measure_speed(
         submodels: What to time.
         pixels: Images to embed, at least one. Throughput is that of all of them as one batch.
         latency_queries: Images embedded alone; those given are repeated if they are fewer.
+        batches: Times that all of them are embedded together; 0 leaves out the throughput.
         progress: Show a progress bar on stderr.
 
     Returns:
@@ -61,12 +63,12 @@ def measure_speed(
         place = turn % len(pixels)
         embed(encoder, pixels[place : place + 1], submodel)
 
-    turns = (_BATCHES + latency_queries) * len(submodels)
+    turns = (batches + latency_queries) * len(submodels)
     with tqdm(total=turns, desc="timing", unit="run", disable=not progress) as bar:
-        together = _time_in_turns(embed_all, submodels, _BATCHES, bar.update)
+        together = _time_in_turns(embed_all, submodels, batches, bar.update)
         alone = _time_in_turns(embed_one, submodels, latency_queries, bar.update)
     p50, p95 = 1000 * np.percentile(alone, [50, 95], axis=0)
-    per_second = len(pixels) / np.median(together, axis=0)
+    per_second = len(pixels) / np.median(together, axis=0) if batches else np.full(len(p50), np.nan)
     return [Speed(*map(float, row)) for row in zip(p50, p95, per_second, strict=True)]
 
 
@@ -77,7 +79,7 @@ def _time_in_turns(
     advance: Callable[[int], object],
 ) -> Float64[np.ndarray, "turns submodels"]:
     """Time `work` once per turn and submodel, in seconds."""
-    for submodel in submodels:
+    for submodel in submodels if turns else ():
         work(submodel, 0)  # the first call allocates memory, selects kernels and fills caches
     seconds = np.empty((turns, len(submodels)))
     for turn in range(turns):

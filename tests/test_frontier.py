@@ -165,7 +165,7 @@ def test_errors_name_the_nearest_point():
         ),
         (
             lambda: frontier.best(max_macs=399),
-            "no submodel fits in 399 MACs; the nearest, S, needs 400 MACs",
+            "no submodel fits in 3.99e-07 GMACs; the nearest, S, needs 4e-07 GMACs",
         ),
         (
             lambda: frontier.best(max_ms=1.5),

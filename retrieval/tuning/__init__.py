@@ -1,0 +1,1 @@
+"""Choosing submodels by what they retrieve from the user's own index."""

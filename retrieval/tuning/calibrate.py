@@ -1,0 +1,246 @@
+"""Setting the threshold of the per-query choice, so that little is lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from matvit.continued import added_macs
+from matvit.embed_each import embed_each
+from matvit.mix_n_match import trained_sizes
+from matvit.model import MatViT
+from matvit.submodel import Granularity, Submodel
+from retrieval import metrics
+from retrieval.escalation import RANKS, Escalation, Operation, confidence_of
+from retrieval.retriever import Retriever
+from retrieval.tuning.sample import Queries
+from retrieval.tuning.trial import find_scored, hits, whole
+
+_LEVELS = 41
+_TRIED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replies:
+    """What submodels answered to the same queries.
+
+    Attributes:
+        model: What they are cut from.
+        confidence: Of each submodel's answer, one value per query.
+        right: Whether its first hit is right, one value per query.
+    """
+
+    model: MatViT
+    confidence: Mapping[Submodel, Float[ndarray, " queries"]]
+    right: Mapping[Submodel, Float[ndarray, " queries"]]
+
+    @property
+    def queries(self) -> int:
+        """How many there are."""
+        return len(self.right[self.model.submodel()])
+
+    def operate(
+        self, ladder: Sequence[Submodel], thresholds: Sequence[float], level: float = math.nan
+    ) -> tuple[Operation, Float[ndarray, " queries"]]:
+        """Run an escalation on the replies.
+
+        Returns:
+            What it costs and keeps on average, and the loss of each query.
+        """
+        full = self.model.submodel()
+        macs = np.zeros(self.queries)
+        right = np.zeros(self.queries)
+        going = np.ones(self.queries, dtype=bool)
+        for rung, submodel in enumerate(ladder):
+            macs[going] += added_macs(self.model, submodel, ladder[:rung])
+            right[going] = self.right[submodel][going]
+            if rung < len(thresholds):
+                going &= self.confidence[submodel] < thresholds[rung]
+        lost = self.right[full] - right
+        operation = Operation(
+            level=level,
+            thresholds=tuple(map(float, thresholds)),
+            macs_fraction=float(macs.mean() / added_macs(self.model, full, [])),
+            lost=float(lost.mean()),
+        )
+        return operation, lost
+
+
+def reply(
+    retriever: Retriever, queries: Queries, submodels: Sequence[Submodel], *, uses_labels: bool
+) -> Replies:
+    """Ask the index with submodels, and with the full encoder.
+
+    Args:
+        retriever: A whole encoder and its index.
+        queries: What is asked. With labels, those that nothing is relevant to are left out.
+        submodels: What to ask with.
+        uses_labels: Whether right means a hit of the same label, and confidence may look at the
+            labels of the hits; else right means the full encoder's first hit.
+    """
+    model = whole(retriever)
+    full = model.submodel()
+    judged = queries
+    if uses_labels:
+        judged = queries.take(np.flatnonzero(queries.wanted.total > 0))
+    confidence, right, first = {}, {}, {}
+    labels = np.append(retriever.index.labels, -1)
+    for submodel, vectors in embed_each(model, judged.pixels, [full, *submodels]):
+        rows, scores = find_scored(retriever, vectors, judged, RANKS)
+        confidence[submodel] = confidence_of(scores, labels[rows] if uses_labels else None)
+        first[submodel] = rows
+        if uses_labels:
+            values = hits(retriever, rows, judged)
+            assert values is not None
+            right[submodel] = values
+    if not uses_labels:
+        right = {each: metrics.overlap(rows, first[full], 1) for each, rows in first.items()}
+    return Replies(model=model, confidence=confidence, right=right)
+
+
+def ladders(model: MatViT, extra: Sequence[Submodel] = ()) -> list[tuple[Submodel, ...]]:
+    """List escalations worth trying: from each start to full, directly or over a shared prefix.
+
+    Args:
+        model: A whole encoder.
+        extra: More submodels to start from than the trained sizes.
+    """
+    full, depth = model.submodel(), model.config.depth
+    starts = [
+        each for each in dict.fromkeys([*trained_sizes(model.config), *extra]) if each != full
+    ]
+    found: list[tuple[Submodel, ...]] = []
+    for start in starts:
+        found.append((start, full))
+        for kept in {depth // 2, 2 * depth // 3, depth - 1} - {0}:
+            wide = (Granularity.XL.width(full.hidden_dim),) * (depth - kept)
+            middle = Submodel((*start.widths[:kept], *wide), full.hidden_dim)
+            if middle not in (start, full):
+                found += [(start, middle), (start, middle, full)]
+    return list(dict.fromkeys(found))
+
+
+def calibrate(
+    selecting: Replies,
+    calibrating: Replies,
+    reporting: Replies,
+    candidates: Sequence[tuple[Submodel, ...]],
+    *,
+    uses_labels: bool,
+    max_loss: float,
+    certainty: float = 0.9,
+) -> Escalation | None:
+    """Find the escalation that costs least among those that certainly lose little.
+
+    The ladder and the order in which its thresholds are tried come from the selecting queries.
+    On the calibrating ones each threshold is then tested, from the most cautious on, against
+    losing more than `max_loss`, and the last one before the first that fails is taken. So with
+    probability `certainty` the loss, on queries like these, is at most `max_loss`.
+
+    Args:
+        selecting: Answers to choose the ladder by.
+        calibrating: Answers to other queries, to set its thresholds by.
+        reporting: Answers to yet others, to say what it is worth.
+        candidates: Ladders.
+        uses_labels: Whether confidence looks at labels.
+        max_loss: Share of right first hits that may be lost.
+        certainty: Of the bound, below 1.
+
+    Returns:
+        The escalation; None if none is certain to lose so little for less than the full encoder
+        costs.
+
+    References:
+        Learn then Test, section 3 (fixed sequence testing, with the central limit theorem's
+        p-values). https://arxiv.org/abs/2110.01052
+    """
+    if not 0 < max_loss < 1 or not 0.5 <= certainty < 1:
+        raise ValueError(
+            f"max_loss must be within 0..1 and certainty within 0.5..1, got {max_loss}, {certainty}"
+        )
+    each_certainty = 1 - (1 - certainty) / _TRIED  # several ladders may be tested
+    for ladder, operations in _promising(selecting, candidates, max_loss, each_certainty):
+        passed: Operation | None = None
+        for operation in operations:
+            _, lost = calibrating.operate(ladder, operation.thresholds)
+            if _upper_bound(lost, each_certainty) > max_loss:
+                break
+            passed = operation
+        if passed is not None and passed.macs_fraction < 1:
+            reported, _ = reporting.operate(ladder, passed.thresholds, passed.level)
+            return Escalation(
+                ladder=tuple(map(str, ladder)),
+                thresholds=passed.thresholds,
+                uses_labels=uses_labels,
+                max_loss=max_loss,
+                certainty=certainty,
+                calibrated_on=calibrating.queries,
+                reported=reported,
+                curve=tuple(
+                    reporting.operate(ladder, each.thresholds, each.level)[0]
+                    for each in curve(selecting, ladder)
+                ),
+            )
+    return None
+
+
+def curve(replies: Replies, ladder: Sequence[Submodel]) -> list[Operation]:
+    """Operate a ladder at every level of caution, from never to always going on."""
+    operations = []
+    for level in np.linspace(0, 1, _LEVELS):
+        thresholds = [_threshold(replies.confidence[each], level) for each in ladder[:-1]]
+        operations.append(replies.operate(ladder, thresholds, float(level))[0])
+    return operations
+
+
+def _promising(
+    replies: Replies,
+    candidates: Sequence[tuple[Submodel, ...]],
+    max_loss: float,
+    certainty: float,
+) -> Iterator[tuple[tuple[Submodel, ...], list[Operation]]]:
+    """Yield the ladders that look cheapest, with the thresholds to test, the safest first."""
+    ranked = []
+    for place, ladder in enumerate(candidates):
+        operations = curve(replies, ladder)
+        bounds = [
+            _upper_bound(replies.operate(ladder, each.thresholds)[1], certainty)
+            for each in operations
+        ]
+        safest = int(np.argmin(bounds))
+        sequence = operations[safest::-1]  # ever less cautious, and cheaper
+        good = [
+            each.macs_fraction
+            for each, bound in zip(sequence, bounds[safest::-1], strict=True)
+            if bound <= max_loss
+        ]
+        if good:
+            ranked.append((min(good), place, ladder, sequence))
+    for _, _, ladder, sequence in sorted(ranked, key=lambda item: item[:2])[:_TRIED]:
+        yield ladder, sequence
+
+
+def _threshold(confidence: Float[ndarray, " queries"], level: float) -> float:
+    """Confidence that a share of the queries does not reach; finite, as JSON needs it."""
+    if level <= 0:
+        return -1.0
+    if level >= 1:
+        return 1e9
+    finite = np.minimum(confidence, 1e6)
+    return float(np.quantile(finite, level))
+
+
+def _upper_bound(lost: Float[ndarray, " queries"], certainty: float) -> float:
+    """Upper confidence bound of the mean loss.
+
+    The term 1 / n keeps a few queries without any loss from proving too much.
+    """
+    count = len(lost)
+    error = float(lost.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
+    return float(lost.mean()) + NormalDist().inv_cdf(certainty) * error + 1 / count

@@ -1,0 +1,137 @@
+"""Ways to search the submodels of an encoder for those that keep the most retrieval."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from matvit.config import MatViTConfig
+from matvit.cost import count_macs
+from matvit.mix_n_match import mix_n_match, neighbouring_mixes, trained_sizes
+from matvit.submodel import Granularity, Submodel
+from retrieval.tuning.trial import Trial
+
+
+class Strategy(Protocol):
+    """Decides which submodels are worth asking an index with."""
+
+    def search(self, trial: Trial) -> None:
+        """Ask with submodels; the best of `trial.searched` are the outcome."""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+
+
+@dataclass(frozen=True)
+class TrainedSizes:
+    """Only the sizes that were trained in every block: S, M, L, XL."""
+
+    name: str = "trained"
+
+    def search(self, trial: Trial) -> None:
+        """Ask with the four."""
+        trial.ask(trained_sizes(trial.config))
+
+
+@dataclass(frozen=True)
+class PaperRule:
+    """Widths that never decrease with depth, in the smallest steps.
+
+    These are the trained sizes and the widening mixes of two neighbouring ones.
+
+    References:
+        MatFormer, section 3.3. https://arxiv.org/abs/2310.07707
+    """
+
+    name: str = "paper"
+
+    def search(self, trial: Trial) -> None:
+        """Ask with all of them: 19 for 6 blocks, 37 for 12."""
+        rule = [each for each in neighbouring_mixes(trial.config) if _widens(each)]
+        trial.ask([*trained_sizes(trial.config), *rule])
+
+
+@dataclass(frozen=True)
+class Monotone:
+    """All submodels that widen or narrow with depth: 164 for 6 blocks, 906 for 12."""
+
+    name: str = "monotone"
+
+    def search(self, trial: Trial) -> None:
+        """Ask with all of them."""
+        trial.ask(monotone(trial.config))
+
+
+@dataclass(frozen=True)
+class RandomMixes:
+    """Submodels drawn at random from all mixes of the four sizes, and the trained sizes."""
+
+    count: int = 40
+    seed: int = 0
+    name: str = "random"
+
+    def search(self, trial: Trial) -> None:
+        """Ask with as many as `count`."""
+        rng = random.Random(self.seed)  # noqa: S311 -- nothing here is secret
+        widths = _widths(trial.config)
+        drawn = [
+            Submodel(tuple(rng.choices(widths, k=trial.config.depth)), trial.config.hidden_dim)
+            for _ in range(self.count)
+        ]
+        trial.ask([*trained_sizes(trial.config), *drawn])
+
+
+@dataclass(frozen=True)
+class ByProxy:
+    """All monotone submodels embed the queries; those that stay closest to full ask the index."""
+
+    keep: int = 40
+    name: str = "proxy"
+
+    def search(self, trial: Trial) -> None:
+        """Embed with all, ask with the best for their cost."""
+        candidates = monotone(trial.config)
+        distortions = dict(zip(candidates, trial.distortions(candidates), strict=True))
+        chosen = sorted(candidates, key=lambda each: (_macs(trial, each), distortions[each]))
+        front, least = [], float("inf")
+        for each in chosen:
+            if distortions[each] < least:
+                front.append(each)
+                least = distortions[each]
+        trial.ask([*trained_sizes(trial.config), *spread(trial.config, front, self.keep)])
+
+
+def monotone(config: MatViTConfig) -> list[Submodel]:
+    """Return all submodels that widen or narrow with depth, cheapest first."""
+    widening = mix_n_match(config)
+    both = {*widening, *(Submodel(each.widths[::-1], each.hidden_dim) for each in widening)}
+    return sorted(both, key=lambda each: (count_macs(config, each), each.widths))
+
+
+def spread(config: MatViTConfig, submodels: Sequence[Submodel], limit: int) -> list[Submodel]:
+    """Keep at most `limit` submodels, evenly over the range of their cost."""
+    ordered = sorted(submodels, key=lambda each: (count_macs(config, each), each.widths))
+    if len(ordered) <= limit:
+        return ordered
+    low, high = (count_macs(config, each) for each in (ordered[0], ordered[-1]))
+    step = (high - low) / (limit - 1)
+    targets = [low + step * number for number in range(limit)]
+    nearest = {
+        min(ordered, key=lambda each: abs(count_macs(config, each) - target)) for target in targets
+    }
+    return [each for each in ordered if each in nearest]
+
+
+def _widens(submodel: Submodel) -> bool:
+    return list(submodel.widths) == sorted(submodel.widths)
+
+
+def _widths(config: MatViTConfig) -> list[int]:
+    return [size.width(config.hidden_dim) for size in Granularity]
+
+
+def _macs(trial: Trial, submodel: Submodel) -> int:
+    return count_macs(trial.config, submodel)

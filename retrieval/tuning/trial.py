@@ -1,0 +1,175 @@
+"""Asking a set of queries with one submodel after the other, and remembering what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+
+from matvit.config import MatViTConfig
+from matvit.cost import count_macs
+from matvit.embed import embed
+from matvit.embed_each import embed_each
+from matvit.model import MatViT
+from matvit.submodel import Submodel
+from retrieval import metrics
+from retrieval.retriever import Retriever
+from retrieval.tuning.sample import Queries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a submodel keeps of the full encoder's search.
+
+    Attributes:
+        distortion: Mean of 1 - cosine between its vector of a query and the full encoder's.
+        overlap: Mean share of the full encoder's top k that it finds too; None if only embedded.
+        hit_rate: Share of queries whose first hit has their label; None without labels or if only
+            embedded.
+    """
+
+    distortion: float
+    overlap: float | None = None
+    hit_rate: float | None = None
+
+
+class Trial:
+    """Queries, the full encoder's answers to them, and what submodels keep of those.
+
+    Nothing is measured twice.
+
+    Args:
+        retriever: A whole encoder and its index.
+        queries: What is asked, at least one.
+        k: Hits that the overlap looks at.
+        known: What was measured before, on the same queries.
+        on_progress: Called after every submodel that was measured.
+
+    Attributes:
+        scores: What is known, by submodel.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        queries: Queries,
+        k: int = 10,
+        *,
+        known: Mapping[Submodel, Score] | None = None,
+        on_progress: Callable[[], object] | None = None,
+    ) -> None:
+        self._model = whole(retriever)
+        self._retriever, self._queries, self._k = retriever, queries, k
+        self._on_progress = on_progress
+        self.scores: dict[Submodel, Score] = dict(known or {})
+        self._full = embed(self._model, queries.pixels)
+        self._reference = find(retriever, self._full, queries, k)
+
+    @property
+    def config(self) -> MatViTConfig:
+        """The model that submodels are cut from."""
+        return self._model.config
+
+    @property
+    def searched(self) -> dict[Submodel, Score]:
+        """Submodels that have asked the index, cheapest first."""
+        asked = [each for each, score in self.scores.items() if score.overlap is not None]
+        asked.sort(key=lambda each: (count_macs(self.config, each), each.widths))
+        return {submodel: self.scores[submodel] for submodel in asked}
+
+    def distortions(self, submodels: Iterable[Submodel]) -> list[float]:
+        """Embed the queries with submodels, without asking the index.
+
+        Returns:
+            Mean of 1 - cosine with the full encoder's vectors, of each.
+        """
+        wanted = list(submodels)
+        for submodel, vectors in self._embed(wanted, lambda _: True):
+            self.scores[submodel] = Score(distortion=self._distortion(vectors))
+        return [self.scores[submodel].distortion for submodel in wanted]
+
+    def ask(self, submodels: Iterable[Submodel]) -> list[Score]:
+        """Ask the index with submodels."""
+        wanted = list(submodels)
+        for submodel, vectors in self._embed(wanted, lambda score: score.overlap is not None):
+            rows = find(self._retriever, vectors, self._queries, self._k)
+            self.scores[submodel] = Score(
+                distortion=self._distortion(vectors),
+                overlap=metrics.summarize(metrics.overlap(rows, self._reference, self._k)).mean,
+                hit_rate=self._hit_rate(rows),
+            )
+        return [self.scores[submodel] for submodel in wanted]
+
+    def _embed(
+        self, submodels: list[Submodel], is_enough: Callable[[Score], bool]
+    ) -> Iterable[tuple[Submodel, Float32[ndarray, "queries dim"]]]:
+        """Embed with those of which not enough is known."""
+        missing = [
+            each
+            for each in submodels
+            if each not in self.scores or not is_enough(self.scores[each])
+        ]
+        for pair in embed_each(self._model, self._queries.pixels, missing):
+            yield pair
+            if self._on_progress is not None:
+                self._on_progress()
+
+    def _distortion(self, vectors: Float32[ndarray, "queries dim"]) -> float:
+        return float(1 - (vectors * self._full).sum(axis=1).mean())
+
+    def _hit_rate(self, rows: Int64[ndarray, "queries k"]) -> float | None:
+        values = hits(self._retriever, rows, self._queries)
+        return None if values is None else metrics.summarize(values).mean
+
+
+def whole(retriever: Retriever) -> MatViT:
+    """Return the encoder of a retriever if it is a whole one.
+
+    Raises:
+        ValueError: If it is an extracted submodel, of which nothing can be cut.
+    """
+    encoder = retriever.encoder
+    if not isinstance(encoder, MatViT):
+        raise ValueError(
+            f"{encoder.name} is only the extracted submodel {encoder.submodel(None)}; "
+            "choosing among submodels needs the whole encoder"
+        )
+    return encoder
+
+
+def find(
+    retriever: Retriever, vectors: Float32[ndarray, "queries dim"], queries: Queries, k: int
+) -> Int64[ndarray, "queries k"]:
+    """Rows of the index that queries find, themselves left out; -1 where there are fewer."""
+    return find_scored(retriever, vectors, queries, k)[0]
+
+
+def find_scored(
+    retriever: Retriever, vectors: Float32[ndarray, "queries dim"], queries: Queries, k: int
+) -> tuple[Int64[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
+    """Rows that queries find and their scores, -inf where there are fewer; see `find`."""
+    own = queries.wanted.own
+    ids, scores = retriever.search_vectors(vectors, k + own.shape[1])
+    found = retriever.index.rows_of(ids)
+    rows = metrics.drop_self(found, own)
+    kept = np.where((found[:, :, None] == own[:, None, :]).any(axis=2), -np.inf, scores)
+    ordered = -np.sort(-kept, axis=1)  # what was dropped moves to the end, as in `rows`
+    missing = ((0, 0), (0, max(0, k - rows.shape[1])))
+    return (
+        np.pad(rows[:, :k], missing, constant_values=-1),
+        np.pad(ordered[:, :k], missing, constant_values=-np.inf).astype(np.float32),
+    )
+
+
+def hits(
+    retriever: Retriever, rows: Int64[ndarray, "queries k"], queries: Queries
+) -> Float32[ndarray, " queries"] | None:
+    """Whether the first hit of each query has its label, NaN for none; None without labels."""
+    wanted = queries.wanted
+    if not (wanted.total > 0).any():
+        return None
+    labels = np.append(retriever.index.labels, -1)
+    return metrics.hit_rate(metrics.relevance(labels[rows], wanted.labels), wanted.total, 1)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+
+from retrieval.budget import Budget, choose
+from retrieval.frontier import ParetoFrontier
+from retrieval.operating_point import OperatingPoint
+
+MACS = {"S": 1_000_000_000, "M": 2_000_000_000, "L": 3_000_000_000, "XL": 4_000_000_000}
+OVERLAP = {"S": 0.7, "M": 0.8, "L": 0.75, "XL": 1.0}
+MS = {"S": 5.0, "M": 9.0, "L": 6.0, "XL": 12.0}
+
+
+@pytest.fixture
+def frontier():
+    return ParetoFrontier(
+        OperatingPoint(
+            submodel=name, macs=macs, macs_fraction=macs / MACS["XL"], params=1, queries=10, k=10,
+            overlap_at_k=OVERLAP[name],
+        )
+        for name, macs in MACS.items()
+    )  # fmt: skip
+
+
+def measured(names):
+    return {name: MS[name] for name in names}
+
+
+def unmeasured(names):
+    raise AssertionError("nobody asked for milliseconds")
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        ({"max_gmacs": 1.0}, "S"),
+        ({"max_gmacs": 3.5}, "M"),  # L costs more and finds less
+        ({"max_gmacs": 100}, "XL"),
+        ({"max_ms": 8.0}, "L"),  # fits and finds more than S, though not on the frontier of MACs
+        ({"max_ms": 5.0}, "S"),
+        ({"max_ms": 50, "max_gmacs": 2.5}, "M"),
+        ({"min_recall": 0.0}, "S"),
+        ({"min_recall": 0.75}, "M"),
+        ({"min_recall": 0.75, "max_ms": 7}, "L"),
+        ({"min_recall": 0.9, "max_gmacs": 4}, "XL"),
+    ],
+)
+def test_a_budget_buys_the_best_and_a_recall_costs_the_least(frontier, budget, expected):
+    measure = measured if "max_ms" in budget else unmeasured
+    assert choose(frontier, Budget(**budget), measure).submodel == expected
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"max_gmacs": 0.5}, r"no submodel fits in 0.5 GMACs; the nearest, S, needs 1 GMACs"),
+        ({"max_ms": 2}, r"no submodel fits in 2 ms; the nearest, S, needs 5 ms"),
+        ({"min_recall": 0.9, "max_ms": 9}, r"reaches overlap@10 0.9; the best, M, reaches 0.8000"),
+    ],
+)
+def test_a_budget_that_nothing_meets_names_the_nearest(frontier, budget, message):
+    with pytest.raises(ValueError, match=message):
+        choose(frontier, Budget(**budget), measured)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({}, "a budget is needed: give max_gmacs, max_ms or min_recall"),
+        ({"max_gmacs": 0}, "max_gmacs must be a number above 0, got 0"),
+        ({"max_ms": float("nan")}, "max_ms must be a number above 0, got nan"),
+        ({"min_recall": 1.5}, r"min_recall must be within 0..1, got 1.5"),
+    ],
+)
+def test_a_budget_out_of_range_is_refused(budget, message):
+    with pytest.raises(ValueError, match=message):
+        Budget(**budget)

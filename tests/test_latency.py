@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from matvit.config import MatViTConfig
+from matvit.model import MatViT
+from retrieval import latency
+from retrieval.latency import measured_ms
+from retrieval.speed import Speed
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "matvit"
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Replace the clock by a table: as many milliseconds as hidden units. Lists what was timed."""
+    asked = []
+
+    def measure(encoder, submodels, pixels, **options):
+        asked.append([str(each) for each in submodels])
+        return [Speed(float(sum(each.widths)), 0.0, 0.0) for each in submodels]
+
+    monkeypatch.setattr(latency, "measure_speed", measure)
+    return asked
+
+
+def sizes(model, *names):
+    return [model.submodel(name) for name in names]
+
+
+def test_what_was_measured_is_not_measured_again(tiny_model, cache, timed):
+    assert measured_ms(tiny_model, sizes(tiny_model, "S", "XL")) == {"S": 16.0, "XL": 128.0}
+    assert measured_ms(tiny_model, sizes(tiny_model, "XL", "M")) == {"XL": 128.0, "M": 32.0}
+    assert timed == [["S", "XL"], ["M"]]
+    measured_ms(tiny_model, sizes(tiny_model, "M", "S"), again=True)
+    assert timed[2:] == [["M", "S"]]
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_other_weights_and_other_threads_are_measured_by_themselves(tiny_model, cache, timed):
+    measured_ms(tiny_model, sizes(tiny_model, "S"))
+    torch.manual_seed(1)
+    other = MatViT(tiny_model.config, tiny_model.preprocess, tiny_model.name)
+    measured_ms(other, sizes(other, "S"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        measured_ms(tiny_model, sizes(tiny_model, "S"))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(timed) == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"conditions": {}, "milliseconds": {"S": 1}}',
+        "KEY",
+        "NEGATIVE",
+    ],
+)
+def test_a_memory_that_is_damaged_or_foreign_is_measured_anew(tiny_model, cache, timed, text):
+    measured_ms(tiny_model, sizes(tiny_model, "S"))
+    (file,) = cache.iterdir()
+    stored = json.loads(file.read_text())
+    if text == "KEY":
+        text = json.dumps({**stored, "milliseconds": [1]})
+    elif text == "NEGATIVE":
+        text = json.dumps({**stored, "milliseconds": {"S": -1.0}})
+    file.write_text(text)
+    assert measured_ms(tiny_model, sizes(tiny_model, "S")) == {"S": 16.0}
+    assert len(timed) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tiny_model, tmp_path, monkeypatch, timed):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert measured_ms(tiny_model, sizes(tiny_model, "S")) == {"S": 16.0}
+    assert measured_ms(tiny_model, sizes(tiny_model, "S")) == {"S": 16.0}
+    assert len(timed) == 2
+
+
+def test_the_real_clock_says_something(cache):
+    config = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2)
+    model = MatViT(config)
+    (ms,) = measured_ms(model, [model.submodel("S")]).values()
+    assert 0 < ms < 10_000
