@@ -35,11 +35,12 @@ from app.options import (
     IndexArgument,
     JsonOption,
     bad_usage,
+    choose,
     exit_with_failures,
     load,
     open_retriever,
-    resolve,
 )
+from app.tune_cli import tune
 
 cli = typer.Typer(
     help="Image search: embed the database once with the full encoder, ask it with smaller ones.",
@@ -87,16 +88,31 @@ def search(
     index: IndexArgument,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images to ask with.")],
     submodel: Annotated[
-        str | None, typer.Option(help="S, M, L, XL, or per block: 4xS,2xXL [default: XL].")
+        str | None,
+        typer.Option(
+            help="S, M, L, XL, per block as in 4xS,2xXL, or auto: as large as needed [default: XL]."
+        ),
     ] = None,
     k: HitsOption = 10,
+    max_gmacs: Annotated[
+        float | None, typer.Option(help="Instead of a submodel: most compute per query.")
+    ] = None,
+    max_ms: Annotated[
+        float | None, typer.Option(help="Instead of a submodel: most time to encode a query here.")
+    ] = None,
+    min_recall: Annotated[
+        float | None, typer.Option(help="Instead of a submodel: least recall, 0 to 1.")
+    ] = None,
     encoder: EncoderOption = None,
     device: DeviceOption = Device.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the images most similar to each query, encoded by a submodel of your choice."""
+    """Find the images most similar to each query, encoded by a submodel of your choice.
+
+    A budget, or auto, chooses among the submodels that `matvit tune INDEX` measured.
+    """
     retriever = open_retriever(index, encoder, device)
-    chosen = resolve(retriever.encoder, submodel)
+    chosen = choose(retriever, submodel, max_gmacs, max_ms, min_recall)
     retriever.warm_up(chosen)
     failed = 0
     for image in images:
@@ -112,7 +128,8 @@ def search(
             show_json(hits.to_dict())
             continue
         show(
-            f"{image}  [{hits.submodel}: {hits.macs / 1e9:.3f} GMACs, "
+            f"{image}  [{' -> '.join(step.submodel for step in hits.steps) or hits.submodel}: "
+            f"{hits.macs / 1e9:.3f} GMACs, "
             f"{hits.encode_ms:.1f} ms + {hits.search_ms:.1f} ms]"
         )
         for hit in hits:
@@ -204,8 +221,8 @@ def app(
     raise typer.Exit(done.returncode)
 
 
-for make_encoder in (train, extract, convert):
-    cli.command()(make_encoder)
+for command in (tune, train, extract, convert):
+    cli.command()(command)
 
 
 def main() -> None:

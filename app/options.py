@@ -72,6 +72,33 @@ def resolve(encoder: Encoder, text: str | None) -> Submodel:
         bad_usage(error)
 
 
+def choose(
+    retriever: Retriever,
+    submodel: str | None,
+    max_gmacs: float | None = None,
+    max_ms: float | None = None,
+    min_recall: float | None = None,
+) -> Submodel | str:
+    """Read a submodel as typed, or pick one for a budget; `auto` stays what it is."""
+    from retrieval.budget import Budget
+    from retrieval.escalation import AUTO
+
+    budget = {"max_gmacs": max_gmacs, "max_ms": max_ms, "min_recall": min_recall}
+    budgeted = any(value is not None for value in budget.values())
+    try:
+        if budgeted and submodel is not None:
+            raise ValueError("give --submodel or a budget (--max-gmacs ...), not both")
+        if budgeted:
+            Budget(**budget)
+        elif submodel != AUTO:
+            return retriever.encoder.submodel(submodel)
+    except ValueError as error:
+        bad_usage(error)
+    if note := retriever.tuning_note:
+        say(f"note: {note}")
+    return retriever.choose(**budget) if budgeted else AUTO
+
+
 def load_whole_for(index: ImageIndex, encoder: str | None, device: Device) -> MatViT:
     """Load the whole encoder that built an index, to add to it."""
     from app.opening import encoder_name_for

@@ -194,12 +194,12 @@ def _conditions(retriever: Retriever, truth: GroundTruth, tally: _Tally) -> Cond
         without_relevant=tally.without_relevant if truth.has_labels else None,
         in_index=tally.in_index,
         device=describe_device(encoder.device),
-        precision=_describe_precision(encoder.device),
+        precision=describe_precision(encoder.device),
         weights=encoder.weights_fingerprint,
     )
 
 
-def _describe_precision(device: torch.device) -> str:
+def describe_precision(device: torch.device) -> str:
     """Name the format of matrix products; single images may have one of their own."""
     many, one = (
         str(resolve_precision(device, images=count)).removeprefix("torch.") for count in (None, 1)

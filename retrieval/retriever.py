@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from time import perf_counter
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 
-from indexing import ImageIndex
+from indexing import Corpus, ImageIndex
 from matvit.cost import count_macs
 from matvit.embed import Encoder, embed
 from matvit.preprocess import ImageLike
 from matvit.submodel import Granularity, Submodel
+from retrieval.escalation import AUTO, Step
+
+if TYPE_CHECKING:
+    from retrieval.tuning.record import Tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,8 @@ class Hits(Sequence[Hit]):
         encode_ms: Milliseconds to embed the decoded query; in a batch, each query's share.
         search_ms: Milliseconds to search the index; in a batch, each query's share.
         hits: The hits.
+        steps: Of a query that chose for itself, the submodels it was asked with; the last one
+            answered, and `macs`, `encode_ms` and `search_ms` are sums over them. Empty otherwise.
     """
 
     query: str | None
@@ -56,6 +63,7 @@ class Hits(Sequence[Hit]):
     encode_ms: float
     search_ms: float
     hits: tuple[Hit, ...]
+    steps: tuple[Step, ...] = ()
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -68,17 +76,24 @@ class Hits(Sequence[Hit]):
         return self.hits[index]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, in the stable shape of `matvit search --json`."""
+        """Return plain JSON values, in the stable shape of `matvit search --json`.
+
+        `steps` is there only if the query chose for itself.
+        """
         values = asdict(self)
         for hit in values["hits"]:
             del hit["label"]
-        return {**values, "hits": list(values["hits"])}
+        steps = [
+            {**step, "confidence": step["confidence"] if isfinite(step["confidence"]) else None}
+            for step in values.pop("steps")
+        ]
+        return {**values, "hits": list(values["hits"]), **({"steps": steps} if steps else {})}
 
 
 class Retriever:
     """An index and the encoder that asks it.
 
-    Holds no state of its own, so threads can search with different submodels at once.
+    Threads can search with different submodels at once.
 
     Args:
         encoder: The encoder that built the index, or a submodel extracted from it.
@@ -92,38 +107,65 @@ class Retriever:
         index.check_encoder(encoder)
         self.encoder = encoder
         self.index = index
+        self._read_tuning: tuple[object, Tuning | None] | None = None
 
     def search(
-        self, image: ImageLike, submodel: Submodel | Granularity | str | None = None, k: int = 10
+        self,
+        image: ImageLike,
+        submodel: Submodel | Granularity | str | None = None,
+        k: int = 10,
+        *,
+        max_gmacs: float | None = None,
+        max_ms: float | None = None,
+        min_recall: float | None = None,
     ) -> Hits:
         """Find the k most similar images; see `search_batch`."""
-        return self.search_batch([image], submodel, k)[0]
+        return self.search_batch(
+            [image], submodel, k, max_gmacs=max_gmacs, max_ms=max_ms, min_recall=min_recall
+        )[0]
 
     def search_batch(
         self,
         images: Sequence[ImageLike],
         submodel: Submodel | Granularity | str | None = None,
         k: int = 10,
+        *,
+        max_gmacs: float | None = None,
+        max_ms: float | None = None,
+        min_recall: float | None = None,
     ) -> list[Hits]:
         """Find the k most similar images of each query, all embedded together.
 
         Args:
             images: Paths, bytes of image files, or Pillow images.
             submodel: What embeds the queries, such as `"S"` or `"4xS,2xXL"`; None for the full
-                encoder.
+                encoder. With `"auto"` each query starts small and goes on if it is not sure.
             k: Hits per query; an index with fewer images returns all it has.
+            max_gmacs: Instead of a submodel, a budget; see `choose`.
+            max_ms: The same.
+            min_recall: The same.
 
         Returns:
             One answer per query, in order.
 
         Raises:
             FileNotFoundError: If there is no file at a path.
-            ValueError: If an image cannot be read, the submodel is not one of the encoder's, or
-                k is below 1.
+            ValueError: If an image cannot be read, the submodel is not one of the encoder's, k is
+                below 1, both a submodel and a budget are given, nothing meets the budget, or the
+                index was never tuned and a budget or `"auto"` needs it.
             IndexMismatchError: If the encoder has changed since the index was built.
         """
         # Training or loading can change the weights under a retriever; checking is cheap.
         self.index.check_encoder(self.encoder)
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        budget = (max_gmacs, max_ms, min_recall)
+        if budget != (None, None, None):
+            if submodel is not None:
+                raise ValueError(f"give a submodel or a budget, not both; got {submodel} and one")
+            submodel = self.choose(*budget)
+        if isinstance(submodel, str) and submodel == AUTO:
+            return self._search_auto(images, k)
         chosen = self.encoder.submodel(submodel)
         if not images:
             return []
@@ -145,6 +187,67 @@ class Retriever:
             for image, *answer in zip(images, ids, scores, strict=True)
         ]
 
+    def choose(
+        self,
+        max_gmacs: float | None = None,
+        max_ms: float | None = None,
+        min_recall: float | None = None,
+    ) -> Submodel:
+        """Pick a submodel by a budget, from what `tune` measured on this index.
+
+        Args:
+            max_gmacs: Billions of multiply-accumulates that embedding a query may cost.
+            max_ms: Milliseconds that embedding one query may take at the median on this machine;
+                measured at the first call and remembered.
+            min_recall: What must be kept, of retained hit rate if the index has labels, else of
+                the overlap; then the cheapest that keeps it is picked, else the best that fits.
+
+        Raises:
+            ValueError: If the index was never tuned with this encoder, nothing meets the budget
+                (the message names the nearest), or it is out of range.
+        """
+        from retrieval.budget import Budget, choose
+        from retrieval.latency import measured_ms
+
+        budget = Budget(max_gmacs=max_gmacs, max_ms=max_ms, min_recall=min_recall)
+
+        def here(names: Sequence[str]) -> dict[str, float]:
+            return measured_ms(self.encoder, [self.encoder.submodel(name) for name in names])
+
+        return self.encoder.submodel(choose(self._tuned().frontier, budget, here).submodel)
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """What `tune` found out about this index; None if it was never tuned with this encoder.
+
+        Raises:
+            ValueError: If it is stored but damaged.
+        """
+        from retrieval.tuning.record import FILE, read_tuning
+
+        try:
+            found = (self.index.path / FILE).stat()
+        except FileNotFoundError:
+            return None
+        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+        if self._read_tuning is None or self._read_tuning[0] != stamp:
+            self._read_tuning = (stamp, read_tuning(self.index.path, self.encoder))
+        return self._read_tuning[1]
+
+    @property
+    def tuning_note(self) -> str | None:
+        """How the index has changed since it was tuned, in one sentence; None if it has not."""
+        from retrieval.tuning.record import TunedFor
+
+        tuning = self.tuning
+        return None if tuning is None else tuning.note(TunedFor.of(self.index, self.encoder))
+
+    def tune(self, queries: Corpus | None = None, **settings: Any) -> Tuning:  # noqa: ANN401
+        """Measure which submodels are worth asking with; see `retrieval.tuning.tune.tune`."""
+        from retrieval.tuning.tune import tune
+
+        return tune(self, queries, **settings)
+
     def warm_up(self, submodel: Submodel | Granularity | str | None = None) -> None:
         """Search once for nothing: the first search allocates memory and loads kernels."""
         self.search(Image.new("RGB", (64, 64)), submodel, k=1)
@@ -161,6 +264,50 @@ class Retriever:
             ValueError: If k is below 1, or the vectors have another dimension than the index.
         """
         return self.index.search(vectors, k)
+
+    def _tuned(self) -> Tuning:
+        tuning = self.tuning
+        if tuning is None:
+            raise ValueError(
+                f"{self.index.path} was never tuned with encoder {self.encoder.name}; "
+                f"run `matvit tune {self.index.path}` first, or name a submodel"
+            )
+        return tuning
+
+    def _search_auto(self, images: Sequence[ImageLike], k: int) -> list[Hits]:
+        """Let each query choose; see `retrieval.escalation`."""
+        from retrieval.escalation import RANKS, escalate
+        from retrieval.tuning.trial import whole
+
+        model, escalation = whole(self), self._tuned().escalation
+        if escalation is None:
+            raise ValueError(
+                f"tuning {self.index.path} found no per-query choice worth making; name a "
+                "submodel or a budget, or tune with a larger max_loss"
+            )
+        if not images:
+            return []
+        answers = escalate(
+            escalation,
+            model,
+            self._decode(images),
+            lambda vectors: self.search_vectors(vectors, max(k, RANKS)),
+            (lambda ids: self.index.labels[self.index.rows_of(ids)])
+            if self.index.class_names
+            else None,
+        )
+        return [
+            Hits(
+                query=_name(image),
+                submodel=answer.steps[-1].submodel,
+                macs=sum(step.macs for step in answer.steps),
+                encode_ms=sum(step.encode_ms for step in answer.steps),
+                search_ms=sum(step.search_ms for step in answer.steps),
+                hits=self._hits(answer.ids[:k], answer.scores[:k]),
+                steps=answer.steps,
+            )
+            for image, answer in zip(images, answers, strict=True)
+        ]
 
     def _decode(self, images: Sequence[ImageLike]) -> UInt8[np.ndarray, "images height width 3"]:
         """Decode queries as the corpus was decoded."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -19,8 +19,10 @@ from matvit.submodel import Granularity, Submodel
 from retrieval import metrics
 from retrieval.escalation import RANKS, Escalation, Operation, confidence_of
 from retrieval.retriever import Retriever
-from retrieval.tuning.sample import Queries
+from retrieval.tuning.sample import Queries, Sample
 from retrieval.tuning.trial import find_scored, hits, whole
+
+Ladder = tuple[Submodel, ...]
 
 _LEVELS = 41
 _TRIED = 3
@@ -104,7 +106,7 @@ def reply(
     return Replies(model=model, confidence=confidence, right=right)
 
 
-def ladders(model: MatViT, extra: Sequence[Submodel] = ()) -> list[tuple[Submodel, ...]]:
+def ladders(model: MatViT, extra: Sequence[Submodel] = ()) -> list[Ladder]:
     """List escalations worth trying: from each start to full, directly or over a shared prefix.
 
     Args:
@@ -115,7 +117,7 @@ def ladders(model: MatViT, extra: Sequence[Submodel] = ()) -> list[tuple[Submode
     starts = [
         each for each in dict.fromkeys([*trained_sizes(model.config), *extra]) if each != full
     ]
-    found: list[tuple[Submodel, ...]] = []
+    found: list[Ladder] = []
     for start in starts:
         found.append((start, full))
         for kept in {depth // 2, 2 * depth // 3, depth - 1} - {0}:
@@ -127,12 +129,10 @@ def ladders(model: MatViT, extra: Sequence[Submodel] = ()) -> list[tuple[Submode
 
 
 def calibrate(
-    selecting: Replies,
-    calibrating: Replies,
-    reporting: Replies,
-    candidates: Sequence[tuple[Submodel, ...]],
+    ask: Callable[[Queries, Sequence[Submodel]], Replies],
+    sample: Sample,
+    candidates: Sequence[Ladder],
     *,
-    uses_labels: bool,
     max_loss: float,
     certainty: float = 0.9,
 ) -> Escalation | None:
@@ -144,11 +144,10 @@ def calibrate(
     probability `certainty` the loss, on queries like these, is at most `max_loss`.
 
     Args:
-        selecting: Answers to choose the ladder by.
-        calibrating: Answers to other queries, to set its thresholds by.
-        reporting: Answers to yet others, to say what it is worth.
+        ask: Asks queries with submodels; see `reply`.
+        sample: Queries to choose the ladder by, others to set its thresholds by, and yet others to
+            say what it is worth. If they have labels, confidence looks at labels.
         candidates: Ladders.
-        uses_labels: Whether confidence looks at labels.
         max_loss: Share of right first hits that may be lost.
         certainty: Of the bound, below 1.
 
@@ -165,29 +164,53 @@ def calibrate(
             f"max_loss must be within 0..1 and certainty within 0.5..1, got {max_loss}, {certainty}"
         )
     each_certainty = 1 - (1 - certainty) / _TRIED  # several ladders may be tested
-    for ladder, operations in _promising(selecting, candidates, max_loss, each_certainty):
-        passed: Operation | None = None
-        for operation in operations:
-            _, lost = calibrating.operate(ladder, operation.thresholds)
-            if _upper_bound(lost, each_certainty) > max_loss:
-                break
-            passed = operation
-        if passed is not None and passed.macs_fraction < 1:
-            reported, _ = reporting.operate(ladder, passed.thresholds, passed.level)
-            return Escalation(
-                ladder=tuple(map(str, ladder)),
-                thresholds=passed.thresholds,
-                uses_labels=uses_labels,
-                max_loss=max_loss,
-                certainty=certainty,
-                calibrated_on=calibrating.queries,
-                reported=reported,
-                curve=tuple(
-                    reporting.operate(ladder, each.thresholds, each.level)[0]
-                    for each in curve(selecting, ladder)
-                ),
-            )
+    selecting = ask(sample.selecting, _rungs(candidates))
+    promising = _promising(selecting, candidates, max_loss, each_certainty)
+    if not promising:
+        return None
+    rungs = _rungs([ladder for ladder, _ in promising])
+    calibrating, reporting = (ask(part, rungs) for part in (sample.calibrating, sample.reporting))
+    for ladder, operations in promising:
+        passed = _test(calibrating, ladder, operations, max_loss, each_certainty)
+        if passed is None or passed.macs_fraction >= 1:
+            continue
+        reported, _ = reporting.operate(ladder, passed.thresholds, passed.level)
+        every = [
+            reporting.operate(ladder, each.thresholds, each.level)[0]
+            for each in curve(selecting, ladder)
+        ]
+        return Escalation(
+            ladder=tuple(map(str, ladder)),
+            thresholds=passed.thresholds,
+            uses_labels=sample.has_labels,
+            max_loss=max_loss,
+            certainty=certainty,
+            calibrated_on=calibrating.queries,
+            reported=reported,
+            curve=tuple(every),
+        )
     return None
+
+
+def _test(
+    replies: Replies,
+    ladder: Ladder,
+    operations: Sequence[Operation],
+    max_loss: float,
+    certainty: float,
+) -> Operation | None:
+    """Return the last operation before the first that may lose too much, as `replies` have it."""
+    passed = None
+    for each in operations:
+        measured, lost = replies.operate(ladder, each.thresholds, each.level)
+        if _upper_bound(lost, certainty) > max_loss:
+            break
+        passed = measured
+    return passed
+
+
+def _rungs(candidates: Sequence[Ladder]) -> list[Submodel]:
+    return list(dict.fromkeys(submodel for ladder in candidates for submodel in ladder))
 
 
 def curve(replies: Replies, ladder: Sequence[Submodel]) -> list[Operation]:
@@ -201,11 +224,11 @@ def curve(replies: Replies, ladder: Sequence[Submodel]) -> list[Operation]:
 
 def _promising(
     replies: Replies,
-    candidates: Sequence[tuple[Submodel, ...]],
+    candidates: Sequence[Ladder],
     max_loss: float,
     certainty: float,
-) -> Iterator[tuple[tuple[Submodel, ...], list[Operation]]]:
-    """Yield the ladders that look cheapest, with the thresholds to test, the safest first."""
+) -> list[tuple[Ladder, list[Operation]]]:
+    """Return the ladders that look cheapest, with the thresholds to test, the safest first."""
     ranked = []
     for place, ladder in enumerate(candidates):
         operations = curve(replies, ladder)
@@ -222,8 +245,8 @@ def _promising(
         ]
         if good:
             ranked.append((min(good), place, ladder, sequence))
-    for _, _, ladder, sequence in sorted(ranked, key=lambda item: item[:2])[:_TRIED]:
-        yield ladder, sequence
+    best = sorted(ranked, key=lambda item: item[:2])[:_TRIED]
+    return [(ladder, sequence) for _, _, ladder, sequence in best]
 
 
 def _threshold(confidence: Float[ndarray, " queries"], level: float) -> float:

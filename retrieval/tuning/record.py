@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from retrieval.escalation import Escalation
-
 from indexing import ImageIndex
 from indexing.storage import write_atomically
 from matvit.embed import Encoder
+from retrieval.escalation import Escalation
 from retrieval.frontier import ParetoFrontier
 from retrieval.operating_point import OperatingPoint
 

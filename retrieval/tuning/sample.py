@@ -16,7 +16,7 @@ from matvit.preprocess import Preprocess
 from retrieval.ground_truth import GroundTruth, Wanted
 from retrieval.retriever import Retriever
 
-FEWEST = 30
+FEWEST = 40
 """Queries below which nothing can be said."""
 _LARGEST_CROP = 0.15
 _BRIGHTNESS = 0.1
@@ -67,9 +67,11 @@ class Sample:
 
 
 def draw_sample(
-    retriever: Retriever, queries: Corpus | None = None, *, size: int = 1500, seed: int = 0
+    retriever: Retriever, queries: Corpus | None = None, *, size: int = 2000, seed: int = 0
 ) -> Sample:
     """Draw queries at random, decode them, and divide them into three.
+
+    A quarter is to select by, half to calibrate by, and a quarter to report on.
 
     Args:
         retriever: Encoder and index.
@@ -80,7 +82,7 @@ def draw_sample(
         seed: Of the draw and of the alterations.
 
     Raises:
-        ValueError: If fewer than 30 can be read.
+        ValueError: If fewer than 40 can be read.
     """
     if size < FEWEST:
         raise ValueError(f"tuning needs a sample of at least {FEWEST} queries, got {size}")
@@ -100,7 +102,7 @@ def draw_sample(
             f"{len(pixels)} could be read ({unreadable} could not){advice}"
         )
     drawn = Queries(pixels=pixels, wanted=truth.wanted(records))
-    parts = np.array_split(rng.permutation(len(drawn)), 3)
+    parts = np.split(rng.permutation(len(drawn)), [len(drawn) // 4, len(drawn) * 3 // 4])
     selecting, calibrating, reporting = (drawn.take(np.sort(rows)) for rows in parts)
     return Sample(
         selecting=selecting,

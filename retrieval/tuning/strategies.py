@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from matvit.config import MatViTConfig
 from matvit.cost import count_macs
+from matvit.distortion import best_sums
 from matvit.mix_n_match import mix_n_match, neighbouring_mixes, trained_sizes
 from matvit.submodel import Granularity, Submodel
 from retrieval.tuning.trial import Trial
@@ -104,6 +106,63 @@ class ByProxy:
         trial.ask([*trained_sizes(trial.config), *spread(trial.config, front, self.keep)])
 
 
+@dataclass(frozen=True)
+class ByDistortion:
+    """Mixes of two neighbouring sizes, by a table of what each block costs.
+
+    Around each trained size, one block at a time is made as wide as in the next smaller and in the
+    next larger one, and its neighbour distortion noted. Those of a mix are taken to add up, seen
+    from the smaller size and from the larger one, and weighted by how near it is to either. Dynamic
+    programming finds the mixes of least distortion for every total width; they ask the index.
+    """
+
+    keep: int = 2
+    name: str = "distortion"
+
+    def search(self, trial: Trial) -> None:
+        """Measure the table, then ask with the best mixes and the trained sizes."""
+        sizes = trained_sizes(trial.config)
+        singles = [
+            _with_block(base, block, other)
+            for small, large in pairwise(sizes)
+            for base, other in ((small, large), (large, small))
+            for block in range(trial.config.depth)
+        ]
+        known = [*sizes, *singles]
+        distortion = dict(zip(known, trial.distortions(known), strict=True))
+        chosen = [
+            mix
+            for small, large in pairwise(sizes)
+            for wide in range(1, trial.config.depth)
+            for mix in self._best(small, large, wide, distortion)
+        ]
+        trial.ask([*sizes, *chosen])
+
+    def _best(
+        self, small: Submodel, large: Submodel, wide: int, distortion: dict[Submodel, float]
+    ) -> list[Submodel]:
+        """Return the mixes with `wide` blocks of the larger size that should be distorted least."""
+        narrow, full = small.widths[0], large.widths[0]
+        depth = len(small.widths)
+        share = wide / depth  # how near to the larger size
+        table = []
+        for block in range(depth):
+            gained = distortion[_with_block(small, block, large)] - distortion[small]
+            lost = distortion[_with_block(large, block, small)] - distortion[large]
+            table.append({narrow: share * lost, full: (1 - share) * gained})
+        total = wide * full + (depth - wide) * narrow
+        return best_sums(table, small.hidden_dim, self.keep)[total]
+
+
+STRATEGIES: dict[str, Strategy] = {
+    strategy.name: strategy
+    for strategy in (
+        ByDistortion(), ByProxy(), Monotone(), PaperRule(), RandomMixes(), TrainedSizes(),
+    )
+}  # fmt: skip
+"""Every strategy, by name."""
+
+
 def monotone(config: MatViTConfig) -> list[Submodel]:
     """Return all submodels that widen or narrow with depth, cheapest first."""
     widening = mix_n_match(config)
@@ -123,6 +182,12 @@ def spread(config: MatViTConfig, submodels: Sequence[Submodel], limit: int) -> l
         min(ordered, key=lambda each: abs(count_macs(config, each) - target)) for target in targets
     }
     return [each for each in ordered if each in nearest]
+
+
+def _with_block(base: Submodel, block: int, other: Submodel) -> Submodel:
+    """Return `base` with the width that `other` has in one block."""
+    widths = (*base.widths[:block], other.widths[block], *base.widths[block + 1 :])
+    return Submodel(widths, base.hidden_dim)
 
 
 def _widens(submodel: Submodel) -> bool:

@@ -1,0 +1,84 @@
+"""`matvit tune`: which submodels an index is worth asking with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.console import show, show_json, show_progress
+from app.options import (
+    Device,
+    DeviceOption,
+    EncoderOption,
+    HitsOption,
+    IndexArgument,
+    JsonOption,
+    bad_usage,
+    exit_with_failures,
+    open_retriever,
+)
+
+if TYPE_CHECKING:
+    from retrieval.tuning.record import Tuning
+
+
+def tune(
+    index: IndexArgument,
+    queries: Annotated[
+        str | None,
+        typer.Option(help="Images like those to be asked with [default: altered ones of INDEX]."),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Queries to measure with.")] = 2000,
+    k: HitsOption = 10,
+    strategy: Annotated[
+        str, typer.Option(help="distortion, proxy, monotone, paper, random or trained.")
+    ] = "distortion",
+    target: Annotated[
+        float | None,
+        typer.Option(help="Recall of the recommended submodel [default: 0.95, 0.8 unlabelled]."),
+    ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(help="First hits `auto` may lose [default: 0.02, 0.1 unlabelled]."),
+    ] = None,
+    certainty: Annotated[float, typer.Option(help="Of that bound.")] = 0.9,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    encoder: EncoderOption = None,
+    device: DeviceOption = Device.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure which submodels keep the most retrieval on your own images, and remember it."""
+    from indexing import Corpus
+    from retrieval.report import format_table
+    from retrieval.tuning.strategies import STRATEGIES
+
+    if strategy not in STRATEGIES:
+        bad_usage(ValueError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}"))
+    retriever = open_retriever(index, encoder, device)
+    tuning = retriever.tune(
+        None if queries is None else Corpus.open(queries),
+        size=size, k=k, strategy=strategy, target=target, max_loss=max_loss,
+        certainty=certainty, seed=seed, progress=show_progress(),
+    )  # fmt: skip
+    if as_json:
+        show_json(tuning.to_dict())
+    else:
+        show(format_table(tuning.frontier))
+        show(tuning.summary)
+        show(describe_auto(tuning))
+    unreadable = tuning.frontier.conditions.unreadable if tuning.frontier.conditions else 0
+    exit_with_failures(unreadable)
+
+
+def describe_auto(tuning: Tuning) -> str:
+    """Say in one line what the per-query choice does, costs and keeps."""
+    found = tuning.escalation
+    if found is None:
+        return "auto: no per-query choice was found that costs less than the full encoder"
+    right = "first hits of the query's label" if found.uses_labels else "the full one's first hits"
+    return (
+        f"auto: {' -> '.join(found.ladder)}, {found.reported.macs_fraction:.0%} of the full "
+        f"compute on average, loses {100 * found.reported.lost:.1f} points of {right} "
+        f"(bound: {100 * found.max_loss:g} with certainty {found.certainty:g})"
+    )

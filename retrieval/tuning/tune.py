@@ -1,0 +1,273 @@
+"""Measuring which submodels are worth asking an index with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from indexing import Corpus
+from matvit.cost import count_macs, count_params
+from matvit.mix_n_match import trained_sizes
+from matvit.model import MatViT
+from matvit.submodel import Submodel
+from retrieval.evaluate import describe_precision
+from retrieval.frontier import ParetoFrontier
+from retrieval.latency import describe_device, measured_ms
+from retrieval.metrics import retained
+from retrieval.operating_point import Conditions, OperatingPoint
+from retrieval.retriever import Retriever
+from retrieval.tuning.calibrate import calibrate, ladders, reply
+from retrieval.tuning.record import TunedFor, Tuning, read_checked, store_tuning, write_checked
+from retrieval.tuning.sample import Sample, draw_sample
+from retrieval.tuning.strategies import STRATEGIES, Strategy, spread
+from retrieval.tuning.trial import Score, Trial, whole
+
+TARGET_WITH_LABELS = 0.95
+TARGET_WITHOUT_LABELS = 0.8
+MAX_LOSS_WITH_LABELS = 0.02
+MAX_LOSS_WITHOUT_LABELS = 0.1
+PROGRESS = "tuning.progress.json"
+_LOCK = "tuning.lock"
+_REPORTED = 20
+_STARTS = 4
+_SAVE_EVERY_S = 5.0
+
+
+def tune(
+    retriever: Retriever,
+    queries: Corpus | None = None,
+    *,
+    size: int = 2000,
+    k: int = 10,
+    strategy: Strategy | str = "distortion",
+    target: float | None = None,
+    max_loss: float | None = None,
+    certainty: float = 0.9,
+    seed: int = 0,
+    latency: bool = True,
+    progress: bool = False,
+) -> Tuning:
+    """Find the submodels that keep the most retrieval, and store them with the index.
+
+    What was measured when it is interrupted is kept, and the same call goes on from there.
+
+    Args:
+        retriever: A whole encoder and its index.
+        queries: Images like those that will be asked with; None takes images of the index itself
+            and alters them a little. Their labels are used if the index has labels too.
+        size: Queries to draw: a quarter to select submodels by, half to calibrate the per-query
+            choice by, a quarter to report on.
+        k: Hits that the overlap looks at.
+        strategy: What searches the submodels: one of `STRATEGIES`, or its name.
+        target: What the recommended submodel has to reach, of retained hit rate with labels
+            (default 0.95), of the overlap without (default 0.8).
+        max_loss: Share of right first hits that the per-query choice may lose: of those with the
+            query's label (default 0.02), without labels of the full encoder's (default 0.1).
+        certainty: Of that bound.
+        seed: Of the draw.
+        latency: Whether to time the submodels that are kept.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        What was found, measured on queries that were not used to find it.
+
+    Raises:
+        ValueError: If the encoder is an extracted submodel, there are too few queries, or a
+            setting is out of range.
+        BlockingIOError: If another process is tuning the index.
+        OSError: If it cannot be stored.
+    """
+    model = whole(retriever)
+    retriever.index.check_encoder(model)
+    chosen = _strategy(strategy)
+    _check(k, target, max_loss)
+    folder = retriever.index.path
+    tuned_for = TunedFor.of(retriever.index, model)
+    settings = {"size": size, "k": k, "seed": seed, **asdict(tuned_for)}
+    settings["queries"] = None if queries is None else queries.list_sha256
+    with _only_one(folder), tqdm(desc="tuning", unit="submodel", disable=not progress) as bar:
+        sample = draw_sample(retriever, queries, size=size, seed=seed)
+        journal = _Journal(folder / PROGRESS, settings, model, bar)
+        with journal:
+            trial = Trial(
+                retriever, sample.selecting, k, known=journal.known, on_progress=journal.advance
+            )
+            journal.scores = trial.scores
+            chosen.search(trial)
+        searched = trial.searched
+        reported = _worth_reporting(model, searched)
+        points = _report(retriever, sample, reported, k)
+        escalation = calibrate(
+            lambda asked, rungs: reply(retriever, asked, rungs, uses_labels=sample.has_labels),
+            sample,
+            ladders(model, reported[:: max(1, len(reported) // _STARTS)]),
+            max_loss=_or(max_loss, MAX_LOSS_WITH_LABELS, MAX_LOSS_WITHOUT_LABELS, sample),
+            certainty=certainty,
+        )
+        if latency:
+            points = _with_latency(model, points, progress=progress)
+        tuning = Tuning(
+            tuned_for=tuned_for,
+            frontier=ParetoFrontier(points, conditions=_conditions(retriever, sample)),
+            target=_or(target, TARGET_WITH_LABELS, TARGET_WITHOUT_LABELS, sample),
+            strategy=chosen.name,
+            measured=len(trial.scores),
+            selecting=len(sample.selecting),
+            altered=sample.altered,
+            escalation=escalation,
+        )
+        store_tuning(folder, tuning)
+        journal.forget()
+    return tuning
+
+
+class _Journal:
+    """What was measured so far, kept in a file while tuning goes on."""
+
+    def __init__(self, path: Path, settings: dict[str, Any], model: MatViT, bar: Any) -> None:  # noqa: ANN401 -- tqdm has no useful type
+        self._path, self._bar = path, bar
+        self._key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        self._saved = monotonic()
+        self.scores: Mapping[Submodel, Score] = {}
+        self.known = self._read(model)
+        bar.update(len(self.known))
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        self._save()
+
+    def advance(self) -> None:
+        """Count one more, and save now and then."""
+        self._bar.update(1)
+        if monotonic() - self._saved > _SAVE_EVERY_S:
+            self._save()
+
+    def forget(self) -> None:
+        """Remove the file: all is done."""
+        self._path.unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        scores = {str(submodel): asdict(score) for submodel, score in self.scores.items()}
+        write_checked(self._path, {"key": self._key, "scores": scores})
+        self._saved = monotonic()
+
+    def _read(self, model: MatViT) -> dict[Submodel, Score]:
+        """Read what an interrupted run with the same settings measured; else nothing."""
+        with suppress(ValueError, TypeError, KeyError):  # not worth an error: it is measured again
+            values = read_checked(self._path)
+            if values is not None and values["key"] == self._key:
+                return {
+                    model.submodel(name): Score(**score) for name, score in values["scores"].items()
+                }
+        return {}
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Be the only one that tunes an index."""
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(
+            f"{folder} is being tuned by another process; wait until it is done or stop it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _strategy(strategy: Strategy | str) -> Strategy:
+    if not isinstance(strategy, str):
+        return strategy
+    if strategy not in STRATEGIES:
+        raise ValueError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
+    return STRATEGIES[strategy]
+
+
+def _check(k: int, target: float | None, max_loss: float | None) -> None:
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    for name, value in (("target", target), ("max_loss", max_loss)):
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"{name} must be above 0 and below 1, got {value}")
+
+
+def _or(given: float | None, with_labels: float, without: float, sample: Sample) -> float:
+    return given if given is not None else with_labels if sample.has_labels else without
+
+
+def _worth_reporting(model: MatViT, searched: Mapping[Submodel, Score]) -> list[Submodel]:
+    """Return the trained sizes, and of the others those that nothing cheaper matches."""
+    front, best = [], -1.0
+    for submodel, score in searched.items():
+        assert score.overlap is not None
+        if score.overlap > best:
+            front.append(submodel)
+            best = score.overlap
+    kept = {*trained_sizes(model.config), *spread(model.config, front, _REPORTED)}
+    return sorted(kept, key=lambda each: (count_macs(model.config, each), each.widths))
+
+
+def _report(
+    retriever: Retriever, sample: Sample, submodels: Sequence[Submodel], k: int
+) -> list[OperatingPoint]:
+    """Measure submodels on the queries that did not choose them."""
+    model = whole(retriever)
+    trial = Trial(retriever, sample.reporting, k)
+    scores = dict(zip(submodels, trial.ask(submodels), strict=True))
+    full = scores[model.submodel()]
+    full_macs = count_macs(model.config, model.submodel())
+    return [
+        OperatingPoint(
+            submodel=str(submodel),
+            macs=count_macs(model.config, submodel),
+            macs_fraction=count_macs(model.config, submodel) / full_macs,
+            params=count_params(model.config, submodel),
+            queries=len(sample.reporting),
+            k=k,
+            hit_rate_at_1=score.hit_rate,
+            overlap_at_k=score.overlap or 0.0,
+            retained_hit_rate_at_1=retained(score.hit_rate, full.hit_rate)
+            if score.hit_rate is not None and full.hit_rate
+            else None,
+        )
+        for submodel, score in scores.items()
+    ]
+
+
+def _with_latency(
+    model: MatViT, points: Sequence[OperatingPoint], *, progress: bool
+) -> list[OperatingPoint]:
+    submodels = [model.submodel(point.submodel) for point in points]
+    here = measured_ms(model, submodels, progress=progress)
+    return [replace(point, latency_ms_p50=here[point.submodel]) for point in points]
+
+
+def _conditions(retriever: Retriever, sample: Sample) -> Conditions:
+    encoder = retriever.encoder
+    wanted = sample.reporting.wanted
+    return Conditions(
+        encoder=encoder.name,
+        fingerprint=encoder.fingerprint,
+        images=len(retriever.index),
+        queries=len(sample.reporting),
+        unreadable=sample.unreadable,
+        without_relevant=int((wanted.total == 0).sum()) if sample.has_labels else None,
+        in_index=int((wanted.own >= 0).any(axis=1).sum()),
+        device=describe_device(encoder.device),
+        precision=describe_precision(encoder.device),
+        weights=encoder.weights_fingerprint,
+    )
