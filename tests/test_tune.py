@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from tuned import photos, small_encoder, small_retriever
+
+from indexing import ImageIndex
+from retrieval import Retriever
+from retrieval.tuning import record
+from retrieval.tuning import tune as module
+from retrieval.tuning.record import FILE, TunedFor
+from retrieval.tuning.strategies import STRATEGIES
+from retrieval.tuning.tune import PROGRESS
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """An index that was tuned on altered images of itself."""
+    folder = tmp_path_factory.mktemp("tuned")
+    retriever = small_retriever(folder)
+    retriever.tune(size=80, latency=False)
+    return folder
+
+
+@pytest.fixture
+def tuned(template, tmp_path):
+    shutil.copytree(template / "index", tmp_path / "index")
+    return Retriever(small_encoder(), ImageIndex.open(tmp_path / "index"))
+
+
+@pytest.fixture
+def untuned(tuned):
+    (tuned.index.path / FILE).unlink()
+    return tuned
+
+
+def test_what_is_returned_is_what_is_stored(untuned):
+    made = untuned.tune(size=80, latency=False)
+    assert Retriever(small_encoder(), ImageIndex.open(untuned.index.path)).tuning == made
+    assert not (untuned.index.path / PROGRESS).exists()
+    assert made.altered
+    assert made.selecting == 20
+    assert made.frontier.conditions.queries == 20
+    assert made.frontier.conditions.in_index == 20
+
+
+def test_the_trained_sizes_are_always_reported_and_full_keeps_everything(tuned):
+    frontier = tuned.tuning.frontier
+    assert {"S", "M", "L", "XL"} <= {point.submodel for point in frontier}
+    assert frontier.full.overlap_at_k == 1
+    assert frontier.metric == "retained_hit_rate@1"
+
+
+def test_without_labels_the_overlap_decides(tmp_path):
+    retriever = small_retriever(tmp_path, labels=False)
+    made = retriever.tune(size=80, latency=False)
+    assert made.frontier.metric == "overlap@10"
+    assert made.target == 0.8
+    assert "overlap@10" in made.summary
+
+
+def test_held_out_queries_can_be_named(untuned, tmp_path):
+    made = untuned.tune(photos(tmp_path / "queries", 60, first=5000), size=60, latency=False)
+    assert not made.altered
+    assert made.frontier.conditions.in_index == 0
+    assert sum((made.selecting, made.frontier.conditions.queries)) == 30
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(untuned, monkeypatch):
+    fresh = small_retriever_run(untuned)
+    asked = count_embedded(monkeypatch)
+    monkeypatch.setattr(module, "_SAVE_EVERY_S", 0.0)
+    stop_after(monkeypatch, 12)
+    with pytest.raises(KeyboardInterrupt):
+        untuned.tune(size=80, latency=False)
+    assert (untuned.index.path / PROGRESS).exists()
+    assert untuned.tuning is None
+    before = len(asked)
+    monkeypatch.setattr(module._Journal, "advance", lambda self: None)
+    resumed = untuned.tune(size=80, latency=False)
+    assert set(asked[:before]).isdisjoint(asked[before : before + 1])
+    assert resumed.frontier == fresh.frontier
+    assert resumed.escalation == fresh.escalation
+
+
+def small_retriever_run(retriever):
+    made = retriever.tune(size=80, latency=False)
+    (retriever.index.path / FILE).unlink()
+    return made
+
+
+def count_embedded(monkeypatch):
+    from retrieval.tuning import trial
+
+    asked = []
+    real = trial.embed_each
+
+    def watching(model, pixels, submodels):
+        for pair in real(model, pixels, submodels):
+            asked.append(pair[0])
+            yield pair
+
+    monkeypatch.setattr(trial, "embed_each", watching)
+    return asked
+
+
+def stop_after(monkeypatch, count):
+    real = module._Journal.advance
+    seen = []
+
+    def advance(self):
+        real(self)
+        seen.append(1)
+        if len(seen) == count:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module._Journal, "advance", advance)
+
+
+def test_progress_of_other_settings_or_damaged_is_not_used(untuned, monkeypatch):
+    expected = small_retriever_run(untuned)
+    for text in ('{"half', json.dumps({"format_version": 1, "sha256": "", "content": {}})):
+        (untuned.index.path / PROGRESS).write_text(text)
+        assert untuned.tune(size=80, latency=False).frontier == expected.frontier
+    stop_after(monkeypatch, 12)
+    with pytest.raises(KeyboardInterrupt):
+        untuned.tune(size=80, seed=1, latency=False)
+    monkeypatch.undo()
+    assert untuned.tune(size=80, latency=False).frontier == expected.frontier
+
+
+def test_two_at_once_are_refused(untuned):
+    busy = pytest.raises(BlockingIOError, match="being tuned by another process; wait until")
+    with FileLock(untuned.index.path / "tuning.lock"), busy:
+        untuned.tune(size=80, latency=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strategy": "best"}, "unknown strategy 'best'; known: distortion, proxy"),
+        ({"k": 0}, "k must be at least 1, got 0"),
+        ({"target": 1.5}, "target must be above 0 and below 1, got 1.5"),
+        ({"max_loss": 0.0}, "max_loss must be above 0 and below 1, got 0.0"),
+        ({"size": 10}, "a sample of at least 40 queries, got 10"),
+    ],
+)
+def test_settings_out_of_range_are_refused(untuned, settings, message):
+    with pytest.raises(ValueError, match=message):
+        untuned.tune(**{"size": 80, "latency": False, **settings})
+
+
+def test_every_strategy_can_tune(untuned):
+    for name in ("paper", "trained"):
+        made = untuned.tune(size=80, strategy=STRATEGIES[name], latency=False)
+        assert made.strategy == name
+        assert untuned.tuning == made
+
+
+def test_compaction_keeps_a_tuning_valid_and_adding_makes_it_stale(tuned, tmp_path):
+    assert tuned.tuning_note is None
+    tuned.index.remove([int(tuned.index.ids[0])])
+    assert "tuned at generation 1 with 90 images and is now at generation 2 with 89" in (
+        tuned.tuning_note
+    )
+    made = tuned.tune(size=80, latency=False)
+    tuned.index.compact()
+    assert tuned.tuning == made
+    assert tuned.tuning_note is None
+
+
+def test_the_tuning_of_another_encoder_is_none(tuned):
+    path = tuned.index.path / FILE
+    other = small_encoder()
+    other.serve_full_size_from(small_encoder())  # the same full size, other small ones
+    assert Retriever(other, tuned.index).tuning is not None
+    import torch
+
+    with torch.no_grad():
+        next(other.backbone.parameters()).mul_(1.5)
+    assert Retriever(other, tuned.index).tuning is None
+    assert path.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "foreign", "version"])
+def test_a_damaged_tuning_is_named_and_never_used(tuned, damage):
+    path = tuned.index.path / FILE
+    text = path.read_text()
+    path.write_text(
+        {
+            "cut": text[: len(text) // 2],
+            "bit": text.replace('"overlap@10": 1.0', '"overlap@10": 0.9', 1),
+            "foreign": "[1, 2]",
+            "version": text.replace('"format_version": 1', '"format_version": 7'),
+        }[damage]
+    )
+    assert path.read_text() != text
+    with pytest.raises(ValueError, match=r"tuning\.json .*matvit tune"):
+        tuned.tuning  # noqa: B018
+    tuned.search(np_picture())  # a submodel needs no tuning
+    tuned.tune(size=80, latency=False)
+    assert tuned.tuning is not None
+
+
+def np_picture():
+    from PIL import Image
+
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+
+
+def test_verify_and_compact_leave_a_tuning_alone(tuned):
+    before = (tuned.index.path / FILE).read_bytes()
+    report = tuned.index.verify()
+    assert report.ok
+    assert report.orphans == ()
+    tuned.index.compact()
+    assert (tuned.index.path / FILE).read_bytes() == before
+
+
+def test_the_recommended_submodel_is_the_cheapest_that_reaches_the_target(tuned):
+    tuning = tuned.tuning
+    frontier = tuning.frontier
+    good = [point for point in frontier if frontier.recall(point) >= tuning.target]
+    assert tuning.recommended == min(good, key=lambda point: point.macs)
+    assert tuning.recommended.submodel in tuning.summary
+
+
+def test_tuned_for_changes_with_images_and_kind_only(tuned):
+    now = TunedFor.of(tuned.index, tuned.encoder)
+    assert now == tuned.tuning.tuned_for
+    assert record.TunedFor.of(tuned.index, tuned.encoder).content == now.content
