@@ -52,8 +52,7 @@ class PaperRule:
 
     def search(self, trial: Trial) -> None:
         """Ask with all of them: 19 for 6 blocks, 37 for 12."""
-        rule = [each for each in neighbouring_mixes(trial.config) if _widens(each)]
-        trial.ask([*trained_sizes(trial.config), *rule])
+        trial.ask(paper_rule(trial.config))
 
 
 @dataclass(frozen=True)
@@ -113,10 +112,11 @@ class ByDistortion:
     Around each trained size, one block at a time is made as wide as in the next smaller and in the
     next larger one, and its neighbour distortion noted. Those of a mix are taken to add up, seen
     from the smaller size and from the larger one, and weighted by how near it is to either. Dynamic
-    programming finds the mixes of least distortion for every total width; they ask the index.
+    programming finds the mixes of least distortion for every total width; they ask the index, and
+    so do those of the paper's rule, which sums cannot rule out.
     """
 
-    keep: int = 2
+    keep: int = 3
     name: str = "distortion"
 
     def search(self, trial: Trial) -> None:
@@ -136,7 +136,7 @@ class ByDistortion:
             for wide in range(1, trial.config.depth)
             for mix in self._best(small, large, wide, distortion)
         ]
-        trial.ask([*sizes, *chosen])
+        trial.ask([*paper_rule(trial.config), *chosen])
 
     def _best(
         self, small: Submodel, large: Submodel, wide: int, distortion: dict[Submodel, float]
@@ -161,6 +161,14 @@ STRATEGIES: dict[str, Strategy] = {
     )
 }  # fmt: skip
 """Every strategy, by name."""
+
+
+def paper_rule(config: MatViTConfig) -> list[Submodel]:
+    """Return the trained sizes and the widening mixes of two neighbouring ones."""
+    widening = [
+        each for each in neighbouring_mixes(config) if list(each.widths) == sorted(each.widths)
+    ]
+    return [*trained_sizes(config), *widening]
 
 
 def monotone(config: MatViTConfig) -> list[Submodel]:
@@ -188,10 +196,6 @@ def _with_block(base: Submodel, block: int, other: Submodel) -> Submodel:
     """Return `base` with the width that `other` has in one block."""
     widths = (*base.widths[:block], other.widths[block], *base.widths[block + 1 :])
     return Submodel(widths, base.hidden_dim)
-
-
-def _widens(submodel: Submodel) -> bool:
-    return list(submodel.widths) == sorted(submodel.widths)
 
 
 def _widths(config: MatViTConfig) -> list[int]:

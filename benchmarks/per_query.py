@@ -1,0 +1,275 @@
+"""Queries that choose for themselves against one size for all, on queries that tuned neither.
+
+    python benchmarks/per_query.py --index INDEX --queries IMAGES [--encoder NAME] [--name NAME]
+
+A fifth of the queries chooses the ladder, three tenths calibrate it, half of them report. With
+labels a first hit is right if it has the query's label; without, if it is the full encoder's.
+`voting` are the same static submodels, but with the hit whose label has the most weight among the
+ten (similarity exp(20 s)) put first: what the labels of the hits are worth without escalation.
+Milliseconds are those of single queries, encoding only, all ways in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from provenance import provenance, without_paths, write_result
+
+from indexing import Corpus, ImageIndex
+from matvit.checkpoint import DEFAULT
+from matvit.continued import ContinuedEmbedding
+from matvit.cost import count_macs
+from matvit.embed import embed, resolve_device
+from matvit.embed_each import embed_each
+from matvit.model import MatViT
+from matvit.submodel import Submodel
+from retrieval import Retriever
+from retrieval.escalation import RANKS, Escalation, escalate
+from retrieval.tuning.calibrate import Replies, calibrate, curve, ladders, reply
+from retrieval.tuning.sample import Queries, Sample, draw_sample
+from retrieval.tuning.strategies import paper_rule
+from retrieval.tuning.trial import find_scored
+
+BOUNDS = {True: (0.02, 0.01, 0.005), False: (0.3, 0.2, 0.1)}
+LOST = (0.001, 0.005)
+TIMED = 100
+CERTAINTY = 0.9
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--index", type=Path, required=True)
+    parser.add_argument("--queries", required=True)
+    parser.add_argument("--encoder", default=DEFAULT)
+    parser.add_argument("--size", type=int, default=10_000)
+    parser.add_argument("--name", default="per_query")
+    given = parser.parse_args()
+
+    model = MatViT.load(given.encoder, device=resolve_device("auto"))
+    retriever = Retriever(model, ImageIndex.open(given.index, model))
+    drawn = draw_sample(retriever, Corpus.open(given.queries), size=given.size)
+    result = {
+        **provenance("python benchmarks/per_query.py " + without_paths(sys.argv[1:])),
+        "encoder": model.name,
+        "fingerprint": model.fingerprint,
+        "images": len(retriever.index),
+        "with_labels": _compare(retriever, _divided(drawn, has_labels=True)),
+        "without_labels": _compare(retriever, _divided(drawn, has_labels=False)),
+        "continued": _continued(model, drawn.reporting),
+    }
+    write_result(given.name, result)
+
+
+def _compare(retriever: Retriever, sample: Sample) -> dict[str, Any]:
+    """Compare escalation with static submodels, with or without labels."""
+    model = retriever.encoder
+    assert isinstance(model, MatViT)
+    answered: dict[int, Replies] = {}
+
+    def ask(queries: Queries, rungs: Sequence[Submodel]) -> Replies:
+        known = answered.get(id(queries))
+        if known is None or not set(rungs) <= set(known.right):
+            answered[id(queries)] = reply(retriever, queries, rungs, uses_labels=sample.has_labels)
+        return answered[id(queries)]
+
+    candidates = ladders(model)
+    found = {
+        bound: calibrate(ask, sample, candidates, max_loss=bound, certainty=CERTAINTY)
+        for bound in BOUNDS[sample.has_labels]
+    }
+    static = paper_rule(model.config)
+    kept = {each for one in found.values() if one for each in map(model.submodel, one.ladder)}
+    replies = reply(retriever, sample.reporting, [*static, *kept], uses_labels=sample.has_labels)
+    full = replies.right[model.submodel()]
+    rows = [_static_row(model, replies, each) for each in static]
+    voting = _voting(retriever, sample.reporting, static) if sample.has_labels else {}
+    for row in rows:
+        row["voting"] = voting.get(row["submodel"])
+    return {
+        "selecting": len(sample.selecting),
+        "calibrating": len(sample.calibrating),
+        "reporting": replies.queries,
+        "full": float(full.mean()),
+        "static": sorted(rows, key=lambda row: row["macs_fraction"]),
+        "auto": [
+            _auto_row(retriever, sample, ask, replies, bound, one, timed=bound == max(found))
+            for bound, one in found.items()
+        ],
+    }
+
+
+def _static_row(model: MatViT, replies: Replies, submodel: Submodel) -> dict[str, Any]:
+    lost = replies.right[model.submodel()] - replies.right[submodel]
+    return {
+        "submodel": str(submodel),
+        "macs_fraction": count_macs(model.config, submodel)
+        / count_macs(model.config, model.submodel()),
+        "right": float(replies.right[submodel].mean()),
+        "lost": float(lost.mean()),
+        "lost_error": _error(lost),
+    }
+
+
+def _auto_row(
+    retriever: Retriever,
+    sample: Sample,
+    ask: Any,  # noqa: ANN401
+    replies: Replies,
+    bound: float,
+    found: Escalation | None,
+    *,
+    timed: bool,
+) -> dict[str, Any]:
+    if found is None:
+        return {"max_loss": bound, "ladder": None}
+    model = retriever.encoder
+    assert isinstance(model, MatViT)
+    ladder = tuple(map(model.submodel, found.ladder))
+    operation, lost = replies.operate(ladder, found.thresholds)
+    operations = curve(ask(sample.selecting, ladder), ladder)
+    points = [replies.operate(ladder, each.thresholds, each.level)[0] for each in operations]
+    cheapest = {}
+    for limit in LOST:
+        good = [each.macs_fraction for each in points if each.lost <= limit]
+        cheapest[f"macs_fraction_at_{100 * limit:g}_points_lost"] = min(good, default=None)
+    return {
+        "max_loss": bound,
+        "certainty": CERTAINTY,
+        "ladder": list(found.ladder),
+        "thresholds": list(found.thresholds),
+        "macs_fraction": operation.macs_fraction,
+        "right": float(replies.right[model.submodel()].mean() - operation.lost),
+        "lost": operation.lost,
+        "lost_error": _error(lost),
+        **cheapest,
+        "curve": [[each.macs_fraction, each.lost] for each in points],
+        "milliseconds": _time(retriever, sample.reporting, found) if timed else None,
+    }
+
+
+def _time(retriever: Retriever, queries: Queries, found: Escalation) -> dict[str, float]:
+    """Mean milliseconds of encoding one query alone: static sizes and escalation in turns."""
+    model = retriever.encoder
+    assert isinstance(model, MatViT)
+    labels = retriever.index.labels
+    spent: dict[str, list[float]] = {}
+    for query in range(-3, min(TIMED, len(queries))):  # the first few only warm up
+        image = queries.pixels[abs(query) : abs(query) + 1]
+        (answer,) = escalate(
+            found,
+            model,
+            image,
+            lambda vectors: retriever.search_vectors(vectors, RANKS),
+            lambda ids: labels[retriever.index.rows_of(ids)],
+        )
+        times = {"auto": sum(step.encode_ms for step in answer.steps)}
+        for size in ("S", "M", "L", "XL"):
+            start = perf_counter()
+            embed(model, image, size)
+            times[size] = 1000 * (perf_counter() - start)
+        for name, ms in times.items() if query >= 0 else ():
+            spent.setdefault(name, []).append(ms)
+    return {name: float(np.mean(ms)) for name, ms in spent.items()}
+
+
+def _voting(
+    retriever: Retriever, queries: Queries, submodels: Sequence[Submodel]
+) -> dict[str, float]:
+    """Hit rate with the best-supported label put first."""
+    model = retriever.encoder
+    assert isinstance(model, MatViT)
+    judged = queries.take(np.flatnonzero(queries.wanted.total > 0))
+    of_rows = np.append(retriever.index.labels, -1)
+    rates = {}
+    for submodel, vectors in embed_each(model, judged.pixels, submodels):
+        rows, scores = find_scored(retriever, vectors, judged, RANKS)
+        labels = of_rows[rows]
+        weight = np.exp(20 * (scores - scores[:, :1]))
+        support = [(weight * (labels == labels[:, j : j + 1])).sum(axis=1) for j in range(RANKS)]
+        chosen = np.take_along_axis(labels, np.argmax(support, axis=0)[:, None], axis=1)[:, 0]
+        rates[str(submodel)] = float((chosen == judged.wanted.labels).mean())
+    return rates
+
+
+def _continued(model: MatViT, queries: Queries) -> list[dict[str, Any]]:
+    """What going on saves against starting again, for single queries."""
+    rows = []
+    depth = model.config.depth
+    for first, second in (
+        ("S", f"{depth // 2}xS,{depth - depth // 2}xXL"),
+        ("M", f"{depth // 2}xM,{depth - depth // 2}xXL"),
+        ("S", "XL"),
+    ):
+        again, goes_on, worst = [], [], 0.0
+        for query in range(-3, min(TIMED, len(queries))):
+            image = queries.pixels[abs(query) : abs(query) + 1]
+            images = ContinuedEmbedding(model, image)
+            images.embed(first)
+            start = perf_counter()
+            continued = images.embed(second)
+            middle = perf_counter()
+            direct = embed(model, image, second)
+            end = perf_counter()
+            worst = max(worst, float(np.abs(continued - direct).max()))
+            if query >= 0:
+                goes_on.append(middle - start)
+                again.append(end - middle)
+        images = ContinuedEmbedding(model, queries.pixels[:1])
+        images.embed(first)
+        rows.append(
+            {
+                "first": first,
+                "second": second,
+                "macs": count_macs(model.config, model.submodel(second)),
+                "added_macs": images.added_macs(second),
+                "ms": 1000 * float(np.median(again)),
+                "added_ms": 1000 * float(np.median(goes_on)),
+                "largest_difference": worst,
+            }
+        )
+    return rows
+
+
+def _divided(drawn: Sample, *, has_labels: bool) -> Sample:
+    """Divide the queries anew: a fifth, three tenths and a half."""
+    parts = (drawn.selecting, drawn.calibrating, drawn.reporting)
+    pixels = np.concatenate([part.pixels for part in parts])
+    copies = max(part.wanted.own.shape[1] for part in parts)
+    own = [
+        np.pad(p.wanted.own, ((0, 0), (0, copies - p.wanted.own.shape[1])), constant_values=-1)
+        for p in parts
+    ]
+    wanted = type(drawn.selecting.wanted)(
+        np.concatenate(own),
+        np.concatenate([part.wanted.labels for part in parts]),
+        np.concatenate([part.wanted.total for part in parts]),
+    )
+    every = Queries(pixels=pixels, wanted=wanted)
+    ends = [len(every) // 5, len(every) // 2]
+    selecting, calibrating, reporting = (
+        every.take(rows) for rows in np.split(np.arange(len(every)), ends)
+    )
+    return Sample(
+        selecting=selecting,
+        calibrating=calibrating,
+        reporting=reporting,
+        altered=drawn.altered,
+        has_labels=has_labels,
+        unreadable=drawn.unreadable,
+    )
+
+
+def _error(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+if __name__ == "__main__":
+    main()
