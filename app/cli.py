@@ -77,7 +77,9 @@ def demo(
         for point in made.frontier:
             show_json(point.to_dict())
     else:
-        show(format_table(made.frontier))
+        show(format_table(made.frontier, recommended=made.recommended))
+    if made.summary is not None:
+        say(made.summary)
     say(f"Report: {made.report}/frontier.png, report.csv, report.json")
     say(f"Open the page: {sys.argv[0]} app {made.index} --report {made.report}/report.json")
     exit_with_failures(made.failures)

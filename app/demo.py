@@ -15,11 +15,13 @@ from matvit.mix_n_match import mix_n_match, trained_sizes
 from matvit.model import MatViT
 from retrieval import ParetoFrontier, Retriever, evaluate
 from retrieval.report import write_report
+from retrieval.tuning.sample import FEWEST
 
 MARKER = ".matvit-demo"
 _QUERY_EVERY = 5
 _MAX_QUERIES = 500
-_MIXES = 8
+_MIXES = 4
+_TUNED_WITH = 800
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,26 @@ class Demo:
         index: Folder of the index.
         report: Folder with plot, CSV and JSON.
         frontier: What was measured.
+        recommended: Submodel to ask with; None if there were too few images to find out.
         failures: Images that could not be read.
     """
 
     index: Path
     report: Path
     frontier: ParetoFrontier
+    recommended: str | None
     failures: int
+
+    @property
+    def summary(self) -> str | None:
+        """What the recommended submodel saves and costs on the demo's queries, in one line."""
+        if self.recommended is None:
+            return None
+        return f"recommended: {self.frontier.describe(self.frontier.point_of(self.recommended))}"
 
 
 def run_demo(model: MatViT, out: Path, images: Path | None, *, progress: bool) -> Demo:
-    """Index images, ask with every encoder size, write the report.
+    """Index images, find the encoder size to ask with, compare all sizes, write the report.
 
     Args:
         model: The encoder.
@@ -64,12 +75,20 @@ def run_demo(model: MatViT, out: Path, images: Path | None, *, progress: bool) -
     if (out / "demo.index").exists():
         shutil.rmtree(out / "demo.index")
     index = ImageIndex.build(model, database, out / "demo.index", progress=progress)
+    retriever = Retriever(model, index)
     sizes = [*trained_sizes(model.config), *mix_n_match(model.config, _MIXES)]
+    recommended = None
+    if len(index) >= FEWEST:
+        say("Finding out which encoder sizes keep most of it, with altered images of the index.")
+        tuning = retriever.tune(size=_TUNED_WITH, latency=False, progress=progress)
+        recommended = tuning.recommended.submodel
+        sizes += [model.submodel(point.submodel) for point in tuning.frontier]
     say(f"Asking {len(queries):,} queries with encoders of {len(set(sizes))} sizes.")
-    frontier = evaluate(Retriever(model, index), queries, sizes, progress=progress)
-    write_report(frontier, out / "report")
+    frontier = evaluate(retriever, queries, sizes, progress=progress)
+    write_report(frontier, out / "report", recommended=recommended)
     unreadable = frontier.conditions.unreadable if frontier.conditions else 0
-    return Demo(out / "demo.index", out / "report", frontier, len(index.failures) + unreadable)
+    failures = len(index.failures) + unreadable
+    return Demo(out / "demo.index", out / "report", frontier, recommended, failures)
 
 
 def split(corpus: Corpus) -> tuple[Corpus, Corpus]:

@@ -64,7 +64,7 @@ def tune(
     if as_json:
         show_json(tuning.to_dict())
     else:
-        show(format_table(tuning.frontier))
+        show(format_table(tuning.frontier, recommended=tuning.recommended.submodel))
         show(tuning.summary)
         show(describe_auto(tuning))
     unreadable = tuning.frontier.conditions.unreadable if tuning.frontier.conditions else 0

@@ -70,6 +70,32 @@ class ParetoFrontier:
         """The full encoder's point, which all others are compared with; None if not measured."""
         return next((point for point in self.points if point.macs_fraction == 1), None)
 
+    def point_of(self, submodel: str) -> OperatingPoint:
+        """Return the point of a submodel.
+
+        Raises:
+            KeyError: If it was not measured.
+        """
+        for point in self.points:
+            if point.submodel == submodel:
+                return point
+        raise KeyError(f"submodel {submodel} was not measured")
+
+    def describe(self, point: OperatingPoint) -> str:
+        """Say in a few words what a submodel saves against the full encoder, and what it costs."""
+        if point.macs_fraction == 1:
+            return f"{point.submodel} is the full encoder: it saves nothing and loses nothing"
+        saved = f"{point.submodel} saves {1 - point.macs_fraction:.0%} of the compute"
+        full = None if self.full is None else self.full.hit_rate_at_1
+        if point.hit_rate_at_1 is None or full is None:
+            return f"{saved} and finds {point.overlap_at_k:.0%} of the full encoder's top {point.k}"
+        lost = 100 * (full - point.hit_rate_at_1)
+        change = f"costs {lost:.1f}" if lost >= 0 else f"gains {-lost:.1f}"
+        return (
+            f"{saved} and {change} points of hit_rate@1 ({point.hit_rate_at_1:.3f}, full "
+            f"{full:.3f})"
+        )
+
     def recall(self, point: OperatingPoint) -> float:
         """Read the metric that this frontier ranks by."""
         return point.value(self.metric)
@@ -116,9 +142,10 @@ class ParetoFrontier:
             fitting = _within(fitting, max_ms, _latency_ms, "ms")
         return ParetoFrontier(fitting, metric=self.metric, conditions=self.conditions)
 
-    def to_json(self) -> str:
-        """Write metric, conditions and points as JSON text."""
+    def to_json(self, recommended: str | None = None) -> str:
+        """Write metric, conditions and points as JSON text, and which submodel is recommended."""
         document = {
+            **({} if recommended is None else {"recommended": recommended}),
             "metric": self.metric,
             "conditions": None if self.conditions is None else asdict(self.conditions),
             "points": [point.to_dict() for point in self.points],

@@ -18,11 +18,16 @@ from retrieval.operating_point import OperatingPoint
 _INK, _FAINT, _GRID = "#1c2430", "#66717f", "#e6e9ed"
 _DOMINATED, _BEST, _TRAINED = "#a9b8c9", "#2166ac", "#d6604d"
 _HALO = withStroke(linewidth=3, foreground="white")  # keeps text readable on top of points
+_CHOSEN = "#d97706"
 _GIGA = 1e9
 
 
 def plot(
-    frontier: ParetoFrontier, *, title: str = "Recall against compute", caption: str = ""
+    frontier: ParetoFrontier,
+    *,
+    title: str = "Recall against compute",
+    caption: str = "",
+    recommended: str | None = None,
 ) -> Figure:
     """Draw every point, the Pareto line, the trained sizes and the full encoder.
 
@@ -32,6 +37,7 @@ def plot(
         frontier: What was measured.
         title: Heading.
         caption: Small print at the bottom.
+        recommended: Submodel to mark; one that was not measured is not drawn.
     """
     figure = Figure(figsize=(9.6, 5.6), facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.12)
@@ -39,6 +45,7 @@ def plot(
     _draw_points(axes, frontier)
     _draw_trained_sizes(axes, frontier)
     _draw_full(axes, frontier)
+    _draw_recommended(axes, frontier, recommended)
     _style(axes, frontier)
     figure.suptitle(title, x=0.016, ha="left", fontsize=17, fontweight="bold", color=_INK)
     figure.supxlabel(caption, x=0.016, ha="left", fontsize=9, color=_FAINT)
@@ -88,6 +95,16 @@ def _draw_full(axes: Axes, frontier: ParetoFrontier) -> None:
         "full encoder", (0, level), (4, 5), xycoords=("axes fraction", "data"),
         textcoords="offset points", fontsize=10.5, color=_FAINT,
     )  # fmt: skip
+
+
+def _draw_recommended(axes: Axes, frontier: ParetoFrontier, recommended: str | None) -> None:
+    """Put a ring around the submodel to use."""
+    points = [point for point in frontier.points if point.submodel == recommended]
+    if points:
+        axes.scatter(
+            *_places(frontier, points), s=260, facecolor="none", edgecolor=_CHOSEN, linewidth=2.4,
+            zorder=5, label=f"recommended: {recommended}",
+        )  # fmt: skip
 
 
 def _style(axes: Axes, frontier: ParetoFrontier) -> None:

@@ -27,7 +27,9 @@ class _Column(NamedTuple):
     number: str
 
 
-def format_table(points: Iterable[OperatingPoint], *, markdown: bool = False) -> str:
+def format_table(
+    points: Iterable[OperatingPoint], *, markdown: bool = False, recommended: str | None = None
+) -> str:
     """Lay out operating points as an aligned table, those that are Pareto-optimal starred.
 
     Columns that nothing was measured for are left out.
@@ -35,6 +37,7 @@ def format_table(points: Iterable[OperatingPoint], *, markdown: bool = False) ->
     Args:
         points: A `ParetoFrontier`, its `pareto`, or any points of one.
         markdown: Write a Markdown table.
+        recommended: Submodel to mark with an arrow.
 
     Raises:
         ValueError: If there are no points.
@@ -49,7 +52,11 @@ def format_table(points: Iterable[OperatingPoint], *, markdown: bool = False) ->
             table.append(
                 [title, *("" if value is None else f"{value:{number}}" for value in values)]
             )
-    table.append(["best", *("*" if point.pareto else "" for point in shown)])
+    marks = [
+        ("*" if point.pareto else "") + (" <-" if point.submodel == recommended else "")
+        for point in shown
+    ]
+    table.append(["best", *marks])
     return _join(table, markdown=markdown)
 
 
@@ -85,7 +92,11 @@ def to_csv(points: Iterable[OperatingPoint]) -> str:
 
 
 def write_report(
-    frontier: ParetoFrontier, folder: str | Path, *, title: str = "Recall against compute"
+    frontier: ParetoFrontier,
+    folder: str | Path,
+    *,
+    title: str = "Recall against compute",
+    recommended: str | None = None,
 ) -> list[Path]:
     """Write `report.json`, `report.csv`, `frontier.png` and `frontier.svg`.
 
@@ -96,6 +107,7 @@ def write_report(
         frontier: What was measured.
         folder: Where to; created if missing. Files of an earlier report are replaced.
         title: Heading of the plot.
+        recommended: Submodel to mark in the plot and to name in the JSON.
 
     Returns:
         The files.
@@ -104,10 +116,10 @@ def write_report(
         OSError: If they cannot be written.
     """
     contents = {
-        "report.json": frontier.to_json().encode(),
+        "report.json": frontier.to_json(recommended).encode(),
         "report.csv": to_csv(frontier).encode(),
-        "frontier.png": _draw(frontier, title, "png"),
-        "frontier.svg": _draw(frontier, title, "svg"),
+        "frontier.png": _draw(frontier, title, recommended, "png"),
+        "frontier.svg": _draw(frontier, title, recommended, "svg"),
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
     files = [Path(folder) / name for name in contents]
@@ -154,13 +166,13 @@ def _pad(column: Sequence[str], justify: Callable[[str, int], str]) -> list[str]
     return [justify(cell, width) for cell in column]
 
 
-def _draw(frontier: ParetoFrontier, title: str, kind: str) -> bytes:
+def _draw(frontier: ParetoFrontier, title: str, recommended: str | None, kind: str) -> bytes:
     """Render the plot as PNG or SVG."""
     caption = "" if frontier.conditions is None else format_conditions(frontier.conditions)
     stream = io.BytesIO()
     # With a date, or ids drawn at random, the same numbers would not give the same file.
     with mpl.rc_context({"svg.hashsalt": "matvit"}):
-        plot(frontier, title=title, caption=caption).savefig(
+        plot(frontier, title=title, caption=caption, recommended=recommended).savefig(
             stream,
             format=kind,
             dpi=_PIXELS_PER_INCH,

@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from tuned import photos, small_encoder
 
 from app.demo import MARKER, run_demo, split
-from indexing import Corpus
+from indexing import Corpus, ImageIndex
+from retrieval import Retriever
 
 
 def test_own_photos_are_judged_by_overlap_without_labels(tiny_model, photo_folder, tmp_path):
@@ -59,3 +61,22 @@ def test_no_image_is_both_query_and_database(photo_folder, images, queries):
     names = [{part.name(i) for i in range(len(part))} for part in (database, asking)]
     assert (len(names[0]), len(names[1])) == (images - queries, queries)
     assert not names[0] & names[1]
+
+
+def test_with_enough_photos_one_size_is_recommended_and_marked(tmp_path):
+    model = small_encoder()
+    photos(tmp_path / "photos", 70)
+    made = run_demo(model, tmp_path / "demo", tmp_path / "photos", progress=False)
+    assert made.recommended in {point.submodel for point in made.frontier}
+    assert made.recommended in made.summary
+    report = json.loads((made.report / "report.json").read_text())
+    assert report["recommended"] == made.recommended
+    assert f"recommended: {made.recommended}" in (made.report / "frontier.svg").read_text()
+    tuned = Retriever(model, ImageIndex.open(made.index)).tuning
+    assert tuned.recommended.submodel == made.recommended
+
+
+def test_with_few_photos_none_is(tiny_model, photo_folder, tmp_path):
+    made = run_demo(tiny_model, tmp_path / "demo", photo_folder, progress=False)
+    assert made.recommended is None
+    assert made.summary is None

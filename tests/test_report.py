@@ -7,6 +7,7 @@ instead of 100 %; a cost in MACs on an axis of GMACs; half a report left by a fa
 from __future__ import annotations
 
 import csv
+import json
 import re
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -219,3 +220,24 @@ def test_plot_of_a_single_untrained_point_can_be_drawn():
 def test_plot_leaves_no_global_state():
     plot(FRONTIER)
     assert plt.get_fignums() == []
+
+
+def test_a_recommended_submodel_is_marked_in_table_json_and_plot(tmp_path):
+    table = report.format_table(FRONTIER, recommended="1xS,1xXL").splitlines()
+    assert [line.endswith("<-") for line in table] == [False, False, True, False]
+    report.write_report(FRONTIER, tmp_path, recommended="1xS,1xXL")
+    assert json.loads((tmp_path / "report.json").read_text())["recommended"] == "1xS,1xXL"
+    assert ParetoFrontier.from_json((tmp_path / "report.json").read_text()) == FRONTIER
+    legend = plot(FRONTIER, recommended="1xS,1xXL").axes[0].get_legend()
+    assert "recommended: 1xS,1xXL" in [text.get_text() for text in legend.get_texts()]
+
+
+def test_what_a_point_saves_and_costs_is_said_in_a_few_words():
+    says = [FRONTIER.describe(each) for each in FRONTIER]
+    assert says[0] == (
+        "S saves 56% of the compute and costs 8.0 points of hit_rate@1 (0.720, full 0.800)"
+    )
+    assert says[2] == "XL is the full encoder: it saves nothing and loses nothing"
+    assert UNLABELLED.describe(UNLABELLED.points[1]) == (
+        "1xS,1xXL saves 28% of the compute and finds 72% of the full encoder's top 10"
+    )

@@ -89,21 +89,12 @@ class Tuning:
     def summary(self) -> str:
         """What the recommended submodel saves and what it costs, in one line."""
         chosen, metric = self.recommended, self.frontier.metric
-        kept = self.frontier.recall(chosen)
         if chosen.macs_fraction == 1:
             return (
                 f"recommended: {chosen.submodel}, the full encoder; nothing smaller reaches "
                 f"{metric} {self.target:g}"
             )
-        saved = 1 - chosen.macs_fraction
-        cost = f"{metric} is {kept:.3f} instead of 1"
-        if chosen.hit_rate_at_1 is not None and self.frontier.full is not None:
-            full = self.frontier.full.hit_rate_at_1 or 0.0
-            cost = (
-                f"{100 * (full - chosen.hit_rate_at_1):.1f} points of hit_rate@1 "
-                f"({chosen.hit_rate_at_1:.3f}, not {full:.3f})"
-            )
-        return f"recommended: {chosen.submodel} saves {saved:.0%} of the compute and costs {cost}"
+        return f"recommended: {self.frontier.describe(chosen)}"
 
     def note(self, now: TunedFor) -> str | None:
         """Say how the index differs from the one that was tuned; None if it does not."""
