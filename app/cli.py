@@ -105,6 +105,9 @@ def search(
     min_recall: Annotated[
         float | None, typer.Option(help="Instead of a submodel: least recall, 0 to 1.")
     ] = None,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Scores on the full encoder's scale.")
+    ] = False,
     encoder: EncoderOption = None,
     device: DeviceOption = Device.AUTO,
     as_json: JsonOption = False,
@@ -119,7 +122,7 @@ def search(
     failed = 0
     for image in images:
         try:
-            hits = retriever.search(image, chosen, k)
+            hits = retriever.search(image, chosen, k, calibrated=calibrated)
         except (OSError, ValueError) as error:
             if len(images) == 1:
                 raise

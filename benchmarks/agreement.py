@@ -81,6 +81,7 @@ def compare(model: MatViT, images: LabelledPixels, queries: LabelledPixels) -> l
                 "difference_standard_error": difference.std() / np.sqrt(len(difference)),
                 "cosine": float(consistency.cosine(reference, asked).mean()),
                 "top1_agreement": consistency.top1_agreement(scores, its_scores).mean(),
+                "rank_correlation": _rank_correlation(reference, asked, database),
                 "kl_divergence": consistency.kl_divergence(scores, its_scores).mean(),
                 "top1": (its_scores.argmax(axis=1) == queries.labels).mean(),
             }
@@ -105,6 +106,20 @@ def _vectors_and_scores(
             scores.append(model.classify(pooled[-1]).float().cpu())
     vectors = normalize(torch.cat(pooled).float().cpu(), dim=-1)
     return vectors.numpy(), torch.cat(scores).numpy()
+
+
+def _rank_correlation(
+    reference: NDArray[np.float32], asked: NDArray[np.float32], database: NDArray[np.float32]
+) -> float:
+    """Of the scores of each query's 100 images nearest to the full encoder's vector."""
+    correlations = []
+    for start in range(0, len(asked), 500):
+        full = reference[start : start + 500] @ database.T
+        near = np.argpartition(-full, 100, axis=1)[:, :100]
+        scores = asked[start : start + 500] @ database.T
+        pair = (np.take_along_axis(each, near, axis=1) for each in (full, scores))
+        correlations.append(consistency.rank_correlation(*pair))
+    return float(np.concatenate(correlations).mean())
 
 
 def _hits(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from retrieval.evaluate import evaluate
 from retrieval.frontier import ParetoFrontier
+from retrieval.hits import Hit, Hits
 from retrieval.operating_point import Conditions, OperatingPoint
-from retrieval.retriever import Hit, Hits, Retriever
+from retrieval.retriever import Retriever
 
 __all__ = [
     "Conditions",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.stats import rankdata
 
 
 def cosine(
@@ -58,6 +59,32 @@ def kl_divergence(
     wanted, given = _log_softmax(full), _log_softmax(submodel)
     divergence: Float[np.ndarray, " images"] = (np.exp(wanted) * (wanted - given)).sum(axis=1)
     return divergence
+
+
+def rank_correlation(
+    full: Float[np.ndarray, "queries images"], submodel: Float[np.ndarray, "queries images"]
+) -> Float[np.ndarray, " queries"]:
+    """Spearman's rank correlation of the scores that both give the same images, per query.
+
+    Equal scores share the mean of their ranks.
+
+    Args:
+        full: Scores of the full encoder.
+        submodel: Scores of the submodel for the same images.
+
+    Returns:
+        Values within -1..1; NaN where one of the two gives all images the same score.
+
+    Raises:
+        ValueError: If the tables differ in shape.
+    """
+    _check_shapes(full, submodel)
+    ranks = [rankdata(scores, axis=1) for scores in (full, submodel)]
+    first, second = (each - each.mean(axis=1, keepdims=True) for each in ranks)
+    lengths = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
+    with np.errstate(invalid="ignore"):
+        correlations: Float[np.ndarray, " queries"] = (first * second).sum(axis=1) / lengths
+    return correlations
 
 
 def _log_softmax(

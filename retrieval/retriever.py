@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from math import isfinite
+from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -17,77 +16,11 @@ from matvit.cost import count_macs
 from matvit.embed import Encoder, embed
 from matvit.preprocess import ImageLike
 from matvit.submodel import Granularity, Submodel
-from retrieval.escalation import AUTO, Step
+from retrieval.escalation import AUTO
+from retrieval.hits import Hit, Hits
 
 if TYPE_CHECKING:
     from retrieval.tuning.record import Tuning
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hit:
-    """An image that a search found.
-
-    Attributes:
-        rank: Place in the answer, from 1.
-        id: Its number in the index.
-        path: Its name in the index.
-        score: Cosine of query and image, higher is better.
-        label: Name of its class; None without one.
-    """
-
-    rank: int
-    id: int
-    path: str
-    score: float
-    label: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hits(Sequence[Hit]):
-    """The answer to one query: its hits, best first, and what they cost.
-
-    Attributes:
-        query: Path of the image asked with, as it was given; None for an image without a name.
-        submodel: What embedded the query, as text.
-        macs: Multiply-accumulates of embedding it.
-        encode_ms: Milliseconds to embed the decoded query; in a batch, each query's share.
-        search_ms: Milliseconds to search the index; in a batch, each query's share.
-        hits: The hits.
-        steps: Of a query that chose for itself, the submodels it was asked with; the last one
-            answered, and `macs`, `encode_ms` and `search_ms` are sums over them. Empty otherwise.
-    """
-
-    query: str | None
-    submodel: str
-    macs: int
-    encode_ms: float
-    search_ms: float
-    hits: tuple[Hit, ...]
-    steps: tuple[Step, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.hits)
-
-    @overload
-    def __getitem__(self, index: int) -> Hit: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Hit, ...]: ...
-    def __getitem__(self, index: int | slice) -> Hit | tuple[Hit, ...]:
-        return self.hits[index]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, in the stable shape of `matvit search --json`.
-
-        `steps` is there only if the query chose for itself.
-        """
-        values = asdict(self)
-        for hit in values["hits"]:
-            del hit["label"]
-        steps = [
-            {**step, "confidence": step["confidence"] if isfinite(step["confidence"]) else None}
-            for step in values.pop("steps")
-        ]
-        return {**values, "hits": list(values["hits"]), **({"steps": steps} if steps else {})}
 
 
 class Retriever:
@@ -118,11 +51,19 @@ class Retriever:
         max_gmacs: float | None = None,
         max_ms: float | None = None,
         min_recall: float | None = None,
+        calibrated: bool = False,
     ) -> Hits:
         """Find the k most similar images; see `search_batch`."""
-        return self.search_batch(
-            [image], submodel, k, max_gmacs=max_gmacs, max_ms=max_ms, min_recall=min_recall
-        )[0]
+        (hits,) = self.search_batch(
+            [image],
+            submodel,
+            k,
+            max_gmacs=max_gmacs,
+            max_ms=max_ms,
+            min_recall=min_recall,
+            calibrated=calibrated,
+        )
+        return hits
 
     def search_batch(
         self,
@@ -133,6 +74,7 @@ class Retriever:
         max_gmacs: float | None = None,
         max_ms: float | None = None,
         min_recall: float | None = None,
+        calibrated: bool = False,
     ) -> list[Hits]:
         """Find the k most similar images of each query, all embedded together.
 
@@ -144,6 +86,8 @@ class Retriever:
             max_gmacs: Instead of a submodel, a budget; see `choose`.
             max_ms: The same.
             min_recall: The same.
+            calibrated: Give the scores on the full encoder's scale, so that a threshold means the
+                same whatever submodel answers; see `ScoreScale`. Needs a tuned index.
 
         Returns:
             One answer per query, in order.
@@ -165,8 +109,13 @@ class Retriever:
                 raise ValueError(f"give a submodel or a budget, not both; got {submodel} and one")
             submodel = self.choose(*budget)
         if isinstance(submodel, str) and submodel == AUTO:
-            return self._search_auto(images, k)
-        chosen = self.encoder.submodel(submodel)
+            found = self._search_auto(images, k)
+        else:
+            found = self._search_with(self.encoder.submodel(submodel), images, k)
+        return [self._calibrate(hits) for hits in found] if calibrated else found
+
+    def _search_with(self, chosen: Submodel, images: Sequence[ImageLike], k: int) -> list[Hits]:
+        """Ask with one submodel."""
         if not images:
             return []
         pixels = self._decode(images)
@@ -273,6 +222,21 @@ class Retriever:
                 f"run `matvit tune {self.index.path}` first, or name a submodel"
             )
         return tuning
+
+    def _calibrate(self, hits: Hits) -> Hits:
+        """Bring scores onto the full encoder's scale."""
+        if self.encoder.submodel(hits.submodel).is_full or not hits.hits:
+            return hits
+        scale = self._tuned().scales.get(hits.submodel)
+        if scale is None:
+            known = ", ".join(self._tuned().scales)
+            raise ValueError(
+                f"the scores of {hits.submodel} were not measured when {self.index.path} was "
+                f"tuned; those of {known} were"
+            )
+        scores = scale.to_full(np.array([hit.score for hit in hits]))
+        pairs = zip(hits.hits, scores, strict=True)
+        return replace(hits, hits=tuple(replace(hit, score=float(new)) for hit, new in pairs))
 
     def _search_auto(self, images: Sequence[ImageLike], k: int) -> list[Hits]:
         """Let each query choose; see `retrieval.escalation`."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.special import rel_entr, softmax
+from scipy.stats import spearmanr
 
-from retrieval.consistency import cosine, kl_divergence, top1_agreement
+from retrieval.consistency import cosine, kl_divergence, rank_correlation, top1_agreement
 
 
 def test_cosine_by_hand():
@@ -43,3 +44,13 @@ def test_equal_distributions_do_not_diverge_however_large_the_scores():
 def test_tables_of_different_shapes_are_refused(compare):
     with pytest.raises(ValueError, match=r"got \(2, 3\) and \(2, 4\)"):
         compare(np.ones((2, 3)), np.ones((2, 4)))
+
+
+def test_rank_correlation_equals_scipys_query_by_query():
+    rng = np.random.default_rng(0)
+    full = rng.integers(0, 12, (20, 30)).astype(float)  # with ties
+    submodel = full + rng.normal(0, 4, full.shape)
+    expected = [spearmanr(a, b).statistic for a, b in zip(full, submodel, strict=True)]
+    np.testing.assert_allclose(rank_correlation(full, submodel), expected)
+    np.testing.assert_allclose(rank_correlation(full, 3 * full + 1), 1)
+    assert np.isnan(rank_correlation(full, np.zeros_like(full))).all()

@@ -126,3 +126,22 @@ def test_no_escalation_worth_making_is_an_error_with_advice(tuned):
     finally:
         store_tuning(tuned.index.path, before)
     assert (tuned.index.path / FILE).exists()
+
+
+def test_calibrated_scores_are_on_the_full_encoders_scale(tuned):
+    plain, on_scale = (tuned.search(picture(), "S", calibrated=flag) for flag in (False, True))
+    scale = tuned.tuning.scales["S"]
+    expected = np.interp([hit.score for hit in plain], scale.submodel, scale.full)
+    inside = [scale.submodel[0] <= hit.score <= scale.submodel[-1] for hit in plain]
+    found = np.array([hit.score for hit in on_scale])
+    assert [hit.id for hit in plain] == [hit.id for hit in on_scale]
+    np.testing.assert_allclose(found[inside], expected[inside], atol=1e-12)
+    full = tuned.search(picture(), "XL")
+    assert tuned.search(picture(), "XL", calibrated=True).hits == full.hits
+    for hits in tuned.search_batch([picture(seed) for seed in range(4)], "auto", calibrated=True):
+        assert hits.hits
+
+
+def test_scores_of_a_submodel_that_was_not_measured_cannot_be_calibrated(tuned):
+    with pytest.raises(ValueError, match="scores of 1x7,2x9 were not measured when"):
+        tuned.search(picture(), "1x7,2x9", calibrated=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from matvit.embed import Encoder
 from retrieval.escalation import Escalation
 from retrieval.frontier import ParetoFrontier
 from retrieval.operating_point import OperatingPoint
+from retrieval.score_scale import ScoreScale
 
 FILE = "tuning.json"
 _VERSION = 1
@@ -66,6 +68,7 @@ class Tuning:
         selecting: Queries to choose by.
         altered: Whether the queries were altered images of the index.
         escalation: How a query chooses for itself; None if nothing was found worth it.
+        scales: How the scores of submodels translate into the full encoder's.
     """
 
     tuned_for: TunedFor
@@ -76,6 +79,7 @@ class Tuning:
     selecting: int
     altered: bool
     escalation: Escalation | None = None
+    scales: Mapping[str, ScoreScale] = field(default_factory=dict)
 
     @property
     def recommended(self) -> OperatingPoint:
@@ -114,6 +118,7 @@ class Tuning:
             "tuned_for": asdict(self.tuned_for),
             "frontier": json.loads(self.frontier.to_json()),
             "escalation": None if self.escalation is None else self.escalation.to_dict(),
+            "scales": {name: asdict(scale) for name, scale in self.scales.items()},
         }
 
     @classmethod
@@ -130,6 +135,10 @@ class Tuning:
                 "tuned_for": TunedFor(**values["tuned_for"]),
                 "frontier": ParetoFrontier.from_json(json.dumps(values["frontier"])),
                 "escalation": None if escalation is None else Escalation.from_dict(escalation),
+                "scales": {
+                    name: ScoreScale(**{side: tuple(scale[side]) for side in scale})
+                    for name, scale in values["scales"].items()
+                },
             }
             return cls(**known)
         except (AttributeError, KeyError, TypeError) as error:

@@ -17,6 +17,7 @@ from matvit.model import MatViT
 from matvit.submodel import Submodel
 from retrieval import metrics
 from retrieval.retriever import Retriever
+from retrieval.score_scale import ScoreScale
 from retrieval.tuning.sample import Queries
 
 _NEIGHBOURS = 32
@@ -59,6 +60,7 @@ class Trial:
 
     Attributes:
         scores: What is known, by submodel.
+        scales: Of each submodel that asked, how its scores translate into the full encoder's.
     """
 
     def __init__(
@@ -75,8 +77,9 @@ class Trial:
         self._on_progress = on_progress
         self.scores: dict[Submodel, Score] = dict(known or {})
         self._full = embed(self._model, queries.pixels)
-        nearest = find(retriever, self._full, queries, max(k, _NEIGHBOURS))
-        self._reference = nearest[:, :k]
+        nearest, scores = find_scored(retriever, self._full, queries, max(k, _NEIGHBOURS))
+        self._reference, self._reference_scores = nearest[:, :k], scores[:, :k]
+        self.scales: dict[Submodel, ScoreScale] = {}
         self._neighbours = _centred(retriever, nearest)
 
     @property
@@ -106,7 +109,9 @@ class Trial:
         """Ask the index with submodels."""
         wanted = list(submodels)
         for submodel, vectors in self._embed(wanted, lambda score: score.overlap is not None):
-            rows = find(self._retriever, vectors, self._queries, self._k)
+            rows, scores = find_scored(self._retriever, vectors, self._queries, self._k)
+            if (scale := ScoreScale.fit(scores, self._reference_scores)) is not None:
+                self.scales[submodel] = scale
             self.scores[submodel] = Score(
                 distortion=self._distortion(vectors),
                 overlap=metrics.summarize(metrics.overlap(rows, self._reference, self._k)).mean,

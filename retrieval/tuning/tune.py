@@ -105,7 +105,8 @@ def tune(
             chosen.search(trial)
         searched = trial.searched
         reported = _worth_reporting(model, searched)
-        points = _report(retriever, sample, reported, k)
+        reporting = Trial(retriever, sample.reporting, k)
+        points = _report(model, reporting, len(sample.reporting), reported, k)
         escalation = calibrate(
             lambda asked, rungs: reply(retriever, asked, rungs, uses_labels=sample.has_labels),
             sample,
@@ -113,6 +114,8 @@ def tune(
             max_loss=_or(max_loss, MAX_LOSS_WITH_LABELS, MAX_LOSS_WITHOUT_LABELS, sample),
             certainty=certainty,
         )
+        if escalation is not None:
+            reporting.ask(map(model.submodel, escalation.ladder))  # for the scale of their scores
         if latency:
             points = _with_latency(model, points, progress=progress)
         tuning = Tuning(
@@ -124,6 +127,7 @@ def tune(
             selecting=len(sample.selecting),
             altered=sample.altered,
             escalation=escalation,
+            scales={str(each): scale for each, scale in reporting.scales.items()},
         )
         store_tuning(folder, tuning)
         journal.forget()
@@ -222,11 +226,9 @@ def _worth_reporting(model: MatViT, searched: Mapping[Submodel, Score]) -> list[
 
 
 def _report(
-    retriever: Retriever, sample: Sample, submodels: Sequence[Submodel], k: int
+    model: MatViT, trial: Trial, queries: int, submodels: Sequence[Submodel], k: int
 ) -> list[OperatingPoint]:
     """Measure submodels on the queries that did not choose them."""
-    model = whole(retriever)
-    trial = Trial(retriever, sample.reporting, k)
     scores = dict(zip(submodels, trial.ask(submodels), strict=True))
     full = scores[model.submodel()]
     full_macs = count_macs(model.config, model.submodel())
@@ -236,7 +238,7 @@ def _report(
             macs=count_macs(model.config, submodel),
             macs_fraction=count_macs(model.config, submodel) / full_macs,
             params=count_params(model.config, submodel),
-            queries=len(sample.reporting),
+            queries=queries,
             k=k,
             hit_rate_at_1=score.hit_rate,
             overlap_at_k=score.overlap or 0.0,
