@@ -12,7 +12,7 @@ of the medians of one run; that of the fastest tenth is given too, since other w
 lengthens some turns. Each kind is written when it is done.
 
 The synthetic vectors lie around centres, fifty around each, with less and less spread along their
-dimensions: about as many lists must be visited as for embeddings of real images.
+dimensions: about as large a share of the lists must be visited as for embeddings of real images.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ QUERIES = 1_000
 SINGLE = 100
 ROUNDS = 5
 _PER_CENTRE = 50
+_NOISE = 0.7
 _SPREAD = 80.0
 _SHARD = 16_384
 
@@ -239,7 +240,7 @@ def _around(
     centres: NDArray[np.float32], count: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     near = centres[rng.integers(0, len(centres), count)]
-    near += rng.standard_normal(near.shape, dtype=np.float32)
+    near += _NOISE * rng.standard_normal(near.shape, dtype=np.float32)
     return unit_queries(near * np.exp(np.arange(DIM) / -_SPREAD).astype(np.float32), DIM)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import faiss
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -30,14 +32,19 @@ class ExactScores:
     def of(
         self, queries: Float32[ndarray, "queries dim"], rows: Int64[ndarray, "queries fetch"]
     ) -> Float32[ndarray, "queries fetch"]:
-        """Score the candidates of each query, given as rows of the table; -inf for row -1."""
+        """Score the candidates of each query, given as rows of the table; -inf for row -1.
+
+        Many are scored on as many threads as FAISS uses.
+        """
         if self._table is not None:
             return pair_scores(queries, self._table, rows)
         size = max(1, self._pairs // rows.shape[1])
         if len(rows) <= size:
             return self._from_disk(queries, rows)
-        runs = (slice(start, start + size) for start in range(0, len(rows), size))
-        return np.concatenate([self._from_disk(queries[run], rows[run]) for run in runs])
+        parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+        with ThreadPoolExecutor(min(len(parts), faiss.omp_get_max_threads())) as threads:
+            scores = threads.map(lambda run: self._from_disk(queries[run], rows[run]), parts)
+            return np.concatenate(list(scores))
 
     def _from_disk(
         self, queries: Float32[ndarray, "queries dim"], rows: Int64[ndarray, "queries fetch"]
