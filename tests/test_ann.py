@@ -122,7 +122,7 @@ def test_one_query_is_answered_as_in_a_batch(index):
 
 
 def test_queries_of_one_search_do_not_sway_each_other(index):
-    queries = clustered(300, seed=17)  # more pairs than are scored at a time
+    queries = clustered(900, seed=17)  # more pairs than are scored at a time
     queries[100:200] = queries[0]
     found, scores = index.search(queries, 10)
     assert (found[100:200] == found[0]).all()
