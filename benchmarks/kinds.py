@@ -45,7 +45,7 @@ DIM = 256
 RANKS = 10
 QUERIES = 1_000
 SINGLE = 100
-ROUNDS = 5
+ROUNDS = 6
 _PER_CENTRE = 50
 _NOISE = 0.7
 _SPREAD = 80.0
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--result", default="kinds")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--append", action="store_true", help="Keep what is in the result.")
     parser.add_argument("--note", default="", help="What else was going on.")
     given = parser.parse_args()
@@ -79,7 +80,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             embeddings, queries = _stored(given.index) if given.index else _made(folder, count)
-            for row in compare(folder, embeddings, queries, given.kinds, given.device):
+            compared = compare(folder, embeddings, queries, given.kinds, given.device, given.rounds)
+            for row in compared:
                 rows.append(row)
                 run = {**conditions, "rows": rows}
                 write_result(given.result, {"runs": [*_without(runs, run), run]})
@@ -110,6 +112,7 @@ def compare(
     queries: NDArray[np.float32],
     kinds: list[str],
     device: str,
+    rounds: int,
 ) -> Iterator[dict[str, Any]]:
     """Measure each kind on one set of vectors."""
     exact: NDArray[np.int64] | None = None
@@ -121,7 +124,7 @@ def compare(
         built = perf_counter() - start
         if exact is None:
             exact = index.exhaustive(queries, RANKS)[0]
-        yield _measure(folder, index, kind, queries, exact, built, device)
+        yield _measure(folder, index, kind, queries, exact, built, device, rounds)
         del index
         gc.collect()
 
@@ -134,6 +137,7 @@ def _measure(
     exact: NDArray[np.int64],
     built: float,
     device: str,
+    rounds: int,
 ) -> dict[str, Any]:
     file = store(folder, "index/knn_g1.faiss", len(index.ids), index.write)
     start = perf_counter()
@@ -144,9 +148,9 @@ def _measure(
     found, _ = index.search(queries, RANKS)
     raw = _by_hand(faiss.read_index(str(folder / file.name)), index)
     raw_found = raw(queries)[1]
-    batch = _turns(lambda asked: index.search(asked, RANKS), raw, [queries])
+    batch = _turns(lambda asked: index.search(asked, RANKS), raw, [queries], rounds)
     ones = [queries[row : row + 1] for row in range(min(SINGLE, len(queries)))]
-    single = _turns(lambda asked: index.search(asked, RANKS), raw, ones)
+    single = _turns(lambda asked: index.search(asked, RANKS), raw, ones, rounds)
     return {
         "kind": kind.name,
         "factory": kind.factory,
@@ -207,15 +211,22 @@ class _Seconds(NamedTuple):
 
 
 def _turns(
-    ours: Search, raw: Search, batches: list[NDArray[np.float32]]
+    ours: Search, raw: Search, batches: list[NDArray[np.float32]], rounds: int
 ) -> tuple[_Seconds, _Seconds]:
-    """What each takes, one after the other in every round."""
+    """What each takes, one after the other in every round.
+
+    At each turn the two ask different things if there are several, and change places if not: what
+    the first has read would be in the cache of the processor for the second.
+    """
+    searches = (ours, raw)
     seconds: tuple[list[float], list[float]] = ([], [])
-    for asked in [batches[0], *batches * ROUNDS]:
-        for search, times in zip((ours, raw), seconds, strict=True):
+    shift = len(batches) // 2
+    for turn in range(rounds * len(batches) + 1):
+        for which in (0, 1) if turn % 2 else (1, 0):
+            asked = batches[(turn + which * shift) % len(batches)]
             start = perf_counter()
-            search(asked)
-            times.append(perf_counter() - start)
+            searches[which](asked)
+            seconds[which].append(perf_counter() - start)
     return _Seconds.of(seconds[0][1:]), _Seconds.of(seconds[1][1:])
 
 
