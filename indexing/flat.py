@@ -15,7 +15,7 @@ from indexing.manifest import StoredFile
 from indexing.rescore import SPARE, best_first, pair_scores, rounding
 from indexing.storage import check_hash, damaged
 
-_ROWS_PER_ADD = 65_536
+_ROWS_PER_ADD = 16_384
 _QUERIES_PER_SEARCH = 1_024
 _PAIRS_PER_SEARCH = 1 << 22
 
