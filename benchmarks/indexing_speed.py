@@ -1,17 +1,24 @@
 """Indexing end to end against the encoder alone, and against the same job done by hand.
 
     python benchmarks/indexing_speed.py --data DATA [--images 10000] [--encoder NAME] [--repeats 3]
+    python benchmarks/indexing_speed.py --data DATA --parts memory --append     one part again
 
 DATA is what `Corpus.open` takes, or Parquet files only where the comparison by hand is wanted. All
-ways of a repeat take turns on the same images; medians are kept. Memory is the peak (VmHWM) of a
-process of its own per number of rows: it builds with an untrained encoder of one small block, on a
-corpus that repeats the images of DATA, so that it measures the indexing and not the encoder.
+ways of a repeat take turns on the same images; medians are kept. Besides the time, the CPU seconds
+of all threads and processes are counted: other work on the machine lengthens the one, not the
+other. Where encoding keeps every core busy, decoding can only be done at its expense, so that CPU
+seconds of the encoder over those of encoder and decoder together is the most that can be reached.
+
+Memory is the peak (VmHWM) of a process of its own per number of rows: it builds an exact index with
+an untrained encoder of one small block, on a corpus that repeats the images of DATA, so that it
+measures the indexing and not the encoder. The search structure keeps all vectors as float32.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,24 +27,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
-import faiss
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from by_hand import index_by_hand
 from numpy.typing import NDArray
-from provenance import provenance, without_paths, write_result
+from provenance import RESULTS, provenance, without_paths, write_result
 
 from indexing import Corpus, DecodedBatch, ImageIndex, embedding
 from indexing import build as building
+from indexing.request import EXACT, KindRequest
 from matvit.checkpoint import DEFAULT
 from matvit.config import MatViTConfig
 from matvit.embed import embed, resolve_device
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
 
+PARTS = ["decoding", "ways", "memory"]
 _BATCH = 256
 _DECODERS: dict[str, dict[str, Any]] = {
     "calling thread": {"workers": 0},
@@ -80,6 +88,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", default="10000,100000,1000000", help="for the peak memory")
     parser.add_argument("--name", default="indexing")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--append", action="store_true", help="Keep other parts of the result.")
+    parser.add_argument("--note", default="", help="What else was going on.")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory_of is not None:
@@ -89,63 +100,122 @@ def main() -> None:
     model = MatViT.load(given.encoder, device=resolve_device("auto"))
     corpus = Corpus.open(given.data)
     corpus = corpus.subset(range(min(given.images, len(corpus))))
-    rows = [int(row) for row in given.rows.split(",") if row]
-    result = {
+    conditions = {
         **provenance("python benchmarks/indexing_speed.py " + without_paths(sys.argv[1:])),
         "encoder": model.name,
-        "images": len(corpus),
-        "repeats": given.repeats,
-        "decode_images_per_s": compare_decoders(corpus, model.preprocess, given.repeats),
-        "end_to_end": compare_ways(model, corpus, given.data, given.repeats),
-        "memory": [_memory_of_a_process(given.data, row) for row in rows],
+        "note": given.note,
     }
-    write_result(given.name, result)
+    path = RESULTS / f"{given.name}.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if given.append else {}
+    for part in given.parts:
+        if part == "memory":
+            result[part] = {**conditions, "rows": []}
+            for row in given.rows.split(","):
+                result[part]["rows"].append(_memory_of_a_process(given.data, int(row)))
+                write_result(given.name, result)
+            continue
+        counted = {**conditions, "images": len(corpus), "repeats": given.repeats}
+        if part == "decoding":
+            rows = compare_decoders(corpus, model.preprocess, given.repeats)
+            result[part] = {**counted, "rows": rows}
+        else:
+            result[part] = {**counted, **compare_ways(model, corpus, given.data, given.repeats)}
+        write_result(given.name, result)
 
 
-def compare_decoders(corpus: Corpus, preprocess: Preprocess, repeats: int) -> dict[str, float]:
+def compare_decoders(
+    corpus: Corpus, preprocess: Preprocess, repeats: int
+) -> list[dict[str, str | float]]:
     """Decode the same images in turn by each kind of workers, and nothing else."""
-    rates: dict[str, list[float]] = {name: [] for name in _DECODERS}
+    costs: dict[str, list[Cost]] = {name: [] for name in _DECODERS}
     for _ in range(repeats):
         for name, options in _DECODERS.items():
-            start = perf_counter()
-            for _batch in corpus.decode(preprocess, batch_size=_BATCH, **options):
-                pass
-            rates[name].append(len(corpus) / (perf_counter() - start))
-    return {name: round(median(values), 1) for name, values in rates.items()}
+            costs[name].append(_cost(lambda: _decode(corpus, preprocess, options)))  # noqa: B023
+    return [
+        {
+            "decoders": name,
+            "images_per_s": round(len(corpus) / median(cost.seconds for cost in taken), 1),
+            "cpu_ms_per_image": round(1e3 * median(cost.cpu for cost in taken) / len(corpus), 4),
+        }
+        for name, taken in costs.items()
+    ]
+
+
+def _decode(corpus: Corpus, preprocess: Preprocess, options: dict[str, Any]) -> None:
+    for _batch in corpus.decode(preprocess, batch_size=_BATCH, **options):
+        pass
 
 
 def compare_ways(model: MatViT, corpus: Corpus, data: str, repeats: int) -> dict[str, Any]:
     """Encode decoded pixels, index with this project, and index by hand, in turn."""
     pixels = np.concatenate([batch.pixels for batch in corpus.decode(model.preprocess)])
     embed(model, pixels[:_BATCH])  # the first batch also pays for what is set up once
-    alone, ours, by_hand, splits = [], [], [], []
+    by_hand = _by_hand(model, data, len(corpus))
+    ways: dict[str, Callable[[], object]] = {
+        "encoder alone": lambda: embed(model, pixels, batch_size=_BATCH),
+        "decoder alone": lambda: _decode(corpus, model.preprocess, {}),
+        "ours": lambda: splits.append(_build(model, corpus)),
+        **({"by hand": by_hand} if by_hand else {}),
+    }
+    splits: list[dict[str, float]] = []
+    costs: dict[str, list[Cost]] = {name: [] for name in ways}
     for _ in range(repeats):
-        alone.append(_rate(len(pixels), lambda: embed(model, pixels, batch_size=_BATCH)))
-        seconds, split = _build(model, corpus)
-        ours.append(len(corpus) / seconds)
-        splits.append(split)
-        by_hand.append(_by_hand(model, data, len(corpus)))
-    known = [rate for rate in by_hand if rate is not None]
+        for name, work in ways.items():
+            costs[name].append(_cost(work))
     return {
-        "encoder_alone_images_per_s": round(median(alone), 1),
-        "ours_images_per_s": round(median(ours), 1),
-        "ours_of_encoder_alone": round(median(np.divide(ours, alone).tolist()), 3),
+        "ways": [_way(name, taken, len(corpus)) for name, taken in costs.items()],
+        "ours_of_encoder_alone": _ratio(costs, "encoder alone", "ours"),
+        "most_that_can_be_reached": {
+            name: float(f"{median(_limits(costs, name)):.3f}") for name in Cost._fields
+        },
+        "ours_of_by_hand": _ratio(costs, "by hand", "ours") if by_hand else None,
         "ours_seconds": {
             name: round(median(split[name] for split in splits), 3) for name in splits[0]
         },
-        "by_hand_images_per_s": round(median(known), 1) if known else None,
-        "ours_of_by_hand": round(median(np.divide(ours, known).tolist()), 3) if known else None,
     }
 
 
-def _rate(images: int, work: Callable[[], object]) -> float:
-    start = perf_counter()
+def _way(name: str, taken: list[Cost], images: int) -> dict[str, Any]:
+    return {
+        "way": name,
+        "images_per_s": round(images / median(cost.seconds for cost in taken), 1),
+        "cpu_ms_per_image": round(1e3 * median(cost.cpu for cost in taken) / images, 4),
+        "images_per_s_all": [round(images / cost.seconds, 1) for cost in taken],
+    }
+
+
+def _ratio(costs: dict[str, list[Cost]], reference: str, way: str) -> dict[str, float]:
+    """How fast a way is as a share of another: median over the repeats, by time and by CPU."""
+    pairs = list(zip(costs[reference], costs[way], strict=True))
+    return {
+        "seconds": round(median(one.seconds / other.seconds for one, other in pairs), 3),
+        "cpu": round(median(one.cpu / other.cpu for one, other in pairs), 3),
+    }
+
+
+def _limits(costs: dict[str, list[Cost]], name: str) -> list[float]:
+    """Share of the encoder's speed that is left if decoding takes from the same cores."""
+    return [
+        getattr(encoding, name) / (getattr(encoding, name) + getattr(decoding, name))
+        for encoding, decoding in zip(costs["encoder alone"], costs["decoder alone"], strict=True)
+    ]
+
+
+class Cost(NamedTuple):
+    """What work took: by the clock, and on all cores together, processes it started included."""
+
+    seconds: float
+    cpu: float
+
+
+def _cost(work: Callable[[], object]) -> Cost:
+    start, before = perf_counter(), sum(os.times()[:4])
     work()
-    return images / (perf_counter() - start)
+    return Cost(perf_counter() - start, sum(os.times()[:4]) - before)
 
 
-def _build(model: MatViT, corpus: Corpus) -> tuple[float, dict[str, float]]:
-    """Build an index; seconds in all, and in which part the main thread spent them."""
+def _build(model: MatViT, corpus: Corpus) -> dict[str, float]:
+    """Build an index; say in which part the main thread spent how many seconds."""
     timed = TimedCorpus(corpus._images, corpus._positions)
     spent = {"encode": 0.0, "write": 0.0}
 
@@ -169,17 +239,21 @@ def _build(model: MatViT, corpus: Corpus) -> tuple[float, dict[str, float]]:
     finally:
         embedding.embed, building.write_shard = embed, write
     parts = {"waiting for pixels": timed.waited, **spent}
-    return seconds, {**parts, "the rest": seconds - sum(parts.values()), "all": seconds}
+    return {**parts, "the rest": seconds - sum(parts.values()), "all": seconds}
 
 
-def _by_hand(model: MatViT, data: str, images: int) -> float | None:
-    """Images per second of timm, a DataLoader and FAISS by hand; None without Parquet files."""
+def _by_hand(model: MatViT, data: str, images: int) -> Callable[[], object] | None:
+    """Indexing with timm, a DataLoader and FAISS by hand; None without Parquet files."""
     files = sorted(Path(data).parent.glob(Path(data).name))
     if not files or any(file.suffix != ".parquet" for file in files):
         return None
     tables = [pq.read_table(file, columns=["image"]) for file in files]
-    with tempfile.TemporaryDirectory() as folder:
-        return _rate(images, lambda: index_by_hand(model, tables, images, Path(folder) / "by_hand"))
+
+    def work() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            index_by_hand(model, tables, images, Path(folder) / "by_hand")
+
+    return work
 
 
 def _memory_of_a_process(data: str, rows: int) -> dict[str, Any]:
@@ -200,19 +274,23 @@ def _memory(data: str, rows: int) -> dict[str, Any]:
     start = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index"
+        request = KindRequest(kind=EXACT)
+        images = corpus.subset(positions)
         building.build_index(
-            model, corpus.subset(positions), path, batch_size=_BATCH, progress=False
+            model, images, path, request=request, batch_size=_BATCH, progress=False
         )
         built, seconds = _peak_mb(), perf_counter() - start
+        start = perf_counter()
         ImageIndex.open(path)
+        opened = perf_counter() - start
     return {
         "rows": rows,
-        "vectors_mb_float16": round(rows * config.embed_dim * 2 / 1e6, 1),
+        "structure_mb": round(rows * (config.embed_dim * 4 + 8) / 1e6, 1),
         "before_mb": before,
         "built_mb": built,
         "opened_mb": _peak_mb(),
-        "seconds": round(seconds, 1),
-        "threads": faiss.omp_get_max_threads(),
+        "build_s": round(seconds, 1),
+        "open_s": round(opened, 3),
     }
 
 

@@ -2,30 +2,36 @@
 
     python benchmarks/kinds.py                          100,000 and 1,000,000 synthetic vectors
     python benchmarks/kinds.py --index photos.index     the embeddings of an index
+    python benchmarks/kinds.py --append --kinds HNSW    what was measured of other kinds stays
 
 Raw FAISS is the same structure, trained the same way, with the same nprobe or efSearch, asked for
 ten images; for the quantised kinds followed by FAISS's own reranking, `IndexRefine` over float16
 vectors in memory, at the depth that calibration chose. Ours reads the float16 vectors from disk,
 checks them, breaks ties, and answers with exact scores. The two take turns, and the ratio is that
-of the medians of one run.
+of the medians of one run; that of the fastest tenth is given too, since other work on the machine
+lengthens some turns. Each kind is written when it is done.
+
+The synthetic vectors lie around centres, fifty around each, with less and less spread along their
+dimensions: about as large a share of the lists must be visited as for embeddings of real images.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from provenance import provenance, without_paths, write_result
+from provenance import RESULTS, provenance, without_paths, write_result
 
 from indexing import ImageIndex
 from indexing.embeddings import Embeddings
@@ -39,8 +45,10 @@ DIM = 256
 RANKS = 10
 QUERIES = 1_000
 SINGLE = 100
-ROUNDS = 5
+ROUNDS = 6
 _PER_CENTRE = 50
+_NOISE = 0.7
+_SPREAD = 80.0
 _SHARD = 16_384
 
 Search = Callable[[NDArray[np.float32]], object]
@@ -54,18 +62,48 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--result", default="kinds")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--append", action="store_true", help="Keep what is in the result.")
+    parser.add_argument("--note", default="", help="What else was going on.")
     given = parser.parse_args()
 
-    rows = []
+    command = "python benchmarks/kinds.py " + without_paths(sys.argv[1:])
+    conditions = {
+        **provenance(command.strip()),
+        "threads_of_faiss": faiss.omp_get_max_threads(),
+        "vectors": "embeddings of an index" if given.index else "synthetic",
+        "note": given.note,
+    }
+    runs = _runs(given.result) if given.append else []
+    rows: list[dict[str, Any]] = []
     for count in [0] if given.index else given.vectors:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             embeddings, queries = _stored(given.index) if given.index else _made(folder, count)
-            rows += compare(folder, embeddings, queries, given.kinds, given.device)
-    command = "python benchmarks/kinds.py " + without_paths(sys.argv[1:])
-    made_of = "embeddings of an index" if given.index else "clustered synthetic vectors"
-    conditions = {"threads_of_faiss": faiss.omp_get_max_threads(), "vectors": made_of}
-    write_result(given.result, {**provenance(command.strip()), **conditions, "rows": rows})
+            compared = compare(folder, embeddings, queries, given.kinds, given.device, given.rounds)
+            for row in compared:
+                rows.append(row)
+                run = {**conditions, "rows": rows}
+                write_result(given.result, {"runs": [*_without(runs, run), run]})
+
+
+def _runs(result: str) -> list[dict[str, Any]]:
+    path = RESULTS / f"{result}.json"
+    runs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    return runs
+
+
+def _without(runs: list[dict[str, Any]], newer: dict[str, Any]) -> list[dict[str, Any]]:
+    """Earlier runs, without what was measured again."""
+
+    def what(run: dict[str, Any], row: dict[str, Any]) -> tuple[object, ...]:
+        return run["vectors"], row["kind"], row["images"], row["device"]
+
+    again = {what(newer, row) for row in newer["rows"]}
+    left = [
+        {**run, "rows": [row for row in run["rows"] if what(run, row) not in again]} for run in runs
+    ]
+    return [run for run in left if run["rows"]]
 
 
 def compare(
@@ -74,10 +112,10 @@ def compare(
     queries: NDArray[np.float32],
     kinds: list[str],
     device: str,
-) -> list[dict[str, Any]]:
+    rounds: int,
+) -> Iterator[dict[str, Any]]:
     """Measure each kind on one set of vectors."""
     exact: NDArray[np.int64] | None = None
-    rows = []
     for name in kinds:
         kind = named_kind(name, *embeddings.shape)
         start = perf_counter()
@@ -86,11 +124,9 @@ def compare(
         built = perf_counter() - start
         if exact is None:
             exact = index.exhaustive(queries, RANKS)[0]
-        rows.append(_measure(folder, index, kind, queries, exact, built, device))
-        print(rows[-1], file=sys.stderr)
+        yield _measure(folder, index, kind, queries, exact, built, device, rounds)
         del index
         gc.collect()
-    return rows
 
 
 def _measure(
@@ -101,6 +137,7 @@ def _measure(
     exact: NDArray[np.int64],
     built: float,
     device: str,
+    rounds: int,
 ) -> dict[str, Any]:
     file = store(folder, "index/knn_g1.faiss", len(index.ids), index.write)
     start = perf_counter()
@@ -111,9 +148,9 @@ def _measure(
     found, _ = index.search(queries, RANKS)
     raw = _by_hand(faiss.read_index(str(folder / file.name)), index)
     raw_found = raw(queries)[1]
-    batch = _turns(lambda asked: index.search(asked, RANKS), raw, [queries])
+    batch = _turns(lambda asked: index.search(asked, RANKS), raw, [queries], rounds)
     ones = [queries[row : row + 1] for row in range(min(SINGLE, len(queries)))]
-    single = _turns(lambda asked: index.search(asked, RANKS), raw, ones)
+    single = _turns(lambda asked: index.search(asked, RANKS), raw, ones, rounds)
     return {
         "kind": kind.name,
         "factory": kind.factory,
@@ -127,12 +164,15 @@ def _measure(
         "ann_recall@10": _recall(found, exact),
         "raw_ann_recall@10": _recall(raw_found, exact),
         "batch_queries": len(queries),
-        "batch_ms_per_query": batch[0] * 1e3 / len(queries),
-        "raw_batch_ms_per_query": batch[1] * 1e3 / len(queries),
-        "batch_ratio": batch[0] / batch[1],
-        "single_ms": single[0] * 1e3,
-        "raw_single_ms": single[1] * 1e3,
-        "single_ratio": single[0] / single[1],
+        "batch_ms_per_query": batch[0].median * 1e3 / len(queries),
+        "raw_batch_ms_per_query": batch[1].median * 1e3 / len(queries),
+        "batch_ratio": batch[0].median / batch[1].median,
+        "batch_ratio_of_fastest": batch[0].fastest / batch[1].fastest,
+        "single_ms": single[0].median * 1e3,
+        "raw_single_ms": single[1].median * 1e3,
+        "single_ratio": single[0].median / single[1].median,
+        "single_ratio_of_fastest": single[0].fastest / single[1].fastest,
+        "single_overhead_us_of_fastest": (single[0].fastest - single[1].fastest) * 1e6,
     }
 
 
@@ -159,15 +199,35 @@ def _by_hand(
     return lambda asked: both.search(asked, RANKS)
 
 
-def _turns(ours: Search, raw: Search, batches: list[NDArray[np.float32]]) -> tuple[float, float]:
-    """Median seconds of each, one after the other in every round."""
+class _Seconds(NamedTuple):
+    """What a search took."""
+
+    median: float
+    fastest: float
+
+    @classmethod
+    def of(cls, times: list[float]) -> _Seconds:
+        return cls(median(times), float(np.quantile(times, 0.1)))
+
+
+def _turns(
+    ours: Search, raw: Search, batches: list[NDArray[np.float32]], rounds: int
+) -> tuple[_Seconds, _Seconds]:
+    """What each takes, one after the other in every round.
+
+    At each turn the two ask different things if there are several, and change places if not: what
+    the first has read would be in the cache of the processor for the second.
+    """
+    searches = (ours, raw)
     seconds: tuple[list[float], list[float]] = ([], [])
-    for asked in [batches[0], *batches * ROUNDS]:
-        for search, times in zip((ours, raw), seconds, strict=True):
+    shift = len(batches) // 2
+    for turn in range(rounds * len(batches) + 1):
+        for which in (0, 1) if turn % 2 else (1, 0):
+            asked = batches[(turn + which * shift) % len(batches)]
             start = perf_counter()
-            search(asked)
-            times.append(perf_counter() - start)
-    return median(seconds[0][1:]), median(seconds[1][1:])
+            searches[which](asked)
+            seconds[which].append(perf_counter() - start)
+    return _Seconds.of(seconds[0][1:]), _Seconds.of(seconds[1][1:])
 
 
 def _recall(found: NDArray[np.int64], exact: NDArray[np.int64]) -> float:
@@ -191,7 +251,8 @@ def _around(
     centres: NDArray[np.float32], count: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     near = centres[rng.integers(0, len(centres), count)]
-    return unit_queries(near + rng.standard_normal(near.shape, dtype=np.float32), DIM)
+    near += _NOISE * rng.standard_normal(near.shape, dtype=np.float32)
+    return unit_queries(near * np.exp(np.arange(DIM) / -_SPREAD).astype(np.float32), DIM)
 
 
 def _stored(path: Path) -> tuple[Embeddings, NDArray[np.float32]]:

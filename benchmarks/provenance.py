@@ -44,7 +44,9 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
 
 
 def without_paths(arguments: list[str]) -> str:
-    """Leave out of a command line where files lie on this machine."""
+    """Leave out of a command line where files lie on this machine, and a note at its end."""
+    if "--note" in arguments:
+        arguments = arguments[: arguments.index("--note")]
     return re.sub(r"(^|[ =])\S*/", r"\1", " ".join(arguments))
 
 

@@ -8,17 +8,18 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import index_tables
 import numpy as np
+from table_text import markdown as _markdown
+from table_text import result as _result
+from table_text import source as _source
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 TRAINED = ("S", "M", "L", "XL")
 _PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -238,29 +239,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "grocery": grocery_table,
     "joint_step": joint_step_table,
     "training_split": training_split_table,
+    **index_tables.TABLES,
 }
-
-
-def _result(name: str) -> dict[str, Any]:
-    path = RESULTS / f"{name}.json"
-    if not path.exists():
-        raise FileNotFoundError(f"no {path.name}; run the benchmark that writes it")
-    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return loaded
-
-
-def _source(result: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return (
-        f"\n<sub>{result['device']}, {result['threads']} threads, commit "
-        f"{result['commit'][:10]}{' with changes' if result['uncommitted_changes'] else ''}, "
-        f"{versions}; `{result['command']}`</sub>\n"
-    )
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from provenance import provenance, without_paths, write_result
 from tqdm import tqdm
 
 from indexing import ImageIndex, ImageRecord
-from indexing.corpus import RECORDS
 from indexing.embeddings import Embeddings
 from indexing.manifest import (
     CorpusRecord,
@@ -33,6 +32,7 @@ from indexing.manifest import (
     Manifest,
     PreprocessRecord,
 )
+from indexing.records import RECORDS
 from indexing.request import KindRequest
 from indexing.searcher import store_searcher
 from indexing.shards import SHARD_SIZE, metadata_table, write_shard

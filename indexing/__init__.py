@@ -8,9 +8,10 @@ index.add(model, Corpus.from_folder("photos/"))  # what is new or changed since
 from __future__ import annotations
 
 from indexing.compact import CompactReport
-from indexing.corpus import Corpus, DecodedBatch, Failure, ImageRecord
+from indexing.corpus import Corpus, DecodedBatch
 from indexing.index import ImageIndex, IndexMismatchError
 from indexing.merge import AddReport
+from indexing.records import Failure, ImageRecord
 from indexing.remove import RemoveReport
 from indexing.verify import Damage, VerifyReport, verify
 

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from indexing.changes import Changes, corpus_names, refuse_shared_names
 from indexing.compatibility import check_encoder, check_whole
-from indexing.corpus import RECORDS, Corpus, DecodedBatch, Failure
+from indexing.corpus import Corpus, DecodedBatch
 from indexing.embedding import embed_batch
 from indexing.manifest import CorpusRecord, Manifest
 from indexing.merge import AddReport, merge_staged, staged_failures
+from indexing.records import RECORDS, Failure
 from indexing.shards import SHARD_SIZE, metadata_table, read_failures, write_shard
 from indexing.storage import commit, read_finished, writer_lock
 from indexing.stored import StoredRows, live_rows

@@ -17,10 +17,11 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from indexing.compatibility import check_encoder, check_whole, describe
-from indexing.corpus import Corpus, Failure
+from indexing.corpus import Corpus
 from indexing.embedding import embed_batch
 from indexing.kinds.resolve import resolve
 from indexing.manifest import MANIFEST, CorpusRecord, Counts, Manifest, Plan, Shard
+from indexing.records import Failure
 from indexing.request import KindRequest
 from indexing.searcher import store_searcher
 from indexing.shards import SHARD_SIZE, metadata_table, read_failures, write_shard

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int64
 from numpy import ndarray
 
-from indexing.corpus import UNKNOWN, Corpus, Failure
+from indexing.corpus import Corpus
+from indexing.records import UNKNOWN, Failure
 from indexing.stored import StoredRows, column
 
 _DIGITS = 16  # of a hash, which fit in 64 bits; the rest is compared one by one

@@ -15,7 +15,7 @@ from indexing.manifest import StoredFile
 from indexing.rescore import SPARE, best_first, pair_scores, rounding
 from indexing.storage import check_hash, damaged
 
-_ROWS_PER_ADD = 65_536
+_ROWS_PER_ADD = 16_384
 _QUERIES_PER_SEARCH = 1_024
 _PAIRS_PER_SEARCH = 1 << 22
 
@@ -137,8 +137,8 @@ def unit_queries(vectors: Float[ndarray, "queries dim"], dim: int) -> Float32[nd
     if vectors.dtype.kind != "f":
         raise ValueError(f"queries must be floating point, got {vectors.dtype}")
     exact = vectors.astype(np.float64)  # so that no float32 query overflows its norm
-    norms = np.linalg.norm(exact, axis=1)
-    for row in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))):
+    norms = np.sqrt(np.vecdot(exact, exact))
+    for row in np.flatnonzero(~((norms > 0) & (norms < np.inf))):
         raise ValueError(
             f"query {row} is zero or not finite, so it has no direction; "
             "check the encoder that made it"

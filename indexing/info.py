@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from indexing.corpus import Failure
 from indexing.manifest import Manifest
+from indexing.records import Failure
 
 
 def describe_index(path: Path, manifest: Manifest, failures: Sequence[Failure]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int64
 from numpy import ndarray
 
-from indexing.corpus import Failure
 from indexing.manifest import Counts, Manifest, Shard
+from indexing.records import Failure
 from indexing.searcher import store_searcher
 from indexing.shards import read_failures, write_failures
 from indexing.storage import commit

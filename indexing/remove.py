@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from jaxtyping import Int64
 from numpy import ndarray
 
-from indexing.corpus import Failure
 from indexing.manifest import Counts
 from indexing.merge import relist
+from indexing.records import Failure
 from indexing.shards import read_failures
 from indexing.storage import commit, read_finished, writer_lock
 from indexing.stored import StoredRows, write_tombstones

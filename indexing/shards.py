@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 from numpy import ndarray
 
-from indexing.corpus import RECORDS, Failure
 from indexing.manifest import Shard, StoredFile
+from indexing.records import RECORDS, Failure
 from indexing.storage import check_hash, damaged, store
 
 SHARD_SIZE = 16_384

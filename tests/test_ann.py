@@ -19,6 +19,7 @@ import pytest
 from indexing.embeddings import Embeddings
 from indexing.flat import FlatIndex, unit_queries
 from indexing.kinds import KINDS, AnnIndex, Calibration, Kind, factory_kind, gpu, named_kind
+from indexing.kinds.engine import Engine
 from indexing.kinds.layout import check_layout
 from indexing.kinds.reading import read_structure
 from indexing.storage import store
@@ -118,6 +119,25 @@ def test_one_query_is_answered_as_in_a_batch(index):
     for row, query in enumerate(queries):
         for alone, all_of_them in zip(index.search(query[np.newaxis], 5), together, strict=True):
             np.testing.assert_array_equal(alone[0], all_of_them[row])
+
+
+def test_queries_of_one_search_do_not_sway_each_other(index):
+    queries = clustered(900, seed=17)  # more pairs than are scored at a time
+    queries[100:200] = queries[0]
+    found, scores = index.search(queries, 10)
+    assert (found[100:200] == found[0]).all()
+    assert (scores[100:200] == scores[0]).all()
+
+
+@pytest.mark.parametrize("k", [20, 21, 300])
+def test_more_images_than_the_device_fetches_are_found_without_it(monkeypatch, embeddings, ids, k):
+    monkeypatch.setattr(Engine, "max_fetch", 20)
+    index = AnnIndex.build(embeddings, ids, sized("Flat16"), device="cpu")
+    queries = clustered(5, seed=18)
+    found, scores = index.search(queries, k)
+    expected, values = FlatIndex.build(embeddings, ids).search(queries, k)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(scores, values)
 
 
 def test_no_query_finds_nothing(index):

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from indexing.corpus import RECORDS, Corpus
+from indexing.corpus import Corpus
+from indexing.records import RECORDS
 from matvit.preprocess import Preprocess
 
 PREPROCESS = Preprocess(image_size=8)

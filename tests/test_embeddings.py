@@ -66,6 +66,18 @@ def test_rows_have_length_one_though_float16_has_not(embeddings, rows):
     np.testing.assert_allclose(np.linalg.norm(embeddings[:], axis=1), 1, atol=1e-6)
 
 
+def test_float16_is_widened_without_rounding(tmp_path):
+    half = np.arange(1 << 15, dtype=np.uint16).view(np.float16)  # all that are not negative
+    small = half[half <= 1]
+    rows = np.zeros((len(small), DIM), dtype=np.float16)
+    rows[:, 0] = np.sqrt(1 - small.astype(np.float64) ** 2)
+    rows[:, 1] = -small
+    exact = rows.astype(np.float64)
+    found = Embeddings(tmp_path, [stored(tmp_path, 0, rows)], DIM)[:]
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, exact, rtol=3e-7)  # two float32 roundings
+
+
 @pytest.mark.parametrize("outside", [13, -1, np.array([0, 99])])
 def test_row_outside_the_table_is_an_error(embeddings, outside):
     with pytest.raises(IndexError, match=r"row numbers must be within 0\.\.12, got"):

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from indexing.corpus import RECORDS as COLUMNS
-from indexing.corpus import Failure, ImageRecord
+from indexing.records import RECORDS as COLUMNS
+from indexing.records import Failure, ImageRecord
 from indexing.shards import (
     FAILURES,
     METADATA,

@@ -20,12 +20,13 @@ from indexing.kinds.calibration import TARGET, calibrate, leave_nothing_out
 from indexing.kinds.engine import Engine, Queries
 from indexing.kinds.kind import Kind
 from indexing.kinds.reading import held_ids, read_structure
+from indexing.kinds.scoring import ExactScores
 from indexing.kinds.structure import make_structure
 from indexing.manifest import StoredFile
-from indexing.rescore import SPARE, best_first, pair_scores, rounding
+from indexing.rescore import SPARE, best_first, rounding
 from indexing.storage import damaged
 
-_PAIRS = 1 << 16  # rescored at a time: 64 MB of vectors of dimension 256
+_PAIRS = 1 << 16  # of queries and candidates, searched for at a time
 _ROWS_PER_BLOCK = 65_536
 _GROWTH = 4
 _FLOAT16_ERROR = 2.0**-11 + 2.0**-20  # of a score: half a unit in the last place, and subnormals
@@ -71,8 +72,12 @@ class AnnIndex:
         self.is_exact = self._engine.is_exact
         self.lists, self.is_graph = self._engine.lists, self._engine.is_graph
         self.code_size, self.estimates = self._engine.code_size, self._engine.estimates
-        self._order = np.argsort(self.ids, kind="stable")
-        self._sorted = self.ids[self._order]
+        self._rows_are_ids = bool((self.ids == np.arange(len(self.ids))).all())
+        if not (self._rows_are_ids or self._engine.labels_are_rows):
+            self._order = np.argsort(self.ids, kind="stable")
+            self._sorted = self.ids[self._order]
+        self._scores = ExactScores(self._engine, embeddings)
+        self._cuts = not self.estimates and self._engine.float_table is None
         self._doubt = rounding(embeddings.shape[1])
         if self.estimates:
             self._doubt += _GPU_ERROR if on_gpu else _FLOAT16_ERROR
@@ -187,6 +192,11 @@ class AnnIndex:
         """
         chosen = self.calibration
         fetch = max(k + SPARE, k * chosen.rescore)
+        if not len(queries):
+            return np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32)
+        if k > self._engine.max_fetch:
+            rows, scores = self.exhaustive(queries, k)
+            return self.ids[rows], scores
         effort = _Effort(fetch, chosen.nprobe, max(chosen.ef_search, fetch))
         return self._search(queries, k, self._limited(effort))
 
@@ -198,8 +208,9 @@ class AnnIndex:
         rows = np.full((len(queries), fetch), -1, dtype=np.int64)
         scores = np.full((len(queries), fetch), -np.inf, dtype=np.float32)
         for run in self._blocks(queries, effort.fetch):
-            found = self._propose(queries[run], effort, effort.fetch)
-            rows[run, : effort.fetch], scores[run, : effort.fetch] = found[0], found[1]
+            _, labels = self._engine.propose(queries[run], *effort)
+            rows[run, : effort.fetch] = found = self._rows_of(labels)
+            scores[run, : effort.fetch] = self._scores.of(_on_cpu(queries[run]), found)
         return rows, scores
 
     def exhaustive(
@@ -215,80 +226,53 @@ class AnnIndex:
         _, rows = knn_ground_truth(  # type: ignore[no-untyped-call]
             asked, blocks, fetch, faiss.METRIC_INNER_PRODUCT, ngpu=0
         )
-        found = np.empty((len(asked), fetch), dtype=np.float32)
-        for run in self._blocks(asked, fetch):
-            found[run] = self._exact_scores(asked[run], rows[run])
-        return best_first(rows, found, k)
+        return best_first(rows, self._scores.of(asked, rows), k)
 
     def _search(
         self, queries: Queries, k: int, effort: _Effort
     ) -> tuple[Int64[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
         """Search with an effort; what it does not settle is searched for with more."""
-        ids = np.empty((len(queries), k), dtype=np.int64)
-        scores = np.empty((len(queries), k), dtype=np.float32)
-        settled = np.empty(len(queries), dtype=bool)
-        for run in self._blocks(queries, effort.fetch):
-            rows, exact, least = self._propose(queries[run], effort, k)
-            named = np.where(rows < 0, -1, self.ids[rows])
-            ids[run], scores[run], settled[run] = self._best(named, exact, least, k)
+        blocks = self._blocks(queries, effort.fetch)
+        found = [self._search_block(queries[run], k, effort) for run in blocks]
+        ids, scores, settled = (
+            found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
+        )
+        if settled.all():
+            return ids, scores
         pending = np.flatnonzero(~settled)
-        if len(pending):
-            more = self._limited(effort.grown())
-            if more == effort:
-                rows, scores[pending] = self.exhaustive(queries[pending], k)
-                ids[pending] = self.ids[rows]
-            else:
-                ids[pending], scores[pending] = self._search(queries[pending], k, more)
+        more = self._limited(effort.grown())
+        if more == effort:
+            rows, scores[pending] = self.exhaustive(queries[pending], k)
+            ids[pending] = self.ids[rows]
+        else:
+            ids[pending], scores[pending] = self._search(queries[pending], k, more)
         return ids, scores
 
-    def _best(
-        self,
-        ids: Int64[ndarray, "queries fetch"],
-        scores: Float32[ndarray, "queries fetch"],
-        least: Float32[ndarray, " queries"],
-        k: int,
+    def _search_block(
+        self, queries: Queries, k: int, effort: _Effort
     ) -> tuple[
         Int64[ndarray, "queries k"], Float32[ndarray, "queries k"], Bool[ndarray, " queries"]
     ]:
         """Best k candidates, and whether that settles it: k there are and, if exact, the best."""
-        best_ids, best = best_first(ids, scores, k)
-        settled = best_ids[:, -1] >= 0
-        if self.is_exact and ids.shape[1] < len(self.ids):
-            settled &= best[:, -1] - least > self._doubt
-        return best_ids, best, settled
-
-    def _propose(
-        self, queries: Queries, effort: _Effort, k: int
-    ) -> tuple[
-        Int64[ndarray, "queries fetch"],
-        Float32[ndarray, "queries fetch"],
-        Float32[ndarray, " queries"],
-    ]:
-        """Rows that FAISS proposes, their exact scores, and its estimate for the last of them.
-
-        Rows that cannot be among the best k, whatever the rounding, are -1: reading a vector
-        costs more than comparing it.
-        """
         estimates, labels = self._engine.propose(queries, *effort)
-        rows = labels if self._engine.labels_are_rows else self._rows_of(labels)
-        if not self.estimates and k <= effort.fetch:
-            rows = np.where(estimates < estimates[:, k - 1 : k] - self._doubt, -1, rows)
-        return rows, self._exact_scores(_on_cpu(queries), rows), estimates[:, -1]
-
-    def _exact_scores(
-        self, queries: Float32[ndarray, "queries dim"], rows: Int64[ndarray, "queries fetch"]
-    ) -> Float32[ndarray, "queries fetch"]:
-        """Cosines from the vectors in memory where FAISS keeps them whole, else from the table."""
-        if (table := self._engine.float_table) is not None:
-            return pair_scores(queries, table, rows)
-        there = rows >= 0
-        vectors = self.embeddings[rows[there]]
-        places = np.full(rows.shape, -1, dtype=np.int64)
-        places[there] = np.arange(len(vectors))
-        return pair_scores(queries, faiss.swig_ptr(vectors), places)
+        rows = self._rows_of(labels)
+        if self._cuts:
+            # Those that cannot be among the best k, whatever the rounding: reading a vector costs
+            # more than comparing it. All are there: what FAISS returns is sorted.
+            possible = estimates >= estimates[:, k - 1 : k] - self._doubt
+            rows = np.ascontiguousarray(rows[:, : possible.sum(axis=1).max()])
+        exact = self._scores.of(_on_cpu(queries), rows)
+        ids = rows if self._rows_are_ids else np.where(rows < 0, -1, self.ids[rows])
+        ids, scores = best_first(ids, exact, k)
+        settled = ids[:, -1] >= 0
+        if self.is_exact and effort.fetch < len(self.ids):
+            settled &= scores[:, -1] - estimates[:, -1] > self._doubt
+        return ids, scores, settled
 
     def _rows_of(self, labels: Int64[ndarray, "queries fetch"]) -> Int64[ndarray, "queries fetch"]:
-        """Rows of ids; -1 stays."""
+        """Rows of what FAISS names; -1 stays."""
+        if self._engine.labels_are_rows or self._rows_are_ids:
+            return labels
         places = np.minimum(np.searchsorted(self._sorted, labels), len(self.ids) - 1)
         return np.where(labels < 0, -1, self._order[places])
 

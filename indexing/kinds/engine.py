@@ -48,6 +48,7 @@ class Engine:
         self.code_size = int(inner.code_size if self.lists else storage.sa_code_size())
         self.float_table = storage.get_xb() if flat else None  # type: ignore[union-attr]
         self._on_gpu = gpu.clone(inner) if on_gpu else None
+        self._parameters: dict[tuple[int, int], Any] = {}
 
     @property
     def max_fetch(self) -> int:
@@ -75,18 +76,21 @@ class Engine:
         scores = np.empty((len(asked), fetch), dtype=np.float32)
         labels = np.empty((len(asked), fetch), dtype=np.int64)
         asked_at, scores_at, labels_at = map(faiss.swig_ptr, (asked, scores, labels))
-        parameters = self._parameters(nprobe, ef_search)
+        parameters = self._parameters_of(nprobe, ef_search)
         # Not `search`: faiss.contrib.torch_utils, once imported, takes its parameters away.
         self._inner.search_c(len(asked), asked_at, fetch, scores_at, labels_at, parameters)
         return scores, labels
 
-    def _parameters(self, nprobe: int, ef_search: int) -> Any:  # noqa: ANN401
+    def _parameters_of(self, nprobe: int, ef_search: int) -> Any:  # noqa: ANN401
         """Search parameters of one call: nothing is set in the index, so threads do not meet."""
-        if self.lists:
-            return faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg]
-        if self.is_graph:
-            return faiss.SearchParametersHNSW(efSearch=ef_search)  # type: ignore[attr-defined]
-        return None
+        if (nprobe, ef_search) not in self._parameters:
+            made: Any = None
+            if self.lists:
+                made = faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg]
+            elif self.is_graph:
+                made = faiss.SearchParametersHNSW(efSearch=ef_search)  # type: ignore[attr-defined]
+            self._parameters[nprobe, ef_search] = made  # making it takes longer than some searches
+        return self._parameters[nprobe, ef_search]
 
     def _rotate(self, queries: Queries) -> Queries:
         """Apply the rotation where the queries are."""
