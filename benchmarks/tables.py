@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import choice_tables
 import index_tables
 import numpy as np
 from table_text import markdown as _markdown
@@ -240,6 +241,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "joint_step": joint_step_table,
     "training_split": training_split_table,
     **index_tables.TABLES,
+    **choice_tables.TABLES,
 }
 
 
