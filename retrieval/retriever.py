@@ -189,7 +189,9 @@ class Retriever:
         from retrieval.tuning.record import TunedFor
 
         tuning = self.tuning
-        return None if tuning is None else tuning.note(TunedFor.of(self.index, self.encoder))
+        if tuning is None or tuning.tuned_for.generation == self.index.info()["generation"]:
+            return None
+        return tuning.note(TunedFor.of(self.index, self.encoder))
 
     def tune(self, queries: Corpus | None = None, **settings: Any) -> Tuning:  # noqa: ANN401
         """Measure which submodels are worth asking with; see `retrieval.tuning.tune.tune`."""
