@@ -159,10 +159,24 @@ def tuned_table() -> str:
     )
 
 
+def metrics_note() -> str:
+    """How long judging takes."""
+    measured = result("metrics")
+    spent = measured["seconds"]
+    judged = sum(spent[name] for name in ("hit_rate@1", "recall@10", "overlap@10", "map@r"))
+    return (
+        f"Judging {measured['queries']:,} queries against {measured['images']:,} images takes "
+        f"{judged:.1f} s for all metrics together (MAP@R looks at {measured['ranks_of_map']} "
+        f"ranks), beside {spent['search 10'] + spent['search R']:.0f} s of exact search for them; memory "
+        f"grows by {measured['peak_mb_above_the_index']:.0f} MB.\n" + source(measured)
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "strategies": strategies_table,
     "per_query": per_query_table,
     "voting": voting_note,
     "continued": continued_table,
     "tuned": tuned_table,
+    "metrics": metrics_note,
 }
