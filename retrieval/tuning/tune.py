@@ -92,10 +92,15 @@ def tune(
     _check(k, target, max_loss)
     folder = retriever.index.path
     tuned_for = TunedFor.of(retriever.index, model)
-    settings = {"size": size, "k": k, "seed": seed, **asdict(tuned_for)}
-    settings["queries"] = None if queries is None else queries.list_sha256
     with _only_one(folder), tqdm(desc="tuning", unit="submodel", disable=not progress) as bar:
         sample = draw_sample(retriever, queries, size=size, seed=seed)
+        # Whatever changes a score: who asks what of whom, and in which precision.
+        settings = {
+            "pixels": hashlib.sha256(sample.selecting.pixels.tobytes()).hexdigest(),
+            "k": k,
+            "precision": describe_precision(model.device),
+            **asdict(tuned_for),
+        }
         journal = _Journal(folder / PROGRESS, settings, model, bar)
         with journal:
             trial = Trial(
