@@ -20,7 +20,6 @@ from app.page.frontiers import find_measured
 from app.page.opened import Opened, Stamp, open_all, stamp
 from app.page.search_view import draw_search
 from app.page.session import Shown
-from app.page.tuned import tuned
 from app.page.welcome_view import draw_welcome
 from indexing import ImageIndex
 from matvit.extract import ExtractedViT, load_encoder
@@ -51,12 +50,7 @@ def main() -> None:
 def _draw(opened: Opened, index: Path, report: Path) -> None:
     judged = st.session_state.get("judged")
     found = find_measured(opened, report, None if judged is None else judged.frontier)
-    shown = Shown(
-        opened=opened,
-        frontier=found.frontier,
-        recommended=found.recommended,
-        tuned=tuned(opened.retriever) is not None,
-    )
+    shown = Shown(opened=opened, frontier=found.frontier)
     wrong = session.begin(shown, index.name)
     st.markdown(corpus_facts.banner(opened.info))
     if wrong:

@@ -9,8 +9,8 @@ import pytest
 from app.page import markup
 from app.page.choice import Cost
 from app.page.comparison import Cell, Strip
-from app.page.tuned import Step
 from retrieval import OperatingPoint, ParetoFrontier
+from retrieval.escalation import Step
 
 CELL = Cell(
     id=1, path="a.png", score=0.5, rank=2, change=0, label=None, right=None, picture=b"jpeg"
@@ -29,6 +29,10 @@ STRIP = Strip(
 )
 COST = Cost(submodel="S", macs=144_000_000, fraction=0.45, params=2_050_000, widths=(0.125, 1))
 EVIL = '<img src=x onerror="alert(1)">'
+
+
+def step(submodel: str, confidence: float) -> Step:
+    return Step(submodel=submodel, macs=1, encode_ms=1, search_ms=1, confidence=confidence)
 
 
 class Text(HTMLParser):
@@ -80,8 +84,8 @@ def test_right_hits_are_counted_among_those_with_a_class():
 
 def test_the_way_of_a_query_that_chose_for_itself_is_told():
     steps = (
-        Step(submodel="S", macs=1, confidence=0.31),
-        Step(submodel="XL", macs=2, confidence=0.9),
+        step("S", 0.31),
+        step("XL", 0.9),
     )
     assert "auto your pick S 0.31 → XL 0.90 0.144" in read(
         head(replace(STRIP, title="auto", submodel="XL", steps=steps))
@@ -147,7 +151,7 @@ def test_a_cost_says_whether_it_was_measured_what_it_buys():
         markup.cell_caption(replace(CELL, label=EVIL, right=False), (0, 1), is_full=False),
         markup.strip_head(replace(STRIP, title=EVIL), COST, [EVIL], 1.0, is_full=False),
         markup.strip_head(
-            replace(STRIP, steps=(Step(submodel=EVIL, macs=1, confidence=0),)),
+            replace(STRIP, steps=(step(EVIL, 0),)),
             COST, [], 1.0, is_full=False,
         ),
         markup.cost_card(replace(COST, submodel=EVIL), None, None),

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 from photo_index import open_photos
 
@@ -37,7 +35,7 @@ def test_every_change_of_an_index_is_another_stamp(tiny_model, photo_folder, tmp
     seen.append(stamp(path))
     index.compact()
     seen.append(stamp(path))
-    (path / "added.json").write_text(json.dumps({}))  # what something else stores beside it
+    (path / "tuning.json").write_text("{}")
     seen.append(stamp(path))
     assert len(set(seen)) == 4
 

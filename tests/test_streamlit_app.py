@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import streamlit as st
 import torch
+from photo_index import tune
 from streamlit.testing.v1 import AppTest
 
+from app.page.opened import open_all
 from indexing import Corpus, ImageIndex
 from matvit.extract import extract, save_extracted
 from matvit.model import MatViT
@@ -324,6 +326,63 @@ def test_an_extracted_encoder_offers_the_one_size_it_has(open_page, place, tiny_
     turn_to(page, "choose")
     assert not page.exception
     assert "nothing to choose" in page.info[0].value
+
+
+# A tuned index
+
+
+@pytest.fixture
+def tuned_page(open_page, place, tiny_model) -> AppTest:
+    tune(open_all(ImageIndex.open(place / "i.index"), tiny_model))
+    return open_page("--index", place / "i.index", "--encoder", place / "encoder")
+
+
+def test_a_tuned_index_shows_what_it_recommends_and_lets_queries_choose(tuned_page):
+    assert not tuned_page.exception
+    assert set(titles(tuned_page)) == {"S", "M", "L", "XL", "1xS,1xL", "auto"}
+    heads = {head.split()[0]: head for head in html(tuned_page, "head")}
+    assert "recommended" in heads["1xS,1xL"]
+    # The threshold is out of reach, so the query goes on to the end and pays for both.
+    assert re.match(r"auto S -?\d+\.\d\d → XL -?\d+\.\d\d ", heads["auto"])
+    assert "auto" in address(tuned_page)["submodel"]
+
+
+def test_the_frontier_of_a_tuned_index_is_its_own(tuned_page):
+    turn_to(tuned_page, "choose")
+    assert not tuned_page.exception
+    assert any(
+        "measured on this index by `matvit tune`" in text.value for text in tuned_page.caption
+    )
+    advice = " ".join(text.value for text in tuned_page.markdown)
+    assert "★ Recommended: 1xS,1xL saves" in advice
+    assert "**auto**: S → XL, as far as a query needs: 60% of the compute on average" in advice
+    assert html(tuned_page, "card")[0].startswith("1xS,1xL 0.00")
+    budget = tuned_page.slider(key="budget")
+    budget.set_value(budget.max).run()
+    assert html(tuned_page, "card")[0].startswith("XL 0.00")
+
+
+def test_tuning_is_noticed_while_the_page_is_open(page, place, tiny_model):
+    tune(open_all(ImageIndex.open(place / "i.index"), tiny_model))
+    page.run()
+    assert not page.exception
+    assert "auto" in page.pills(key="sizes").options
+    page.pills(key="sizes").set_value(["auto"]).run()
+    assert titles(page) == ["auto"]
+    (place / "i.index" / "tuning.json").unlink()
+    page.run()
+    assert not page.exception
+    assert titles(page) == ["XL"]
+
+
+def test_a_tuning_that_is_damaged_is_one_friendly_line(open_page, place):
+    (place / "i.index" / "tuning.json").write_text("{")
+    (place / "report" / "report.json").unlink()
+    page = open_page("--index", place / "i.index", "--encoder", place / "encoder")
+    assert not page.exception
+    turn_to(page, "choose")
+    assert not page.exception
+    assert "tuning.json is damaged" in page.warning[0].value
 
 
 # The corpus

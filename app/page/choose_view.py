@@ -26,6 +26,7 @@ def draw_choose(shown: Shown, found: Measured) -> None:
     left, right = st.columns([3, 2], gap="large")
     with left:
         _draw_frontier(shown, found)
+        _draw_advice(shown)
     with right:
         _draw_pick(shown)
         _draw_budget(shown)
@@ -45,7 +46,7 @@ def _draw_frontier(shown: Shown, found: Measured) -> None:
         return
     st.altair_chart(
         chart.frontier_chart(
-            found.frontier, {st.session_state.pick}, recommended=found.recommended
+            found.frontier, {st.session_state.pick}, recommended=shown.recommended
         ),
         width="stretch",
         key="frontier",
@@ -54,8 +55,18 @@ def _draw_frontier(shown: Shown, found: Measured) -> None:
         alt=f"{chart.describe(found.frontier.metric)} against compute of "
         f"{len(found.frontier)} submodels",
     )
-    told = " · ".join(filter(None, [found.source, found.conditions, found.summary]))
+    told = " · ".join(filter(None, [found.source, found.conditions]))
     st.caption(f"Click a point to use it. {told}")
+
+
+def _draw_advice(shown: Shown) -> None:
+    """What tuning recommends, and what a query does that chooses for itself."""
+    tuned = shown.opened.tuned
+    lines = [f"★ {tuned.summary[0].upper()}{tuned.summary[1:]}."] if tuned.summary else []
+    if tuned.auto is not None:
+        lines.append(f"**auto**: {tuned.auto}.")
+    if lines:
+        st.markdown("  \n".join(lines))
 
 
 def _use_clicked(shown: Shown) -> None:

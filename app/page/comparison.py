@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from app.page.opened import Opened
 from app.page.query import Query
-from app.page.tuned import AUTO, Step, steps_of
 from retrieval import Hit, Hits
+from retrieval.escalation import AUTO, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ def _strip(opened: Opened, title: str, answer: Hits, full: Hits, label: str | No
             _cell(hit, places.get(hit.id), label, picture.data)
             for hit, picture in zip(answer, pictures, strict=True)
         ),
-        steps=steps_of(answer),
+        steps=answer.steps,
     )
 
 

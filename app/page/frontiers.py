@@ -7,7 +7,6 @@ from pathlib import Path
 
 from app.console import one_line
 from app.page.opened import Opened
-from app.page.tuned import tuned
 from retrieval import Conditions, ParetoFrontier
 from retrieval.report import format_conditions
 
@@ -19,15 +18,11 @@ class Measured:
     Attributes:
         frontier: What was measured; None if nothing was.
         source: Where it comes from, in a few words.
-        recommended: The submodel that tuning recommends, if it did.
-        summary: One line about it.
         problem: Why a measurement that exists is not shown, or how far it still holds.
     """
 
     frontier: ParetoFrontier | None = None
     source: str = ""
-    recommended: str | None = None
-    summary: str = ""
     problem: str | None = None
 
     @property
@@ -45,20 +40,14 @@ def find_measured(opened: Opened, report: Path, own: ParetoFrontier | None = Non
         report: `report.json` of an evaluation; it need not exist.
         own: What was measured on the page itself.
     """
-    stored = tuned(opened.retriever)
-    recommended = None if stored is None else stored.recommended
+    stored = opened.tuned
     if own is not None and own.conditions is not None and _is_of(own.conditions, opened):
-        return Measured(frontier=own, source="measured on this page", recommended=recommended)
-    if stored is not None:
-        return Measured(
-            frontier=stored.frontier,
-            source="measured on this index by `matvit tune`",
-            recommended=recommended,
-            summary=stored.summary,
-            problem=stored.note,
-        )
+        return Measured(frontier=own, source="measured on this page")
+    if stored.frontier is not None:
+        source = "measured on this index by `matvit tune`"
+        return Measured(frontier=stored.frontier, source=source, problem=stored.problem)
     if not report.exists():
-        return Measured()
+        return Measured(problem=stored.problem)
     try:
         frontier = ParetoFrontier.from_json(report.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

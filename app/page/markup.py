@@ -7,8 +7,8 @@ from html import escape
 
 from app.page.choice import Cost
 from app.page.comparison import Cell, Strip
-from app.page.tuned import Step
 from retrieval import OperatingPoint, ParetoFrontier
+from retrieval.escalation import Step
 
 
 def glyph(widths: Sequence[float]) -> str:

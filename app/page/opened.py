@@ -10,13 +10,16 @@ from typing import Any
 
 from app.page.answers import Answers
 from app.page.pictures import Pictures
+from app.page.tuned import Tuned, read_tuned
 from indexing import ImageIndex
+from indexing.manifest import MANIFEST
 from matvit.extract import ExtractedViT
 from matvit.model import MatViT
 from retrieval import Retriever
+from retrieval.tuning.record import FILE as TUNING
 
 Stamp = tuple[tuple[str, int, int, int], ...]
-_ANYTHING_BUT = ("LOCK",)
+_STATE = (MANIFEST, TUNING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,11 @@ class Opened:
         """The index in plain JSON values."""
         return self.index.info()
 
+    @cached_property
+    def tuned(self) -> Tuned:
+        """What tuning stored with the index."""
+        return read_tuned(self.retriever)
+
 
 def open_all(index: ImageIndex, encoder: MatViT | ExtractedViT) -> Opened:
     """Put an index and an encoder together, with nothing asked yet.
@@ -66,18 +74,14 @@ def open_all(index: ImageIndex, encoder: MatViT | ExtractedViT) -> Opened:
 def stamp(path: Path) -> Stamp:
     """Say which state of an index lies at `path`: another stamp, another index.
 
-    An index changes in one step, when a file at the top of its folder is replaced.
+    An index changes in one step, when its manifest is replaced; tuning adds a file of its own.
 
     Raises:
-        OSError: If there is nothing.
+        FileNotFoundError: If there is nothing.
     """
-    with os.scandir(path) as entries:
-        found = [
-            (entry.name, *_identity(entry.stat()))
-            for entry in entries
-            if entry.is_file() and entry.name not in _ANYTHING_BUT
-        ]
-    return tuple(sorted(found))
+    (path / MANIFEST).stat()  # an index without one is none
+    files = [path / name for name in _STATE]
+    return tuple((file.name, *_identity(file.stat())) for file in files if file.exists())
 
 
 def _identity(found: os.stat_result) -> tuple[int, int, int]:

@@ -12,9 +12,9 @@ from app.page.choice import Unit, blocks_of, budget_range, measured, spent, unit
 from app.page.link import NAMES, Link, read_link, write_link
 from app.page.opened import Opened
 from app.page.query import Query, stored_query, uploaded_query
-from app.page.tuned import AUTO
 from matvit.submodel import Granularity
 from retrieval import ParetoFrontier
+from retrieval.escalation import AUTO
 
 SEARCH, CHOOSE, CORPUS, EVALUATE = "Search", "Choose a size", "Corpus", "Evaluate"
 _FEW_HITS = 6
@@ -28,14 +28,20 @@ class Shown:
     Attributes:
         opened: The index and its encoder.
         frontier: What was measured, if anything.
-        recommended: The submodel that tuning recommends.
-        tuned: Whether a query can choose for itself.
     """
 
     opened: Opened
     frontier: ParetoFrontier | None
-    recommended: str | None
-    tuned: bool
+
+    @property
+    def recommended(self) -> str | None:
+        """The submodel that tuning recommends, if it did."""
+        return self.opened.tuned.recommended
+
+    @property
+    def has_auto(self) -> bool:
+        """Whether a query can choose for itself."""
+        return self.opened.tuned.auto is not None
 
     @property
     def trained(self) -> list[str]:
@@ -50,7 +56,7 @@ class Shown:
             ValueError: If it is not one of this encoder's.
         """
         if text == AUTO:
-            if not self.tuned:
+            if not self.has_auto:
                 raise ValueError("auto needs a tuned index; run: matvit tune INDEX")
             return AUTO
         return str(self.opened.retriever.encoder.submodel(text))
@@ -67,9 +73,9 @@ def begin(shown: Shown, name: str) -> list[str]:
     if "sizes" not in state:
         state.sizes, state.pick, state.k = list(shown.trained), None, _FEW_HITS
         state.asked, state.upload, state.turn = int(shown.opened.index.ids[0]), None, 0
-        if shown.recommended is not None and shown.recommended not in shown.trained:
+        if shown.recommended is not None:
             use(shown, shown.recommended)
-        if shown.tuned:
+        if shown.has_auto:
             state.sizes = [*state.sizes, AUTO]
     state.sizes = [each for each in state.sizes if _resolves(shown, each)]
     if state.pick is not None and not _resolves(shown, state.pick):
@@ -125,7 +131,7 @@ def offered(shown: Shown) -> list[str]:
     """Submodels that can be switched on and off: the trained sizes, the pick, and `auto`."""
     more = [each for each in st.session_state.sizes if each != AUTO]
     pick = [st.session_state.pick] if st.session_state.pick else []
-    auto = [AUTO] if shown.tuned else []
+    auto = [AUTO] if shown.has_auto else []
     return list(dict.fromkeys([*shown.trained, *more, *pick, *auto]))
 
 

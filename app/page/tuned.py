@@ -3,27 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from retrieval import Hits, ParetoFrontier, Retriever
-
-AUTO = "auto"
-"""Asks for a query that chooses its submodel itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One submodel that a query of its own choice tried.
-
-    Attributes:
-        submodel: The submodel, as text.
-        macs: Multiply-accumulates that it added.
-        confidence: How sure the index was of the answer.
-    """
-
-    submodel: str
-    macs: int
-    confidence: float
+from app.console import one_line
+from retrieval import ParetoFrontier, Retriever
+from retrieval.escalation import Escalation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,34 +14,44 @@ class Tuned:
     """What was measured on the index's own images.
 
     Attributes:
-        frontier: Every submodel that was measured.
+        frontier: Every submodel that was kept; None if nothing was stored, or it cannot be read.
         recommended: The submodel to ask with, as text.
         summary: What it saves and what it costs, in one line.
-        note: A sentence if the index has changed since.
+        auto: What a query costs and loses that chooses for itself; None if it cannot.
+        problem: A sentence if the index has changed since, or the file is damaged.
     """
 
-    frontier: ParetoFrontier
-    recommended: str
-    summary: str
-    note: str | None
+    frontier: ParetoFrontier | None = None
+    recommended: str | None = None
+    summary: str = ""
+    auto: str | None = None
+    problem: str | None = None
 
 
-def tuned(retriever: Retriever) -> Tuned | None:
-    """Read what tuning stored; None if the index was never tuned for this encoder."""
-    found: Any = getattr(retriever, "tuning", None)
+def read_tuned(retriever: Retriever) -> Tuned:
+    """Read what tuning stored; an extracted submodel has no use for it."""
+    if not retriever.encoder.submodel(None).is_full:
+        return Tuned()
+    try:
+        found, note = retriever.tuning, retriever.tuning_note
+    except ValueError as error:
+        return Tuned(problem=one_line(error))
     if found is None:
-        return None
+        return Tuned()
     return Tuned(
         frontier=found.frontier,
-        recommended=str(found.recommended.submodel),
+        recommended=found.recommended.submodel,
         summary=found.summary,
-        note=getattr(retriever, "tuning_note", None),
+        auto=None if found.escalation is None else _describe(found.escalation),
+        problem=note,
     )
 
 
-def steps_of(answer: Hits) -> tuple[Step, ...]:
-    """What a query of its own choice tried, cheapest first; nothing for any other."""
-    return tuple(
-        Step(submodel=step.submodel, macs=step.macs, confidence=step.confidence)
-        for step in getattr(answer, "steps", ())
+def _describe(escalation: Escalation) -> str:
+    """Say what queries that choose for themselves cost and lose, on average."""
+    reported = escalation.reported
+    return (
+        f"{' → '.join(escalation.ladder)}, as far as a query needs: "
+        f"{reported.macs_fraction:.0%} of the compute on average, "
+        f"{100 * reported.lost:.1f} points of first hits lost"
     )
