@@ -49,12 +49,14 @@ def _base(frontier: ParetoFrontier, table: pd.DataFrame) -> alt.Chart:
     number = ".1%" if _is_share(frontier.metric) else ".3f"
     scale = alt.Scale(zero=False, nice=False, padding=26)
     return alt.Chart(table).encode(
-        x=alt.X("gmacs:Q", title="compute per query, GMACs", scale=scale),
+        x=alt.X(
+            "gmacs:Q", title="compute per query, GMACs", scale=scale, axis=alt.Axis(tickCount=7)
+        ),
         y=alt.Y(
             "recall:Q",
             title=describe(frontier.metric),
             scale=scale,
-            axis=alt.Axis(format=number),
+            axis=alt.Axis(format=number, tickCount=6),
         ),
     )
 

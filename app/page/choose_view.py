@@ -56,7 +56,7 @@ def _draw_frontier(shown: Shown, found: Measured) -> None:
         f"{len(found.frontier)} submodels",
     )
     told = " · ".join(filter(None, [found.source, found.conditions]))
-    st.caption(f"Click a point to use it. {told}")
+    st.caption(f"Click a point to use it · {told}")
 
 
 def _draw_advice(shown: Shown) -> None:

@@ -98,13 +98,12 @@ def _show_query(shown: Shown) -> Query | None:
 
 
 def _draw_controls(shown: Shown) -> None:
-    with st.container(key="controls", horizontal=True, vertical_alignment="bottom", gap="medium"):
+    with st.container(key="controls", horizontal=True, gap="large"):
         st.pills(
             "Encoder sizes",
             session.offered(shown),
             selection_mode="multi",
             key="sizes",
-            help="S, M, L and XL were trained; mixes of them come from Choose a size",
         )
         st.slider("Hits", FEWEST_HITS, MOST_HITS, key="k", width=180)
 
@@ -115,8 +114,8 @@ def _draw_head(shown: Shown, strip: Strip, slowest_ms: float) -> None:
         word
         for word, applies in {
             "full": strip.title == shown.opened.full,
-            "your pick": strip.title == st.session_state.pick,
             "recommended": strip.title == shown.recommended,
+            "your pick": strip.title == st.session_state.pick != shown.recommended,
         }.items()
         if applies
     ]
