@@ -36,6 +36,9 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium o
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_MS = 60_000
+SETTLED = """() => [...document.images].every(it => it.complete)
+  && !document.querySelector("[data-stale='true'], [data-testid='stSkeleton']")
+  && !document.querySelector("[data-testid='stStatusWidget']")"""
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
@@ -230,7 +233,7 @@ def test_nothing_is_wider_than_a_telephone(page):
         chosen = page.get_by_role("tab", name=tab)
         chosen.click()
         sync_api.expect(chosen).to_have_attribute("aria-selected", "true")
-        sync_api.expect(page.get_by_test_id("stStatusWidget")).to_have_count(0)
+        page.wait_for_function(SETTLED)
         too_wide = page.evaluate(
             """() => [...document.querySelectorAll("[data-testid=stMain] :not(input)")]
               .filter(it => it.checkVisibility() && it.getBoundingClientRect().right > innerWidth)
