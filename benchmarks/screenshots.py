@@ -31,13 +31,16 @@ _COLOURS = 256
 def main() -> None:
     """Make the corpus, index and tune it, and take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--query", type=int, default=431, help="Id of the image to ask with.")
+    parser.add_argument("--query", type=int, default=87, help="Id of the image to ask with.")
     parser.add_argument("--work", type=Path, help="Folder to keep corpus and index in.")
     given = parser.parse_args()
     with TemporaryDirectory() as folder:
         path = make_index(given.work or Path(folder))
         with serving(path) as (address, _), chromium() as browser:
-            take_all(browser, f"{address}/?query={given.query}&k=6")
+            take_all(
+                browser,
+                f"{address}/?query={given.query}&k=6&submodel=S&submodel=M&submodel=XL&submodel=auto",
+            )
 
 
 def take_all(browser: Browser, address: str) -> None:

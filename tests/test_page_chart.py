@@ -32,7 +32,7 @@ FRONTIER = ParetoFrontier(
 def test_every_point_is_a_row_and_says_what_it_is():
     table = frontier_table(FRONTIER, {"2xS,4xM"}, "4xM,2xL")
     assert list(table.submodel) == ["S", "2xS,4xM", "4xM,2xL", "XL"]
-    assert list(table.kind) == ["trained size", "other submodel", "on the frontier", "trained size"]
+    assert list(table.kind) == ["trained", "other", "frontier", "trained"]
     assert list(table.name) == ["S", "2xS,4xM", "★ 4xM,2xL", "XL"]
     assert list(table.pareto) == [True, False, True, True]
     assert list(table.chosen) == [False, True, False, False]

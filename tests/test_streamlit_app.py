@@ -490,6 +490,9 @@ def test_a_link_shows_what_it_says(open_page, place):
     assert set(titles(page)) == {"M", "1xS,1xL"}
     assert html(page, "query")[0].startswith("bread/01.png")
     assert len(html(page, "cell")) == 4
+    turn_to(page, "choose")
+    assert html(page, "card")[0].startswith("1xS,1xL")
+    assert [page.select_slider(key=f"block-{block}").value for block in range(2)] == ["S", "L"]
 
 
 @pytest.mark.parametrize(

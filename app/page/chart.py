@@ -65,7 +65,7 @@ def _points(base: alt.Chart, frontier: ParetoFrontier) -> alt.Chart:
     """One circle per submodel, to be hovered over and clicked."""
     click = alt.selection_point(name=CLICK, fields=["submodel"], on="click", empty=False)
     kinds = alt.Scale(
-        domain=["trained size", "on the frontier", "other submodel"],
+        domain=["trained", "frontier", "other"],
         range=[_TRAINED, _LINE, _OTHER],
     )
     legend = alt.Legend(title=None, orient="top", symbolOpacity=1)
@@ -113,14 +113,14 @@ def _row(
     recommended: str | None,
 ) -> dict[str, object]:
     trained = point.submodel in _TRAINED_NAMES
-    kind = "on the frontier" if point.pareto else "other submodel"
+    kind = "frontier" if point.pareto else "other"
     name = point.submodel if trained or point.submodel in chosen else ""
     if point.submodel == recommended:
         name = f"★ {point.submodel}"
     return {
         "submodel": point.submodel,
         "name": name,
-        "kind": "trained size" if trained else kind,
+        "kind": "trained" if trained else kind,
         "gmacs": point.macs / 1e9,
         "fraction": point.macs_fraction,
         "recall": frontier.recall(point),

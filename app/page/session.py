@@ -101,10 +101,10 @@ def follow(shown: Shown, link: Link) -> None:
     if link.k is not None:
         state.k = link.k
     if link.submodels:
-        state.sizes = list(link.submodels)
         mixes = [each for each in link.submodels if each not in (*shown.trained, AUTO)]
         if mixes:
-            state.pick = mixes[-1]
+            use(shown, mixes[-1])
+        state.sizes = list(link.submodels)
 
 
 def write_address(name: str) -> None:
