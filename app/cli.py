@@ -210,6 +210,8 @@ def app(
         from indexing.storage import read_finished
 
         read_finished(index)  # before a server is started for nothing
+    from app.page.looks import theme_options
+
     page = Path(__file__).with_name("streamlit_app.py")
     options = {"--index": index, "--report": report, "--encoder": encoder}
     given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
@@ -218,7 +220,7 @@ def app(
         sys.executable, "-P", "-m", "streamlit", "run", str(page),
         "--server.address", "127.0.0.1", "--server.port", str(port),
         "--server.maxUploadSize", "20", "--browser.gatherUsageStats", "false",
-        "--client.toolbarMode", "minimal",
+        "--client.toolbarMode", "minimal", "--server.fileWatcherType", "none", *theme_options(),
         "--", *given,
     ]  # fmt: skip
     environment = {**os.environ, "STREAMLIT_SERVER_SHOW_EMAIL_PROMPT": "false"}

@@ -1,0 +1,133 @@
+"""Evaluating on somebody's own queries, step by step, and handing out what came of it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import pandas as pd
+
+from app.sizes import parse_sizes
+from indexing import Corpus, DecodedBatch
+from matvit.preprocess import Preprocess
+from retrieval import ParetoFrontier, Retriever, evaluate
+from retrieval.plot import plot
+from retrieval.report import format_conditions, to_csv
+
+_BATCH = 128
+_PIXELS_PER_INCH = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What an evaluation found.
+
+    Attributes:
+        queries: What was asked with, as it was typed.
+        frontier: What was measured.
+    """
+
+    queries: str
+    frontier: ParetoFrontier
+
+    @property
+    def unreadable(self) -> int:
+        """Queries that could not be decoded."""
+        conditions = self.frontier.conditions
+        return 0 if conditions is None else conditions.unreadable
+
+
+class WatchedCorpus(Corpus):
+    """A corpus that tells how far it has been read.
+
+    Args:
+        corpus: The images.
+        tell: Called with the share that has been read and used.
+    """
+
+    def __init__(self, corpus: Corpus, tell: Callable[[float], None]) -> None:
+        self.__dict__.update(corpus.__dict__)
+        self._tell = tell
+
+    def decode(
+        self,
+        preprocess: Preprocess,
+        *,
+        batch_size: int = 256,
+        workers: int | None = None,
+        processes: bool = False,
+    ) -> Iterator[DecodedBatch]:
+        """Decode in small batches, and tell after each when the next one is asked for."""
+        batches = super().decode(
+            preprocess,
+            batch_size=min(batch_size, _BATCH),
+            workers=workers,
+            processes=processes,
+        )
+        done = 0
+        for batch in batches:
+            yield batch
+            done += len(batch.records) + len(batch.failures)
+            self._tell(done / len(self))
+
+
+def judge(
+    retriever: Retriever, queries: str, sizes: str, k: int, tell: Callable[[float], None]
+) -> Judged:
+    """Ask an index with every image of a folder, at several sizes.
+
+    Args:
+        retriever: The index and its encoder.
+        queries: A folder of images, Parquet files or tar archives.
+        sizes: Submodels separated by commas; `mix` stands for a spread of them.
+        k: Hits that recall and overlap look at.
+        tell: Called with the share of the queries that has been asked.
+
+    Raises:
+        FileNotFoundError: If there is nothing at `queries`.
+        ValueError: If a size is unknown, or no query can be read.
+    """
+    if not queries.strip():
+        raise ValueError("a folder of query images is needed")
+    chosen = parse_sizes(sizes, retriever.encoder.config)
+    corpus = WatchedCorpus(Corpus.open(queries.strip()), tell)
+    return Judged(queries=queries.strip(), frontier=evaluate(retriever, corpus, chosen, k=k))
+
+
+def downloads(judged: Judged) -> list[tuple[str, str, bytes]]:
+    """Make the files of a report: name, media type and content of each."""
+    frontier = judged.frontier
+    return [
+        ("report.csv", "text/csv", to_csv(frontier).encode()),
+        ("report.json", "application/json", frontier.to_json().encode()),
+        ("frontier.png", "image/png", _picture(frontier)),
+    ]
+
+
+def results_table(frontier: ParetoFrontier) -> pd.DataFrame:
+    """Every point as a row; what was not measured is left out."""
+    rows = [
+        {
+            "submodel": point.submodel,
+            "GMACs": round(point.macs / 1e9, 3),
+            "of full": point.macs_fraction,
+            "hit_rate@1": point.hit_rate_at_1,
+            "retained": point.retained_hit_rate_at_1,
+            "map@r": point.map_at_r,
+            f"overlap@{point.k}": point.overlap_at_k,
+            "ms, one image": point.latency_ms_p50,
+            "best": "★" if point.pareto else "",
+        }
+        for point in frontier
+    ]
+    return pd.DataFrame(rows).dropna(axis="columns", how="all")
+
+
+def _picture(frontier: ParetoFrontier) -> bytes:
+    caption = "" if frontier.conditions is None else format_conditions(frontier.conditions)
+    stream = io.BytesIO()
+    with mpl.rc_context():
+        plot(frontier, caption=caption).savefig(stream, format="png", dpi=_PIXELS_PER_INCH)
+    return stream.getvalue()

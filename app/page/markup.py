@@ -1,0 +1,163 @@
+"""Small pieces of HTML: whatever Streamlit has no element for. All text in them is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from app.page.choice import Cost
+from app.page.comparison import Cell, Strip
+from retrieval import OperatingPoint, ParetoFrontier
+from retrieval.escalation import Step
+
+
+def glyph(widths: Sequence[float]) -> str:
+    """Draw one bar per block, as high as the share of its hidden units that is kept."""
+    bars = "".join(f'<i><b style="height:{100 * width:.0f}%"></b></i>' for width in widths)
+    said = ", ".join(f"{width:.0%}" for width in widths)
+    return (
+        f'<span class="mv-glyph" role="img" title="hidden units kept, block by block: {said}" '
+        f'aria-label="hidden units kept, block by block: {said}">{bars}</span>'
+    )
+
+
+def strip_head(
+    strip: Strip, cost: Cost, tags: Sequence[str], slowest_ms: float, *, is_full: bool
+) -> str:
+    """Name a submodel and say what its answer cost and how far it agrees with the full one's.
+
+    Args:
+        strip: The answer.
+        cost: Of the submodel that answered.
+        tags: Words about it, such as "full".
+        slowest_ms: Milliseconds of the slowest answer: the length of the longest bar.
+        is_full: Whether it is the full encoder itself.
+    """
+    named = "".join(f'<span class="mv-tag">{escape(tag)}</span>' for tag in tags)
+    title = escape(strip.title)
+    return (
+        f'<div class="mv-head"><h3 class="mv-title">{glyph(cost.widths)}<span>{title}</span>'
+        f"{named}</h3>{_route(strip.steps)}"
+        f'<div class="mv-fact"><b>{strip.macs / 1e9:.3f}</b> GMACs · {strip.fraction:.0%}</div>'
+        f'<div class="mv-track"><span class="mv-compute" style="width:'
+        f'{100 * min(1.0, strip.fraction):.1f}%"></span></div>'
+        f"{_times(strip, slowest_ms)}{_agreement(strip, is_full=is_full)}</div>"
+    )
+
+
+def cell_caption(cell: Cell, scale: tuple[float, float], *, is_full: bool) -> str:
+    """Say rank, score and rank change of a hit, with its score as a thin bar."""
+    low, high = scale
+    share = 1.0 if high <= low else (cell.score - low) / (high - low)
+    verdict = {True: "✓", False: "✗", None: ""}[cell.right]
+    said = {True: "right class", False: "wrong class", None: ""}[cell.right]
+    mark = (
+        f'<span class="mv-mark mv-{"good" if cell.right else "bad"}" title="{said}" '
+        f'aria-label="{said}">{verdict}</span>'
+        if verdict
+        else ""
+    )
+    change = "" if is_full else _change(cell.change)
+    told = cell.label is not None and not cell.right  # a right one has the query's
+    label = f'<div class="mv-label">{escape(cell.label or "")}</div>' if told else ""
+    return (
+        f'<div class="mv-cell"><div class="mv-track"><span class="mv-score" style="width:'
+        f'{100 * max(0.03, share):.1f}%"></span></div>'
+        f'<div class="mv-line"><span class="mv-rank">{cell.rank}</span>'
+        f'<span class="mv-number">{cell.score:.3f}</span>{change}{mark}</div>{label}</div>'
+    )
+
+
+def legend(scale: tuple[float, float], *, labelled: bool) -> str:
+    """Explain every mark of the strips in one line."""
+    parts = [
+        f"Thin bars: score (cosine), from {scale[0]:.3f} to {scale[1]:.3f} in every row",
+        "▲ ▼ places moved against the full encoder; <b>new</b>: it did not return this",
+        "ms: encode + search + fetch, measured when first asked",
+    ]
+    if labelled:
+        parts.insert(1, "✓ ✗ right or wrong class")
+    spans = "".join(f"<span>{part}</span>" for part in parts)
+    return f'<div class="mv-legend">{spans}<span>Click a picture to ask with it</span></div>'
+
+
+def query_card(name: str, label: str | None) -> str:
+    """Name the query and its class."""
+    known = "" if label is None else f'<div class="mv-tag">class {escape(label)}</div>'
+    return f'<div class="mv-query"><div class="mv-name">{escape(name)}</div>{known}</div>'
+
+
+def gone(path: str) -> str:
+    """Stand in for a picture whose file is gone or was changed."""
+    return f'<div class="mv-gone"><span>{escape(path)}<br>is gone or has changed</span></div>'
+
+
+def cost_card(cost: Cost, point: OperatingPoint | None, frontier: ParetoFrontier | None) -> str:
+    """Say what a submodel costs, and what it finds where that was measured."""
+    found = "not measured yet: its cost is exact, what it finds is not known"
+    if point is not None and frontier is not None:
+        found = f"{frontier.metric} <b>{frontier.recall(point):.4f}</b>"
+        if point.latency_ms_p50 is not None:
+            found += f" · {point.latency_ms_p50:.1f} ms an image"
+    return (
+        f'<div class="mv-card"><h3 class="mv-title">{glyph(cost.widths)}'
+        f"<span>{escape(cost.submodel)}</span></h3>"
+        f'<div class="mv-fact"><b>{cost.macs / 1e9:.3f}</b> GMACs · {cost.fraction:.0%} of full'
+        f" · {cost.params / 1e6:.2f} M parameters</div>"
+        f'<div class="mv-track"><span class="mv-compute" style="width:'
+        f'{100 * min(1.0, cost.fraction):.1f}%"></span></div>'
+        f'<div class="mv-fact">{found}</div></div>'
+    )
+
+
+def _change(change: int | None) -> str:
+    if change is None:
+        return '<span class="mv-new">new</span>'
+    if change == 0:
+        return '<span class="mv-same" title="same rank as full">=</span>'
+    word = "up" if change > 0 else "down"
+    arrow = "▲" if change > 0 else "▼"
+    return f'<span class="mv-{word}" aria-label="{word} {abs(change)}">{arrow}{abs(change)}</span>'
+
+
+def _times(strip: Strip, slowest_ms: float) -> str:
+    """Milliseconds as a bar in three parts, as long as they took."""
+    parts = {"encode": strip.encode_ms, "search": strip.search_ms, "fetch": strip.fetch_ms}
+    longest = max(slowest_ms, 1e-9)
+    bars = "".join(
+        f'<span class="mv-{name}" style="width:{100 * ms / longest:.2f}%" '
+        f'title="{name} {ms:.1f} ms"></span>'
+        for name, ms in parts.items()
+    )
+    said = " + ".join(f"{ms:.1f}" for ms in parts.values())
+    return (
+        f'<div class="mv-fact"><b>{strip.total_ms:.1f}</b> ms = {said}</div>'
+        f'<div class="mv-track" aria-hidden="true">{bars}</div>'
+    )
+
+
+def _agreement(strip: Strip, *, is_full: bool) -> str:
+    share = strip.shared / max(1, strip.wanted)
+    strength = "all" if share == 1 else "most" if share >= 0.5 else "few"
+    text = ""
+    if not is_full:
+        text = (
+            f'<span class="mv-badge mv-{strength}">finds {strip.shared} of full\'s '
+            f"{strip.wanted}</span>"
+        )
+    if strip.right is not None:
+        judged = sum(cell.right is not None for cell in strip.cells)
+        text += f'<span class="mv-badge">✓ {strip.right} of {judged}</span>'
+    return f'<div class="mv-badges">{text}</div>'
+
+
+def _route(steps: Sequence[Step]) -> str:
+    """The way of a query that chose for itself, from submodel to submodel."""
+    if not steps:
+        return ""
+    stops = [
+        f'<span class="mv-stop" title="confidence {step.confidence:.2f}">{escape(step.submodel)}'
+        f"<small>{step.confidence:.2f}</small></span>"
+        for step in steps
+    ]
+    return f'<div class="mv-route">{" → ".join(stops)}</div>'

@@ -1,0 +1,151 @@
+"""One query, several encoder sizes, one strip each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from app.console import one_line
+from app.page import markup, session
+from app.page.choice import cost_of
+from app.page.comparison import Cell, Strip, compare, scale_of
+from app.page.link import FEWEST_HITS, MOST_HITS
+from app.page.pictures import as_seen, portrait
+from app.page.query import MAX_UPLOAD_BYTES, Query
+from app.page.session import Shown
+
+_NARROWEST = 92
+_ALT = "{path}, hit {rank}"
+
+
+def draw_search(shown: Shown) -> None:
+    """Draw the query, what can be switched on, and a strip for each."""
+    left, right = st.columns([1, 4], gap="medium")
+    with left, st.container(key="query"):
+        query = _draw_query(shown)
+    with right:
+        _draw_controls(shown)
+        if query is not None:
+            draw_strips(shown, query, st.session_state.sizes or [shown.opened.full], key="strip")
+
+
+def draw_strips(shown: Shown, query: Query, submodels: Sequence[str], *, key: str) -> None:
+    """Draw the answers of some submodels, one below the other, on one scale.
+
+    Args:
+        shown: The page.
+        query: What is asked with.
+        submodels: Who answers.
+        key: Tells these strips from others on the page.
+    """
+    try:
+        strips = compare(shown.opened, query, submodels, st.session_state.k)
+    except ValueError as error:
+        st.error(f"This cannot be used as a query: {one_line(error)}")
+        return
+    scale = scale_of(strips)
+    slowest_ms = max(strip.total_ms for strip in strips)
+    labelled = any(strip.right is not None for strip in strips)
+    for place, strip in enumerate(strips):
+        with st.container(key=f"{key}-{place}"):
+            _draw_head(shown, strip, slowest_ms)
+            _draw_cells(shown, strip, scale, key=f"{key}-{place}")
+    st.html(markup.legend(scale, labelled=labelled))
+
+
+def _draw_query(shown: Shown) -> Query | None:
+    """Draw what is asked with, and the ways to ask with something else."""
+    query = _show_query(shown)
+    st.button(
+        "Another image",
+        key="another",
+        icon=":material/shuffle:",
+        on_click=session.ask_any,
+        args=(shown,),
+        width="stretch",
+        help="Ask with some other image of the index",
+    )
+    st.file_uploader(
+        "Your own image: choose, drop or paste it",
+        key=f"upload-{st.session_state.turn}",
+        max_upload_size=MAX_UPLOAD_BYTES // 1_000_000,
+        on_change=session.take_upload,
+    )
+    if refused := st.session_state.pop("refused", None):
+        st.error(refused)
+    return query
+
+
+def _show_query(shown: Shown) -> Query | None:
+    preprocess = shown.opened.retriever.encoder.preprocess
+    try:
+        query = session.query(shown)
+        whole = portrait(query.data, preprocess)
+        seen = as_seen(preprocess.pixels(query.data))
+    except (OSError, ValueError) as error:
+        st.error(f"This cannot be used as a query: {one_line(error)}")
+        return None
+    with st.container(key="portrait"):
+        st.image(whole, alt=f"the query, {query.name}")
+    st.html(markup.query_card(query.name, query.label))
+    with st.container(key="seen", horizontal=True, vertical_alignment="center", wrap=False):
+        st.image(seen, width=76, alt="the query as the encoder sees it")
+        st.caption(
+            f"All the encoder sees: {preprocess.image_size} by {preprocess.image_size} pixels"
+        )
+    return query
+
+
+def _draw_controls(shown: Shown) -> None:
+    with st.container(key="controls", horizontal=True, gap="large"):
+        st.pills(
+            "Encoder sizes",
+            session.offered(shown),
+            selection_mode="multi",
+            key="sizes",
+        )
+        st.slider("Hits", FEWEST_HITS, MOST_HITS, key="k", width=180)
+
+
+def _draw_head(shown: Shown, strip: Strip, slowest_ms: float) -> None:
+    encoder = shown.opened.retriever.encoder
+    tags = [
+        word
+        for word, applies in {
+            "full": strip.title == shown.opened.full,
+            "recommended": strip.title == shown.recommended,
+            "your pick": strip.title == st.session_state.pick != shown.recommended,
+        }.items()
+        if applies
+    ]
+    cost = cost_of(encoder.config, encoder.submodel(strip.submodel))
+    is_full = strip.title == shown.opened.full
+    st.html(markup.strip_head(strip, cost, tags, slowest_ms, is_full=is_full))
+
+
+def _draw_cells(shown: Shown, strip: Strip, scale: tuple[float, float], *, key: str) -> None:
+    with st.grid(max(1, len(strip.cells)), min_column_width=_NARROWEST, key=f"{key}-hits"):
+        for cell in strip.cells:
+            verdict = {True: "right", False: "wrong", None: "unknown"}[cell.right]
+            with st.container(key=f"hit-{verdict}-{key}-{cell.rank}", gap=None):
+                draw_picture(cell.picture, cell.path, _ALT.format(path=cell.path, rank=cell.rank))
+                _draw_caption(shown, strip, cell, scale)
+                ask_button(cell.id, cell.path, key=f"{key}-{cell.rank}")
+
+
+def _draw_caption(shown: Shown, strip: Strip, cell: Cell, scale: tuple[float, float]) -> None:
+    st.html(markup.cell_caption(cell, scale, is_full=strip.title == shown.opened.full))
+
+
+def draw_picture(picture: bytes | None, path: str, alt: str) -> None:
+    """Draw a thumbnail, or say that there is none any more."""
+    if picture is None:
+        st.html(markup.gone(path))
+    else:
+        st.image(picture, width="stretch", alt=alt)
+
+
+def ask_button(number: int, path: str, *, key: str) -> None:
+    """Put a button over a picture that asks with it; the style sheet lays it there."""
+    st.button(f"Ask with {path}", key=f"ask-{key}", on_click=session.ask, args=(number,))

@@ -1,0 +1,57 @@
+"""What tuning stored with an index, as the page needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.console import one_line
+from retrieval import ParetoFrontier, Retriever
+from retrieval.escalation import Escalation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What was measured on the index's own images.
+
+    Attributes:
+        frontier: Every submodel that was kept; None if nothing was stored, or it cannot be read.
+        recommended: The submodel to ask with, as text.
+        summary: What it saves and what it costs, in one line.
+        auto: What a query costs and loses that chooses for itself; None if it cannot.
+        problem: A sentence if the index has changed since, or the file is damaged.
+    """
+
+    frontier: ParetoFrontier | None = None
+    recommended: str | None = None
+    summary: str = ""
+    auto: str | None = None
+    problem: str | None = None
+
+
+def read_tuned(retriever: Retriever) -> Tuned:
+    """Read what tuning stored; an extracted submodel has no use for it."""
+    if not retriever.encoder.submodel(None).is_full:
+        return Tuned()
+    try:
+        found, note = retriever.tuning, retriever.tuning_note
+    except ValueError as error:
+        return Tuned(problem=one_line(error))
+    if found is None:
+        return Tuned()
+    return Tuned(
+        frontier=found.frontier,
+        recommended=found.recommended.submodel,
+        summary=found.summary,
+        auto=None if found.escalation is None else _describe(found.escalation),
+        problem=note,
+    )
+
+
+def _describe(escalation: Escalation) -> str:
+    """Say what queries that choose for themselves cost and lose, on average."""
+    reported = escalation.reported
+    return (
+        f"{' → '.join(escalation.ladder)}, as far as a query needs: "
+        f"{reported.macs_fraction:.0%} of the compute on average, "
+        f"{100 * reported.lost:.1f} points of first hits lost"
+    )

@@ -1,0 +1,125 @@
+"""How fast the page is and whether it grows, for small and for large indexes.
+
+    python benchmarks/page.py --index small.index large.index
+
+Each index is served by `matvit app` and visited by a headless Chromium. `first_view_cold_s` is
+that of the very first visitor, for whom encoder and index are loaded; `first_view_s` the median of
+five later ones, from opening the address until every picture is there. `query_browser_ms` is the
+time from a click on "Another image" until the last of its 24 pictures is drawn (four sizes, six
+hits each), the median of the first thirty of `--interactions` clicks; the memory of the server is
+read after every tenth of all of them. `query_server_ms` is the same click without a browser, by
+Streamlit's own test harness, and `bare_ms` what `Retriever.search` takes for the same four sizes,
+decoding included. Of both the processor's time is given too (`cpu`), which other work on the
+machine does not lengthen as much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time
+from typing import Any
+
+from playwright.sync_api import Browser, Page, expect
+from provenance import provenance, without_paths, write_result
+from streamlit.testing.v1 import AppTest
+from tqdm import tqdm
+from visitor import ROOT, chromium, look, resident_bytes, serving, settle
+
+from app.opening import load_encoder_for
+from indexing import ImageIndex
+from retrieval import Retriever
+
+SIZES = ("S", "M", "L", "XL")
+_VIEWS, _TIMED, _QUERIES, _WINDOW = 5, 30, 40, (1400, 1000)
+
+
+def main() -> None:
+    """Measure every index and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--index", type=Path, nargs="+", required=True)
+    parser.add_argument("--interactions", type=int, default=200)
+    given = parser.parse_args()
+    with chromium() as browser:
+        rows = [measure(browser, path, given.interactions) for path in given.index]
+    command = "python benchmarks/page.py " + without_paths(sys.argv[1:])
+    write_result("page", {**provenance(command), "rows": rows})
+
+
+def measure(browser: Browser, path: Path, interactions: int) -> dict[str, Any]:
+    """Measure the page on one index."""
+    with serving(path) as (address, process):
+        cold = _first_view(browser, address)
+        views = [_first_view(browser, address) for _ in range(_VIEWS)]
+        page = look(browser, address, size=_WINDOW)
+        clicks, memory = _click_along(page, process, interactions)
+        page.close()
+    return {
+        **_without_browser(path),
+        "first_view_cold_s": round(cold, 3),
+        "first_view_s": round(median(views), 3),
+        "interactions": interactions,
+        "query_browser_ms": round(1000 * median(clicks), 1),
+        "server_mb": [round(used / 1e6, 1) for used in memory],
+    }
+
+
+def _first_view(browser: Browser, address: str) -> float:
+    start = perf_counter()
+    look(browser, address, size=_WINDOW).close()
+    return perf_counter() - start
+
+
+def _click_along(page: Page, process: int, times: int) -> tuple[list[float], list[int]]:
+    """Ask with one image after the other; seconds of each, memory after every tenth part."""
+    seconds, memory = [], [resident_bytes(process)]
+    name = page.locator(".mv-name")
+    for turn in tqdm(range(1, times + 1), desc="clicking", unit="query"):
+        before = name.inner_text()
+        start = perf_counter()
+        page.get_by_role("button", name="Another image").click()
+        expect(name).not_to_have_text(before)
+        if turn <= _TIMED:
+            settle(page)
+            seconds.append(perf_counter() - start)
+        if turn % max(1, times // 10) == 0:
+            memory.append(resident_bytes(process))
+    return seconds, memory
+
+
+def _without_browser(path: Path) -> dict[str, Any]:
+    """The same queries by the test harness, and by nothing but the retriever."""
+    index = ImageIndex.open(path)
+    retriever = Retriever(load_encoder_for(index), index)
+    sys.argv = ["streamlit_app.py", "--index", str(path)]
+    page = AppTest.from_file(str(ROOT / "app" / "streamlit_app.py"), default_timeout=120).run()
+    page.pills(key="sizes").set_value(list(SIZES)).run()
+    served, bare = [], []
+    for turn in range(_QUERIES):
+        # One after the other, so that a machine with other work to do slows both alike.
+        start = perf_counter(), process_time()
+        page.button(key="another").click().run()
+        served.append((perf_counter() - start[0], process_time() - start[1]))
+        data = index.image_bytes(int(index.ids[turn * (len(index) // _QUERIES)]))
+        start = perf_counter(), process_time()
+        for size in SIZES:
+            retriever.search(data, size, 7)
+        bare.append((perf_counter() - start[0], process_time() - start[1]))
+    return {
+        "images": len(index),
+        "kind": index.info()["kind"],
+        "query_server_ms": _median_ms(served, 0),
+        "bare_ms": _median_ms(bare, 0),
+        "query_server_cpu_ms": _median_ms(served, 1),
+        "bare_cpu_ms": _median_ms(bare, 1),
+    }
+
+
+def _median_ms(times: list[tuple[float, float]], which: int) -> float:
+    return round(1000 * median(each[which] for each in times), 1)
+
+
+if __name__ == "__main__":
+    main()

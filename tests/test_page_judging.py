@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from photo_index import open_photos
+from PIL import Image
+
+from app.page.judging import WatchedCorpus, downloads, judge, results_table
+from app.page.opened import Opened
+from indexing import Corpus
+from retrieval import ParetoFrontier, evaluate
+
+
+@pytest.fixture
+def opened(tiny_model, photo_folder, tmp_path) -> Opened:
+    return open_photos(tiny_model, photo_folder, tmp_path / "i.index")
+
+
+def ignore(share: float) -> None:
+    pass
+
+
+def test_a_watched_corpus_reads_the_same_images_and_tells_how_far_it_is(
+    photo_folder, tiny_model, monkeypatch
+):
+    monkeypatch.setattr("app.page.judging._BATCH", 5)
+    plain, told = Corpus.open(photo_folder), []
+    watched = WatchedCorpus(plain, told.append)
+    batches = list(watched.decode(tiny_model.preprocess, batch_size=1024))
+    (whole,) = plain.decode(tiny_model.preprocess, batch_size=12)
+    assert np.array_equal(np.concatenate([batch.pixels for batch in batches]), whole.pixels)
+    assert told == [5 / 12, 10 / 12, 1]
+    assert watched.class_names == plain.class_names
+
+
+def test_judging_is_an_evaluation(opened, photo_folder):
+    told: list[float] = []
+    judged = judge(opened.retriever, f" {photo_folder} ", "S,1xS,1xXL", 5, told.append)
+    wanted = evaluate(
+        opened.retriever, Corpus.open(photo_folder), ["S", "1xS,1xXL"], k=5, latency_queries=0
+    )
+    assert judged.queries == str(photo_folder)
+    assert [point.submodel for point in judged.frontier] == [point.submodel for point in wanted]
+    for mine, theirs in zip(judged.frontier, wanted, strict=True):
+        assert mine.overlap_at_k == theirs.overlap_at_k
+        assert mine.hit_rate_at_1 == theirs.hit_rate_at_1
+        assert mine.latency_ms_p50 is not None
+    assert told[-1] == 1
+
+
+def test_queries_that_cannot_be_read_are_counted(opened, photo_folder, tmp_path):
+    (photo_folder / "apple" / "bad.jpg").write_text("text")
+    assert judge(opened.retriever, str(photo_folder), "S", 5, ignore).unreadable == 1
+
+
+@pytest.mark.parametrize(
+    ("queries", "sizes", "error", "message"),
+    [
+        ("", "S", ValueError, "a folder of query images is needed"),
+        ("/nowhere/at/all", "S", FileNotFoundError, "nowhere"),
+        (None, "huge", ValueError, "unknown size 'huge'"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_an_error(opened, photo_folder, queries, sizes, error, message):
+    with pytest.raises(error, match=message):
+        judge(opened.retriever, str(photo_folder) if queries is None else queries, sizes, 5, ignore)
+
+
+def test_downloads_hold_what_was_measured(opened, photo_folder):
+    judged = judge(opened.retriever, str(photo_folder), "S,M", 5, ignore)
+    csv, report, plot = (content for _, _, content in downloads(judged))
+    lines = csv.decode().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["submodel", "S", "M", "XL"]
+    assert ParetoFrontier.from_json(report.decode()) == judged.frontier
+    assert len(json.loads(report)["points"]) == 3
+    assert Image.open(io.BytesIO(plot)).format == "PNG"
+    assert [name for name, _, _ in downloads(judged)] == [
+        "report.csv", "report.json", "frontier.png",
+    ]  # fmt: skip
+
+
+def test_the_table_leaves_out_what_was_not_measured(opened, photo_folder, tmp_path):
+    labelled = results_table(judge(opened.retriever, str(photo_folder), "S", 5, ignore).frontier)
+    assert "hit_rate@1" in labelled.columns
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, file in enumerate(sorted(photo_folder.rglob("*.png"))):
+        (flat / f"{number}.png").write_bytes(file.read_bytes())
+    plain = results_table(judge(opened.retriever, str(flat), "S", 5, ignore).frontier)
+    assert "hit_rate@1" not in plain.columns
+    assert list(plain["overlap@5"])[-1] == 1
