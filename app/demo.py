@@ -16,11 +16,12 @@ from matvit.model import MatViT
 from retrieval import ParetoFrontier, Retriever, evaluate
 from retrieval.report import write_report
 from retrieval.tuning.sample import FEWEST
+from retrieval.tuning.strategies import spread
 
 MARKER = ".matvit-demo"
 _QUERY_EVERY = 5
 _MAX_QUERIES = 500
-_MIXES = 4
+_MIXES = 8
 _TUNED_WITH = 800
 
 
@@ -76,13 +77,14 @@ def run_demo(model: MatViT, out: Path, images: Path | None, *, progress: bool) -
         shutil.rmtree(out / "demo.index")
     index = ImageIndex.build(model, database, out / "demo.index", progress=progress)
     retriever = Retriever(model, index)
-    sizes = [*trained_sizes(model.config), *mix_n_match(model.config, _MIXES)]
-    recommended = None
+    mixes, recommended = mix_n_match(model.config, _MIXES), None
     if len(index) >= FEWEST:
         say("Finding out which encoder sizes keep most of it, with altered images of the index.")
         tuning = retriever.tune(size=_TUNED_WITH, latency=False, progress=progress)
         recommended = tuning.recommended.submodel
-        sizes += [model.submodel(point.submodel) for point in tuning.frontier]
+        best = [model.submodel(point.submodel) for point in tuning.frontier.pareto]
+        mixes = [model.submodel(recommended), *spread(model.config, best, _MIXES)]
+    sizes = [*trained_sizes(model.config), *mixes]
     say(f"Asking {len(queries):,} queries with encoders of {len(set(sizes))} sizes.")
     frontier = evaluate(retriever, queries, sizes, progress=progress)
     write_report(frontier, out / "report", recommended=recommended)
