@@ -29,6 +29,8 @@ def main() -> None:
             **provenance("python benchmarks/demo.py"),
             "seconds": round(perf_counter() - start, 1),
             "conditions": None if conditions is None else asdict(conditions),
+            "recommended": made.recommended,
+            "summary": made.summary,
             "points": [point.to_dict() for point in made.frontier],
         },
     )

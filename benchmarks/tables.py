@@ -121,6 +121,7 @@ def agreement_table() -> str:
             f"{row['hit_rate@1'] - row['symmetric_hit_rate@1']:+.4f}"
             f" ± {row['difference_standard_error']:.4f}",
             f"{row['cosine']:.3f}",
+            f"{row['rank_correlation']:.3f}" if "rank_correlation" in row else "",
             f"{row['top1']:.4f}",
             f"{row['top1_agreement']:.3f}",
             f"{row['kl_divergence']:.3f}",
@@ -129,7 +130,7 @@ def agreement_table() -> str:
     ]
     head = [
         "size", "GMACs", "asks the full index", "asks its own", "difference", "cosine to full",
-        "top-1 of the classifier", "agrees with full", "KL, nats",
+        "rank correlation", "top-1 of the classifier", "agrees with full", "KL, nats",
     ]  # fmt: skip
     return _markdown(head, rows) + _source(result)
 
@@ -195,9 +196,10 @@ def _sizes_table(name: str) -> str:
             f"{point['images_per_s']:.0f}",
         ]
         for point in result["points"]
-        if point["submodel"] in TRAINED
+        if point["submodel"] in (*TRAINED, result.get("recommended"))
     ]
-    return _markdown(head, rows) + _source(result)
+    summary = f"\n{result['summary']}\n" if result.get("summary") else ""
+    return _markdown(head, rows) + summary + _source(result)
 
 
 def joint_step_table() -> str:
