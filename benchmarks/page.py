@@ -26,7 +26,7 @@ from playwright.sync_api import Browser, Page, expect
 from provenance import provenance, without_paths, write_result
 from streamlit.testing.v1 import AppTest
 from tqdm import tqdm
-from visitor import ROOT, chromium, look, resident_bytes, serving, settle
+from visitor import ROOT, chromium, finished, look, resident_bytes, serving, settle
 
 from app.opening import load_encoder_for
 from indexing import ImageIndex
@@ -86,6 +86,7 @@ def _click_along(page: Page, process: int, times: int) -> tuple[list[float], lis
         if turn <= _TIMED:
             settle(page)
             seconds.append(perf_counter() - start)
+        finished(page)
         if turn % max(1, times // 10) == 0:
             memory.append(resident_bytes(process))
     return seconds, memory
