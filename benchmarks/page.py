@@ -4,9 +4,9 @@
 
 Each index is served by `matvit app` and visited by a headless Chromium. `first_view_cold_s` is
 that of the very first visitor, for whom encoder and index are loaded; `first_view_s` the median of
-five later ones, from opening the address until every picture is there. `query_browser_ms` is the
+three later ones, from opening the address until every picture is there. `query_browser_ms` is the
 time from a click on "Another image" until the last of its 24 pictures is drawn (four sizes, six
-hits each), the median of the first thirty of `--interactions` clicks; the memory of the server is
+hits each), the median of the first twenty of `--interactions` clicks; the memory of the server is
 read after every tenth of all of them. `query_server_ms` is the same click without a browser, by
 Streamlit's own test harness, and `bare_ms` what `Retriever.search` takes for the same four sizes,
 decoding included. Of both the processor's time is given too (`cpu`), which other work on the
@@ -26,14 +26,14 @@ from playwright.sync_api import Browser, Page, expect
 from provenance import provenance, without_paths, write_result
 from streamlit.testing.v1 import AppTest
 from tqdm import tqdm
-from visitor import ROOT, chromium, look, resident_bytes, serving, settle
+from visitor import ROOT, chromium, finished, look, resident_bytes, serving, settle
 
 from app.opening import load_encoder_for
 from indexing import ImageIndex
 from retrieval import Retriever
 
 SIZES = ("S", "M", "L", "XL")
-_VIEWS, _TIMED, _QUERIES, _WINDOW = 5, 30, 40, (1400, 1000)
+_VIEWS, _TIMED, _QUERIES, _WINDOW = 3, 20, 30, (1400, 1000)
 
 
 def main() -> None:
@@ -42,10 +42,12 @@ def main() -> None:
     parser.add_argument("--index", type=Path, nargs="+", required=True)
     parser.add_argument("--interactions", type=int, default=200)
     given = parser.parse_args()
+    about = provenance("python benchmarks/page.py " + without_paths(sys.argv[1:]))
+    rows: list[dict[str, Any]] = []
     with chromium() as browser:
-        rows = [measure(browser, path, given.interactions) for path in given.index]
-    command = "python benchmarks/page.py " + without_paths(sys.argv[1:])
-    write_result("page", {**provenance(command), "rows": rows})
+        for path in given.index:
+            rows.append(measure(browser, path, given.interactions))
+            write_result("page", {**about, "rows": sorted(rows, key=lambda row: row["images"])})
 
 
 def measure(browser: Browser, path: Path, interactions: int) -> dict[str, Any]:
@@ -84,6 +86,7 @@ def _click_along(page: Page, process: int, times: int) -> tuple[list[float], lis
         if turn <= _TIMED:
             settle(page)
             seconds.append(perf_counter() - start)
+        finished(page)
         if turn % max(1, times // 10) == 0:
             memory.append(resident_bytes(process))
     return seconds, memory

@@ -87,6 +87,11 @@ def settle(page: Page) -> None:
     )
 
 
+def finished(page: Page) -> None:
+    """Wait until the server has answered in full; pictures may still be on their way."""
+    page.wait_for_selector("[data-test-script-state='notRunning']")
+
+
 def resident_bytes(process: int) -> int:
     """Memory of a process (Linux)."""
     fields = Path(f"/proc/{process}/statm").read_text(encoding="utf-8").split()

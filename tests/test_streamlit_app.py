@@ -138,6 +138,8 @@ def test_another_image_of_the_index_asks(page, monkeypatch):
     monkeypatch.setattr("app.page.session.random.choice", lambda ids: ids[7])
     press(page, "another")
     assert address(page)["query"] == ["7"]
+    press(page, "another")
+    assert address(page)["query"] == ["8"]  # another, whatever chance says
 
 
 def test_an_upload_asks_and_the_uploader_is_empty_for_the_next(page, photo_folder):

@@ -158,8 +158,12 @@ def ask(number: int) -> None:
 
 
 def ask_any(shown: Shown) -> None:
-    """Ask with some image of the index."""
-    ask(int(random.choice(shown.opened.index.ids)))  # noqa: S311
+    """Ask with some other image of the index."""
+    ids = shown.opened.index.ids
+    number = int(random.choice(ids))  # noqa: S311
+    if number == st.session_state.asked:
+        number = int(ids[(int(shown.opened.index.rows_of(number)) + 1) % len(ids)])  # type: ignore[arg-type]
+    ask(number)
 
 
 def take_upload() -> None:
