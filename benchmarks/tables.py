@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import choice_tables
 import index_tables
@@ -112,27 +113,25 @@ def mixes_table() -> str:
 def agreement_table() -> str:
     """Symmetric against asymmetric search, and how far the sizes agree."""
     result = _result("agreement")
-    rows = [
-        [
-            row["submodel"],
-            f"{row['macs'] / 1e9:.3f}",
-            f"{row['hit_rate@1']:.4f}",
-            f"{row['symmetric_hit_rate@1']:.4f}",
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "size": lambda row: row["submodel"],
+        "GMACs": lambda row: f"{row['macs'] / 1e9:.3f}",
+        "asks the full index": lambda row: f"{row['hit_rate@1']:.4f}",
+        "asks its own": lambda row: f"{row['symmetric_hit_rate@1']:.4f}",
+        "difference": lambda row: (
             f"{row['hit_rate@1'] - row['symmetric_hit_rate@1']:+.4f}"
-            f" ± {row['difference_standard_error']:.4f}",
-            f"{row['cosine']:.3f}",
-            f"{row['rank_correlation']:.3f}" if "rank_correlation" in row else "",
-            f"{row['top1']:.4f}",
-            f"{row['top1_agreement']:.3f}",
-            f"{row['kl_divergence']:.3f}",
-        ]
-        for row in result["rows"]
-    ]
-    head = [
-        "size", "GMACs", "asks the full index", "asks its own", "difference", "cosine to full",
-        "rank correlation", "top-1 of the classifier", "agrees with full", "KL, nats",
-    ]  # fmt: skip
-    return _markdown(head, rows) + _source(result)
+            f" ± {row['difference_standard_error']:.4f}"
+        ),
+        "cosine to full": lambda row: f"{row['cosine']:.3f}",
+        "rank correlation": lambda row: f"{row['rank_correlation']:.3f}",
+        "top-1 of the classifier": lambda row: f"{row['top1']:.4f}",
+        "agrees with full": lambda row: f"{row['top1_agreement']:.3f}",
+        "KL, nats": lambda row: f"{row['kl_divergence']:.3f}",
+    }
+    if "rank_correlation" not in result["rows"][0]:
+        del columns["rank correlation"]
+    rows = [[show(row) for show in columns.values()] for row in result["rows"]]
+    return _markdown(list(columns), rows) + _source(result)
 
 
 def recipes_table() -> str:
