@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from app.console import say
+from app.console import one_line, say
 from app.digits import write_digits
 from indexing import Corpus, ImageIndex
 from matvit.mix_n_match import mix_n_match, trained_sizes
 from matvit.model import MatViT
 from retrieval import ParetoFrontier, Retriever, evaluate
 from retrieval.report import write_report
-from retrieval.tuning.sample import FEWEST
+from retrieval.tuning.sample import TooFewQueriesError
 from retrieval.tuning.strategies import spread
 
 MARKER = ".matvit-demo"
@@ -78,9 +78,12 @@ def run_demo(model: MatViT, out: Path, images: Path | None, *, progress: bool) -
     index = ImageIndex.build(model, database, out / "demo.index", progress=progress)
     retriever = Retriever(model, index)
     mixes, recommended = mix_n_match(model.config, _MIXES), None
-    if len(index) >= FEWEST:
-        say("Finding out which encoder sizes keep most of it, with altered images of the index.")
+    say("Finding out which encoder sizes keep most of it, with altered images of the index.")
+    try:
         tuning = retriever.tune(size=_TUNED_WITH, latency=False, progress=progress)
+    except TooFewQueriesError as error:
+        say(f"No size is recommended: {one_line(error)}")
+    else:
         recommended = tuning.recommended.submodel
         best = [model.submodel(point.submodel) for point in tuning.frontier.pareto]
         mixes = [model.submodel(recommended), *spread(model.config, best, _MIXES)]

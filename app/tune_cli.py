@@ -76,9 +76,12 @@ def describe_auto(tuning: Tuning) -> str:
     found = tuning.escalation
     if found is None:
         return "auto: no per-query choice was found that costs less than the full encoder"
+    if not found.goes_on:
+        return f"auto: {found.ladder[0]} alone keeps what was asked for, so no query goes on"
     right = "first hits of the query's label" if found.uses_labels else "the full one's first hits"
+    change = "loses" if found.reported.lost >= 0 else "gains"
     return (
         f"auto: {' -> '.join(found.ladder)}, {found.reported.macs_fraction:.0%} of the full "
-        f"compute on average, loses {100 * found.reported.lost:.1f} points of {right} "
+        f"compute on average, {change} {100 * abs(found.reported.lost):.1f} points of {right} "
         f"(bound: {100 * found.max_loss:g} with certainty {found.certainty:g})"
     )

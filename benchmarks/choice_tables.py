@@ -53,24 +53,28 @@ def _per_query(name: str) -> str:
         statics = here["static"]
         lines = []
         for row in here["auto"]:
+            bound = f"{100 * row['max_loss']:g}"
             if row["ladder"] is None:
-                lines.append([f"{100 * row['max_loss']:g}", "none found", "", "", "", "", ""])
+                lines.append([bound, "none found", *[""] * 6])
                 continue
+            ladder = " → ".join(row["ladder"]) if row["goes_on"] else f"{row['ladder'][0]} alone"
+            ms = row["milliseconds"]
             beside = [each for each in statics if each["macs_fraction"] <= row["macs_fraction"]]
             best = min(beside, key=lambda each: each["lost"], default=None)
             lines.append(
                 [
-                    f"{100 * row['max_loss']:g}",
-                    " → ".join(row["ladder"]),
+                    bound,
+                    ladder,
                     f"{row['macs_fraction']:.0%}",
                     f"{100 * row['lost']:+.1f} ± {100 * row['lost_error']:.1f}",
                     "" if best is None else f"{100 * best['lost']:+.1f} ({best['submodel']})",
-                    *(_percent(row[f"macs_fraction_at_{key}_points_lost"]) for key in (0.5, 0.1)),
+                    *(_aimed(*row["aimed_at_points_lost"][key]) for key in ("0.5", "0.1")),
+                    f"{ms['auto']:.1f} (S {ms['S']:.1f}, L {ms['L']:.1f}, XL {ms['XL']:.1f})",
                 ]
             )
         head = [
             "bound, points", "ladder", "mean compute", "points lost", "best static at that compute",
-            "compute at 0.5 points lost", "at 0.1",
+            "aimed at 0.5 points", "at 0.1", "ms to encode",
         ]  # fmt: skip
         intro = (
             f"{measured['images']:,} images, {title}, {here['reporting']:,} queries; the full "
@@ -80,8 +84,10 @@ def _per_query(name: str) -> str:
     return "\n".join(parts) + source(measured)
 
 
-def _percent(value: float | None) -> str:
-    return "not reached" if value is None else f"{value:.0%}"
+def _aimed(macs_fraction: float, lost: float) -> str:
+    if macs_fraction >= 1:
+        return "not below full"
+    return f"{macs_fraction:.0%} ({100 * lost:+.1f})"
 
 
 def voting_note() -> str:

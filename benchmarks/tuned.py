@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _rows(predicted: ParetoFrontier, realised: ParetoFrontier) -> list[dict[str, Any]]:
-    """Put what was predicted beside what came, with the standard error of either."""
+    """Put what was predicted beside what came."""
     rows = []
     for point in predicted:
         came = realised.point_of(point.submodel)

@@ -10,7 +10,7 @@ from jaxtyping import Float32, UInt8
 from numpy import ndarray
 from torch.nn.functional import normalize
 
-from matvit.embed import precision_of, resolve_precision, to_input, unit_vectors
+from matvit.embed import Precision, precision_of, resolve_precision, to_input, unit_vectors
 from matvit.model import MatViT
 from matvit.submodel import Submodel
 
@@ -23,6 +23,7 @@ def embed_each(
     submodels: Sequence[Submodel],
     *,
     batch_size: int = 64,
+    precision: Precision = "auto",
 ) -> Iterator[tuple[Submodel, Float32[ndarray, "images dim"]]]:
     """Embed images with each of some submodels; those with a common prefix share its cost.
 
@@ -33,6 +34,7 @@ def embed_each(
         pixels: Images as `Preprocess.pixels` makes them.
         submodels: What runs.
         batch_size: Images at a time.
+        precision: As for `embed`.
 
     Yields:
         Each distinct submodel and its unit vectors, those of common prefixes after each other.
@@ -46,7 +48,9 @@ def embed_each(
     distinct = sorted({model.submodel(each) for each in submodels}, key=lambda each: each.widths)
     for start in range(0, len(distinct), _TOGETHER):
         group = distinct[start : start + _TOGETHER]
-        yield from zip(group, _embed_group(model, pixels, group, batch_size), strict=True)
+        yield from zip(
+            group, _embed_group(model, pixels, group, batch_size, precision), strict=True
+        )
 
 
 def _embed_group(
@@ -54,9 +58,10 @@ def _embed_group(
     pixels: UInt8[ndarray, "images height width 3"],
     group: Sequence[Submodel],
     batch_size: int,
+    precision: Precision,
 ) -> Float32[ndarray, "submodels images dim"]:
     vectors = np.empty((len(group), len(pixels), model.config.embed_dim), dtype=np.float32)
-    dtype = resolve_precision(model.device, images=len(pixels))
+    dtype = resolve_precision(model.device, precision, len(pixels))
     with torch.inference_mode(), precision_of(model.device, dtype):
         for start in range(0, len(pixels), batch_size):
             images = to_input(pixels[start : start + batch_size], model)

@@ -94,6 +94,11 @@ class Escalation:
                 f"last, got {len(self.thresholds)}"
             )
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether any query does; else the first submodel alone keeps what was asked for."""
+        return any(threshold >= 0 for threshold in self.thresholds)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return asdict(self)

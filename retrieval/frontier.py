@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 
@@ -206,9 +207,15 @@ def _within(
         nearest = min(points, key=cost)
         raise ValueError(
             f"no submodel fits in {limit:.4g} {unit}; the nearest, {nearest.submodel}, "
-            f"needs {cost(nearest):.4g} {unit}"
+            f"needs {_rounded_up(cost(nearest)):.4g} {unit}"
         )
     return fitting
+
+
+def _rounded_up(value: float) -> float:
+    """Round to four digits so that it is enough when somebody types it."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return math.ceil(value / step - 1e-9) * step
 
 
 def _latency_ms(point: OperatingPoint) -> float:

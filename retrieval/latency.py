@@ -46,7 +46,8 @@ def measured_ms(
     Returns:
         Milliseconds by the submodel as text, from decoded pixels to the vector.
     """
-    path, key = _cache_file(encoder), _conditions(encoder)
+    key = _conditions(encoder)
+    path = _cache_file(key)
     known = {} if again else _read(path, key)
     missing = [each for each in dict.fromkeys(submodels) if str(each) not in known]
     if missing:
@@ -83,21 +84,35 @@ def _conditions(encoder: Encoder) -> dict[str, str]:
         "encoder": encoder.name,
         "weights": encoder.weights_fingerprint,
         "device": describe_device(encoder.device),
-        "machine": f"{platform.machine()} {platform.processor()}".strip(),
+        "processor": _processor(),
         "cpus": str(os.cpu_count()),
         "precision": str(resolve_precision(encoder.device, images=1)),
         "torch": str(torch.__version__),
     }
 
 
-def _cache_file(encoder: Encoder) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = json.dumps(_conditions(encoder), sort_keys=True)
-    return root / "matvit" / f"latency-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+def _processor() -> str:
+    """Model of the processor, such as `AMD EPYC`; a home folder may be shared by several."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{platform.machine()} {models[0] if models else platform.processor()}".strip()
 
 
-def _read(path: Path, key: dict[str, str]) -> dict[str, float]:
+def _cache_file(key: dict[str, str]) -> Path | None:
+    """Where latencies are kept; None for a user without a home."""
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    text = json.dumps(key, sort_keys=True)
+    return root / "matvit" / f"latency-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def _read(path: Path | None, key: dict[str, str]) -> dict[str, float]:
     """Read what is known; nothing if there is no file or it is not what was written."""
+    if path is None:
+        return {}
     try:
         if path.stat().st_size > _LARGEST:
             return {}
@@ -110,8 +125,10 @@ def _read(path: Path, key: dict[str, str]) -> dict[str, float]:
     return {name: ms for name, ms in known.items() if 0 < ms < float("inf")}
 
 
-def _write(path: Path, key: dict[str, str], known: dict[str, float]) -> None:
+def _write(path: Path | None, key: dict[str, str], known: dict[str, float]) -> None:
     """Remember, if there is a place to."""
+    if path is None:
+        return
     text = json.dumps({"conditions": key, "milliseconds": known}, indent=2) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from retrieval.tuning.record import Tuning
 
 
+_TOGETHER = 256
+
+
 class Retriever:
     """An index and the encoder that asks it.
 
@@ -163,7 +166,7 @@ class Retriever:
         def here(names: Sequence[str]) -> dict[str, float]:
             return measured_ms(self.encoder, [self.encoder.submodel(name) for name in names])
 
-        return self.encoder.submodel(choose(self._tuned().frontier, budget, here).submodel)
+        return self.encoder.submodel(choose(self._tuned().selection, budget, here).submodel)
 
     @property
     def tuning(self) -> Tuning | None:
@@ -178,7 +181,8 @@ class Retriever:
             found = (self.index.path / FILE).stat()
         except FileNotFoundError:
             return None
-        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+        file = (found.st_mtime_ns, found.st_size, found.st_ino)
+        stamp = (file, self.encoder.fingerprint, self.encoder.weights_fingerprint)
         if self._read_tuning is None or self._read_tuning[0] != stamp:
             self._read_tuning = (stamp, read_tuning(self.index.path, self.encoder))
         return self._read_tuning[1]
@@ -218,6 +222,11 @@ class Retriever:
 
     def _tuned(self) -> Tuning:
         tuning = self.tuning
+        if not self.encoder.submodel(None).is_full:
+            raise ValueError(
+                f"{self.encoder.name} is only the extracted submodel "
+                f"{self.encoder.submodel(None)}; choosing among submodels needs the whole encoder"
+            )
         if tuning is None:
             raise ValueError(
                 f"{self.index.path} was never tuned with encoder {self.encoder.name}; "
@@ -253,6 +262,10 @@ class Retriever:
             )
         if not images:
             return []
+        if len(images) > _TOGETHER:
+            starts = range(0, len(images), _TOGETHER)
+            parts = (images[start : start + _TOGETHER] for start in starts)
+            return [hits for part in parts for hits in self._search_auto(part, k)]
         answers = escalate(
             escalation,
             model,

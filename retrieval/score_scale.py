@@ -19,8 +19,8 @@ class ScoreScale:
     A smaller encoder's queries lie a little further from the stored vectors, so its scores are
     lower, and a threshold that was set for the full encoder would let less through. Here scores of
     equal rank among the hits of the same queries stand for each other (equipercentile linking), so
-    that a threshold lets the same share of hits through at every size. In between it is linear,
-    and beyond the ends it goes on as at the end.
+    that a threshold lets the same share of hits through at every size. In between it is linear;
+    beyond the ends, where nothing was seen, scores move as far as at the end, but never above 1.
 
     Args:
         submodel: Scores of the submodel, ascending.
@@ -53,6 +53,8 @@ class ScoreScale:
         Returns:
             The scale; None where there are too few different scores for one.
         """
+        if not np.isfinite(submodel).any() or not np.isfinite(full).any():
+            return None
         shares = np.linspace(0, 1, _QUANTILES)
         theirs, mine = (np.quantile(_known(scores), shares) for scores in (full, submodel))
         ascending = np.append(True, np.diff(mine) > 0)
@@ -63,14 +65,9 @@ class ScoreScale:
     def to_full(self, scores: Float[ndarray, "*shape"]) -> Float[ndarray, "*shape"]:
         """Return the scores of the full encoder that scores of the submodel stand for."""
         known, wanted = np.array(self.submodel), np.array(self.full)
-        found = np.interp(scores, known, wanted)
-        below, above = (
-            (wanted[last] - wanted[first]) / (known[last] - known[first])
-            for first, last in ((0, 1), (-2, -1))
-        )
-        found = np.where(scores < known[0], wanted[0] + below * (scores - known[0]), found)
-        beyond = wanted[-1] + above * (scores - known[-1])
-        return np.asarray(np.where(scores > known[-1], beyond, found))
+        inside = np.interp(scores, known, wanted)
+        beyond = scores - np.clip(scores, known[0], known[-1])
+        return np.asarray(np.minimum(inside + beyond, np.maximum(1.0, wanted[-1])))
 
 
 def _known(scores: Float[ndarray, "..."]) -> Float[ndarray, " known"]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from retrieval.budget import Budget, choose
@@ -61,6 +63,16 @@ def test_a_budget_buys_the_best_and_a_recall_costs_the_least(frontier, budget, e
 def test_a_budget_that_nothing_meets_names_the_nearest(frontier, budget, message):
     with pytest.raises(ValueError, match=message):
         choose(frontier, Budget(**budget), measured)
+
+
+def test_the_number_in_the_message_is_enough(frontier):
+    for macs in (143_944_704, 322_833_408, 999_999_999, 1):
+        points = [replace(frontier.points[0], macs=macs)]
+        with pytest.raises(ValueError, match="needs") as refused:
+            choose(ParetoFrontier(points), Budget(max_gmacs=1e-12), measured)
+        needed = float(str(refused.value).split()[-2])
+        assert macs <= needed * 1e9 <= macs * 1.001
+        choose(ParetoFrontier(points), Budget(max_gmacs=needed), measured)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,16 @@ def test_with_enough_photos_one_size_is_recommended_and_marked(tmp_path):
     assert tuned.recommended.submodel == made.recommended
 
 
+def test_many_copies_of_few_photos_are_few_photos(tmp_path, capsys):
+    photos(tmp_path / "photos", 30)
+    for number, file in enumerate(sorted((tmp_path / "photos").rglob("*.png"))):
+        for copy in range(2):
+            file.with_name(f"copy{number}-{copy}.png").write_bytes(file.read_bytes())
+    made = run_demo(small_encoder(), tmp_path / "demo", tmp_path / "photos", progress=False)
+    assert made.recommended is None
+    assert "No size is recommended: tuning needs at least 40 different" in capsys.readouterr().err
+
+
 def test_with_few_photos_none_is(tiny_model, photo_folder, tmp_path):
     made = run_demo(tiny_model, tmp_path / "demo", photo_folder, progress=False)
     assert made.recommended is None

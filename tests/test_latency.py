@@ -90,6 +90,18 @@ def test_a_cache_that_cannot_be_written_is_done_without(tiny_model, tmp_path, mo
     assert len(timed) == 2
 
 
+def test_a_user_without_a_home_is_measured_every_time(tiny_model, monkeypatch, timed):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(latency.Path, "home", homeless)
+    for _ in range(2):
+        assert measured_ms(tiny_model, sizes(tiny_model, "S")) == {"S": 16.0}
+    assert len(timed) == 2
+
+
 def test_the_real_clock_says_something(cache):
     config = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2)
     model = MatViT(config)

@@ -47,7 +47,7 @@ def test_a_budget_in_gmacs_answers_with_what_choose_picks(tuned):
 
 
 def test_a_recall_answers_with_the_cheapest_that_keeps_it(tuned):
-    point = tuned.tuning.frontier.cheapest(0.9)
+    point = tuned.tuning.selection.cheapest(0.9)
     assert tuned.search(picture(), min_recall=0.9).submodel == point.submodel
 
 
@@ -111,8 +111,16 @@ def test_an_index_that_was_never_tuned_says_so(tmp_path):
 
 def test_auto_needs_the_whole_encoder(tuned):
     small = Retriever(extract(small_encoder(), "S"), tuned.index)
-    with pytest.raises(ValueError, match="only the extracted submodel S; choosing among"):
-        small.search(picture(), "auto")
+    for wish in ({"submodel": "auto"}, {"max_gmacs": 5.0}, {"calibrated": True}):
+        with pytest.raises(ValueError, match="only the extracted submodel S; choosing among"):
+            small.search(picture(), **wish)
+
+
+def test_many_queries_at_once_are_answered_in_parts(tuned, monkeypatch):
+    expected = [tuned.search(picture(seed), "auto") for seed in range(7)]
+    monkeypatch.setattr("retrieval.retriever._TOGETHER", 3)
+    found = tuned.search_batch([picture(seed) for seed in range(7)], "auto")
+    assert [hits.hits for hits in found] == [hits.hits for hits in expected]
 
 
 def test_no_escalation_worth_making_is_an_error_with_advice(tuned):

@@ -23,13 +23,18 @@ def test_a_threshold_lets_the_same_share_through_at_every_size():
 
 def test_order_is_kept_within_and_beyond_what_was_seen():
     full, small = made_up()
-    scores = np.linspace(-0.5, 1.5, 300)
+    scores = np.linspace(-0.5, 0.79, 300)
     assert (np.diff(ScoreScale.fit(small, full).to_full(scores)) > 0).all()
+
+
+def test_no_score_becomes_larger_than_a_cosine_can_be():
+    scale = ScoreScale(submodel=(0.2, 0.5, 0.9, 0.9001), full=(0.2, 0.5, 0.9, 0.97))
+    assert scale.to_full(np.array([0.91, 0.95, 1.0])).tolist() == pytest.approx([0.9799, 1, 1])
 
 
 def test_the_full_encoders_own_scores_stay_what_they_are():
     full, _ = made_up()
-    scores = np.linspace(0, 1.2, 50)
+    scores = np.linspace(0, 1, 50)
     np.testing.assert_allclose(ScoreScale.fit(full, full).to_full(scores), scores, atol=1e-12)
 
 
@@ -38,6 +43,7 @@ def test_missing_hits_are_left_out_and_too_few_scores_make_no_scale():
     holes = np.append(small, [-np.inf] * 50)
     assert ScoreScale.fit(holes, full) == ScoreScale.fit(small, full)
     assert ScoreScale.fit(np.full(10, 0.5), full) is None
+    assert ScoreScale.fit(np.full(10, -np.inf), full) is None
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,10 @@ import shutil
 import numpy as np
 import pytest
 from filelock import FileLock
-from tuned import photos, small_encoder, small_retriever
+from tuned import colourful, photos, small_encoder, small_retriever
 
-from indexing import ImageIndex
+from indexing import Corpus, ImageIndex
 from retrieval import Retriever
-from retrieval.tuning import record
 from retrieval.tuning import tune as module
 from retrieval.tuning.record import FILE, TunedFor
 from retrieval.tuning.strategies import STRATEGIES
@@ -148,9 +147,11 @@ def test_two_at_once_are_refused(untuned):
     ("settings", "message"),
     [
         ({"strategy": "best"}, "unknown strategy 'best'; known: distortion, proxy"),
-        ({"k": 0}, "k must be at least 1, got 0"),
+        ({"k": 0}, r"k must be within 1..90, the images of the index; got 0"),
+        ({"k": 91}, r"k must be within 1..90, the images of the index; got 91"),
+        ({"certainty": 2.0}, "certainty at least 0.5 and below 1, got 0.02 and 2.0"),
         ({"target": 1.5}, "target must be above 0 and below 1, got 1.5"),
-        ({"max_loss": 0.0}, "max_loss must be above 0 and below 1, got 0.0"),
+        ({"max_loss": 0.0}, "max_loss must be above 0 and below 1 and certainty"),
         ({"size": 10}, "a sample of at least 40 queries, got 10"),
     ],
 )
@@ -228,13 +229,62 @@ def test_verify_and_compact_leave_a_tuning_alone(tuned):
 
 def test_the_recommended_submodel_is_the_cheapest_that_reaches_the_target(tuned):
     tuning = tuned.tuning
-    frontier = tuning.frontier
-    good = [point for point in frontier if frontier.recall(point) >= tuning.target]
-    assert tuning.recommended == min(good, key=lambda point: point.macs)
-    assert tuning.recommended.submodel in tuning.summary
+    picked_by = tuning.selection
+    good = [point for point in picked_by if picked_by.recall(point) >= tuning.target]
+    chosen = min(good, key=lambda point: point.macs).submodel
+    assert tuning.recommended == tuning.frontier.point_of(chosen)
+    assert chosen in tuning.summary
+    assert {p.submodel for p in picked_by} == {p.submodel for p in tuning.frontier}
+    assert picked_by != tuning.frontier  # other queries
 
 
-def test_tuned_for_changes_with_images_and_kind_only(tuned):
+def test_what_was_tuned_for_tells_images_kinds_and_encoders_apart(tuned, tmp_path):
     now = TunedFor.of(tuned.index, tuned.encoder)
     assert now == tuned.tuning.tuned_for
-    assert record.TunedFor.of(tuned.index, tuned.encoder).content == now.content
+    corpus = photos(tmp_path / "again", 90)
+    same = ImageIndex.build(small_encoder(), corpus, tmp_path / "same")
+    other_kind = ImageIndex.build(small_encoder(), corpus, tmp_path / "kind", kind="Flat16")
+    fewer = ImageIndex.build(small_encoder(), photos(tmp_path / "few", 60), tmp_path / "fewer")
+    found = [TunedFor.of(each, tuned.encoder) for each in (same, other_kind, fewer)]
+    assert [each.content == now.content for each in found] == [True, False, False]
+    other = TunedFor.of(tuned.index, small_encoder(seed=1))
+    assert other.fingerprint != now.fingerprint
+    assert other.content == now.content
+
+
+def test_a_second_interruption_keeps_what_the_first_had_measured(untuned, monkeypatch):
+    stop_after(monkeypatch, 12)
+    with pytest.raises(KeyboardInterrupt):
+        untuned.tune(size=80, latency=False)
+    monkeypatch.undo()
+    before = (untuned.index.path / PROGRESS).read_bytes()
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "Trial", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        untuned.tune(size=80, latency=False)
+    assert (untuned.index.path / PROGRESS).read_bytes() == before
+
+
+def test_progress_of_another_strategy_does_not_count_as_its_own(untuned, monkeypatch):
+    stop_after(monkeypatch, 12)
+    with pytest.raises(KeyboardInterrupt):
+        untuned.tune(size=80, strategy="monotone", latency=False)
+    monkeypatch.undo()
+    made = untuned.tune(size=80, strategy="trained", latency=False)
+    assert made.measured == 4
+
+
+def test_a_few_labels_among_many_images_count_as_none(tmp_path):
+    """Eighty classes of one image each, and one of two: hardly anything is relevant to anything."""
+    for seed in range(80):
+        colourful(tmp_path / "photos" / f"class{max(seed, 1):02}" / f"{seed}.png", seed)
+    model = small_encoder()
+    corpus = Corpus.from_folder(tmp_path / "photos")
+    retriever = Retriever(model, ImageIndex.build(model, corpus, tmp_path / "index"))
+    for seed in range(3):
+        made = retriever.tune(size=80, seed=seed, strategy="trained", latency=False)
+        assert made.frontier.metric == "overlap@10"
+        assert made.target == 0.8

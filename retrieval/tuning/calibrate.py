@@ -20,7 +20,7 @@ from retrieval import metrics
 from retrieval.escalation import RANKS, Escalation, Operation, confidence_of
 from retrieval.retriever import Retriever
 from retrieval.tuning.sample import Queries, Sample
-from retrieval.tuning.trial import find_scored, hits, whole
+from retrieval.tuning.trial import find_scored, whole
 
 Ladder = tuple[Submodel, ...]
 
@@ -93,14 +93,15 @@ def reply(
         judged = queries.take(np.flatnonzero(queries.wanted.total > 0))
     confidence, right, first = {}, {}, {}
     labels = np.append(retriever.index.labels, -1)
-    for submodel, vectors in embed_each(model, judged.pixels, [full, *submodels]):
+    # In float32, as single queries are embedded: thresholds are small differences of scores.
+    wanted = [full, *submodels]
+    for submodel, vectors in embed_each(model, judged.pixels, wanted, precision="float32"):
         rows, scores = find_scored(retriever, vectors, judged, RANKS)
         confidence[submodel] = confidence_of(scores, labels[rows] if uses_labels else None)
         first[submodel] = rows
         if uses_labels:
-            values = hits(retriever, rows, judged)
-            assert values is not None
-            right[submodel] = values
+            relevant = metrics.relevance(labels[rows], judged.wanted.labels)
+            right[submodel] = metrics.hit_rate(relevant, judged.wanted.total, 1)
     if not uses_labels:
         right = {each: metrics.overlap(rows, first[full], 1) for each, rows in first.items()}
     return Replies(model=model, confidence=confidence, right=right)
@@ -141,7 +142,8 @@ def calibrate(
     The ladder and the order in which its thresholds are tried come from the selecting queries.
     On the calibrating ones each threshold is then tested, from the most cautious on, against
     losing more than `max_loss`, and the last one before the first that fails is taken. So with
-    probability `certainty` the loss, on queries like these, is at most `max_loss`.
+    probability `certainty` the loss is at most `max_loss` on average over queries drawn as these
+    were: with labels, of those that something is relevant to.
 
     Args:
         ask: Asks queries with submodels; see `reply`.
@@ -159,10 +161,7 @@ def calibrate(
         Learn then Test, section 3 (fixed sequence testing, with the central limit theorem's
         p-values). https://arxiv.org/abs/2110.01052
     """
-    if not 0 < max_loss < 1 or not 0.5 <= certainty < 1:
-        raise ValueError(
-            f"max_loss must be within 0..1 and certainty within 0.5..1, got {max_loss}, {certainty}"
-        )
+    check_bound(max_loss, certainty)
     each_certainty = 1 - (1 - certainty) / _TRIED  # several ladders may be tested
     selecting = ask(sample.selecting, _rungs(candidates))
     promising = _promising(selecting, candidates, max_loss, each_certainty)
@@ -211,6 +210,19 @@ def _test(
 
 def _rungs(candidates: Sequence[Ladder]) -> list[Submodel]:
     return list(dict.fromkeys(submodel for ladder in candidates for submodel in ladder))
+
+
+def check_bound(max_loss: float, certainty: float) -> None:
+    """Refuse a bound that cannot be promised.
+
+    Raises:
+        ValueError: If `max_loss` is not above 0 and below 1, or `certainty` not within 0.5..1.
+    """
+    if not 0 < max_loss < 1 or not 0.5 <= certainty < 1:
+        raise ValueError(
+            f"max_loss must be above 0 and below 1 and certainty at least 0.5 and below 1, "
+            f"got {max_loss} and {certainty}"
+        )
 
 
 def curve(replies: Replies, ladder: Sequence[Submodel]) -> list[Operation]:
@@ -262,8 +274,10 @@ def _threshold(confidence: Float[ndarray, " queries"], level: float) -> float:
 def _upper_bound(lost: Float[ndarray, " queries"], certainty: float) -> float:
     """Upper confidence bound of the mean loss.
 
-    The term 1 / n keeps a few queries without any loss from proving too much.
+    The bound of the central limit theorem is too low where losses are rare and queries few. What
+    is added is the exact bound of a sample without any loss (1 - certainty = e^(-n bound)).
     """
     count = len(lost)
     error = float(lost.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
-    return float(lost.mean()) + NormalDist().inv_cdf(certainty) * error + 1 / count
+    rare = -math.log(1 - certainty) / count
+    return float(lost.mean()) + NormalDist().inv_cdf(certainty) * error + rare

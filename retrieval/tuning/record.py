@@ -59,9 +59,13 @@ class TunedFor:
 class Tuning:
     """Which submodels are worth asking an index with, measured on queries of its own kind.
 
+    Choices are made by `selection`, and told by `frontier`, which other queries measured: the best
+    of many is never as good as it looked when it was picked.
+
     Attributes:
         tuned_for: The index that this is about.
-        frontier: Operating points, measured on queries that were not used to choose them.
+        frontier: Operating points of the submodels that were kept.
+        selection: The same, measured on the queries that are used to choose.
         target: Of the frontier's metric, what the recommended submodel has to reach.
         strategy: Name of what searched the submodels.
         measured: Submodels that it had to embed the queries with.
@@ -73,6 +77,7 @@ class Tuning:
 
     tuned_for: TunedFor
     frontier: ParetoFrontier
+    selection: ParetoFrontier
     target: float
     strategy: str
     measured: int
@@ -83,11 +88,12 @@ class Tuning:
 
     @property
     def recommended(self) -> OperatingPoint:
-        """The cheapest submodel that reaches the target; if none does, the best there is."""
+        """The cheapest submodel that was selected to reach the target; else the full one."""
         try:
-            return self.frontier.cheapest(self.target)
+            chosen = self.selection.cheapest(self.target)
         except ValueError:
-            return max(self.frontier, key=self.frontier.recall)
+            chosen = max(self.selection, key=self.selection.recall)
+        return self.frontier.point_of(chosen.submodel)
 
     @property
     def summary(self) -> str:
@@ -98,7 +104,10 @@ class Tuning:
                 f"recommended: {chosen.submodel}, the full encoder; nothing smaller reaches "
                 f"{metric} {self.target:g}"
             )
-        return f"recommended: {self.frontier.describe(chosen)}"
+        return (
+            f"recommended: {self.frontier.describe(chosen)}, on {chosen.queries:,} queries that "
+            "did not choose it"
+        )
 
     def note(self, now: TunedFor) -> str | None:
         """Say how the index differs from the one that was tuned; None if it does not."""
@@ -117,6 +126,7 @@ class Tuning:
             **vars(self),
             "tuned_for": asdict(self.tuned_for),
             "frontier": json.loads(self.frontier.to_json()),
+            "selection": json.loads(self.selection.to_json()),
             "escalation": None if self.escalation is None else self.escalation.to_dict(),
             "scales": {name: asdict(scale) for name, scale in self.scales.items()},
         }
@@ -134,6 +144,7 @@ class Tuning:
                 **values,
                 "tuned_for": TunedFor(**values["tuned_for"]),
                 "frontier": ParetoFrontier.from_json(json.dumps(values["frontier"])),
+                "selection": ParetoFrontier.from_json(json.dumps(values["selection"])),
                 "escalation": None if escalation is None else Escalation.from_dict(escalation),
                 "scales": {
                     name: ScoreScale(**{side: tuple(scale[side]) for side in scale})

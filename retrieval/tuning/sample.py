@@ -18,9 +18,14 @@ from retrieval.retriever import Retriever
 
 FEWEST = 40
 """Queries below which nothing can be said."""
+_FEWEST_JUDGED = 8
 _LARGEST_CROP = 0.15
 _BRIGHTNESS = 0.1
 _DECODED_TOGETHER = 64
+
+
+class TooFewQueriesError(ValueError):
+    """There are too few different images to tune with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,7 @@ class Sample:
         calibrating: To set the threshold of the per-query choice by.
         reporting: To say what the chosen ones are worth.
         altered: Whether they are altered images of the index itself.
-        has_labels: Whether it is known what is relevant to them.
+        has_labels: Whether it is known what is relevant to enough of each.
         unreadable: Images that were drawn and could not be read.
     """
 
@@ -82,7 +87,8 @@ def draw_sample(
         seed: Of the draw and of the alterations.
 
     Raises:
-        ValueError: If fewer than 40 can be read.
+        TooFewQueriesError: If fewer than 40 can be read.
+        ValueError: If fewer are asked for.
     """
     if size < FEWEST:
         raise ValueError(f"tuning needs a sample of at least {FEWEST} queries, got {size}")
@@ -97,19 +103,25 @@ def draw_sample(
     if len(pixels) < FEWEST:
         source = "the index" if queries is None else str(queries.root)
         advice = "; name held-out images with --queries" if queries is None else ""
-        raise ValueError(
-            f"tuning needs at least {FEWEST} different queries, but of {source} only "
-            f"{len(pixels)} could be read ({unreadable} could not){advice}"
+        raise TooFewQueriesError(
+            f"tuning needs at least {FEWEST} different queries, but {source} has only "
+            f"{len(pixels)} that can be read and are no copies ({unreadable} cannot be read)"
+            f"{advice}"
         )
     drawn = Queries(pixels=pixels, wanted=truth.wanted(records))
     parts = np.split(rng.permutation(len(drawn)), [len(drawn) // 4, len(drawn) * 3 // 4])
+    judged = [int((drawn.wanted.total[rows] > 0).sum()) for rows in parts]
+    has_labels = truth.has_labels and min(judged) >= _FEWEST_JUDGED
+    if not has_labels:  # too few labels tell less than none
+        nothing = np.zeros_like(drawn.wanted.total)
+        drawn = Queries(pixels=drawn.pixels, wanted=drawn.wanted._replace(total=nothing))
     selecting, calibrating, reporting = (drawn.take(np.sort(rows)) for rows in parts)
     return Sample(
         selecting=selecting,
         calibrating=calibrating,
         reporting=reporting,
         altered=queries is None,
-        has_labels=truth.has_labels and bool((drawn.wanted.total > 0).any()),
+        has_labels=has_labels,
         unreadable=unreadable,
     )
 

@@ -80,7 +80,7 @@ class Trial:
         nearest, scores = find_scored(retriever, self._full, queries, max(k, _NEIGHBOURS))
         self._reference, self._reference_scores = nearest[:, :k], scores[:, :k]
         self.scales: dict[Submodel, ScoreScale] = {}
-        self._neighbours = _centred(retriever, nearest)
+        self._neighbours = _centred(retriever, nearest[:, :_NEIGHBOURS])
 
     @property
     def config(self) -> MatViTConfig:
@@ -183,7 +183,10 @@ def find_scored(
     ids, scores = retriever.search_vectors(vectors, k + own.shape[1])
     found = retriever.index.rows_of(ids)
     rows = metrics.drop_self(found, own)
-    kept = np.where((found[:, :, None] == own[:, None, :]).any(axis=2), -np.inf, scores)
+    is_own = np.zeros(found.shape, dtype=bool)
+    for copy in own.T:  # a table of all copies at once could be large
+        is_own |= found == copy[:, None]
+    kept = np.where(is_own, -np.inf, scores)
     ordered = -np.sort(-kept, axis=1)  # what was dropped moves to the end, as in `rows`
     missing = ((0, 0), (0, max(0, k - rows.shape[1])))
     return (

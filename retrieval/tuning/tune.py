@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import monotonic
@@ -25,9 +25,9 @@ from retrieval.latency import describe_device, measured_ms
 from retrieval.metrics import retained
 from retrieval.operating_point import Conditions, OperatingPoint
 from retrieval.retriever import Retriever
-from retrieval.tuning.calibrate import calibrate, ladders, reply
+from retrieval.tuning.calibrate import calibrate, check_bound, ladders, reply
 from retrieval.tuning.record import TunedFor, Tuning, read_checked, store_tuning, write_checked
-from retrieval.tuning.sample import Sample, draw_sample
+from retrieval.tuning.sample import FEWEST, Sample, draw_sample
 from retrieval.tuning.strategies import STRATEGIES, Strategy, spread
 from retrieval.tuning.trial import Score, Trial, whole
 
@@ -38,6 +38,7 @@ MAX_LOSS_WITHOUT_LABELS = 0.1
 PROGRESS = "tuning.progress.json"
 _LOCK = "tuning.lock"
 _REPORTED = 20
+_RETAINED = "retained_hit_rate@1"
 _STARTS = 4
 _SAVE_EVERY_S = 5.0
 
@@ -89,7 +90,7 @@ def tune(
     model = whole(retriever)
     retriever.index.check_encoder(model)
     chosen = _strategy(strategy)
-    _check(k, target, max_loss)
+    _check(k, len(retriever.index), target, max_loss, certainty)
     folder = retriever.index.path
     tuned_for = TunedFor.of(retriever.index, model)
     with _only_one(folder), tqdm(desc="tuning", unit="submodel", disable=not progress) as bar:
@@ -97,7 +98,9 @@ def tune(
         # Whatever changes a score: who asks what of whom, and in which precision.
         settings = {
             "pixels": hashlib.sha256(sample.selecting.pixels.tobytes()).hexdigest(),
+            "wanted": [hashlib.sha256(t.tobytes()).hexdigest() for t in sample.selecting.wanted],
             "k": k,
+            "strategy": repr(chosen),
             "precision": describe_precision(model.device),
             **asdict(tuned_for),
         }
@@ -112,21 +115,33 @@ def tune(
         reported = _worth_reporting(model, searched)
         reporting = Trial(retriever, sample.reporting, k)
         points = _report(model, reporting, len(sample.reporting), reported, k)
+        selected = _report(model, trial, len(sample.selecting), reported, k)
         escalation = calibrate(
             lambda asked, rungs: reply(retriever, asked, rungs, uses_labels=sample.has_labels),
             sample,
             ladders(model, reported[:: max(1, len(reported) // _STARTS)]),
-            max_loss=_or(max_loss, MAX_LOSS_WITH_LABELS, MAX_LOSS_WITHOUT_LABELS, sample),
+            max_loss=_or(
+                max_loss, MAX_LOSS_WITH_LABELS, MAX_LOSS_WITHOUT_LABELS, sample.has_labels
+            ),
             certainty=certainty,
         )
         if escalation is not None:
             reporting.ask(map(model.submodel, escalation.ladder))  # for the scale of their scores
         if latency:
             points = _with_latency(model, points, progress=progress)
+        frontier = ParetoFrontier(points, conditions=_conditions(retriever, sample))
+        selection = ParetoFrontier(selected)
+        if selection.metric != frontier.metric:  # one of them never hits
+            frontier, selection = (
+                ParetoFrontier(each, metric=f"overlap@{k}", conditions=each.conditions)
+                for each in (frontier, selection)
+            )
+        labelled = frontier.metric == _RETAINED
         tuning = Tuning(
             tuned_for=tuned_for,
-            frontier=ParetoFrontier(points, conditions=_conditions(retriever, sample)),
-            target=_or(target, TARGET_WITH_LABELS, TARGET_WITHOUT_LABELS, sample),
+            frontier=frontier,
+            selection=selection,
+            target=_or(target, TARGET_WITH_LABELS, TARGET_WITHOUT_LABELS, labelled),
             strategy=chosen.name,
             measured=len(trial.scores),
             selecting=len(sample.selecting),
@@ -146,15 +161,16 @@ class _Journal:
         self._path, self._bar = path, bar
         self._key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         self._saved = monotonic()
-        self.scores: Mapping[Submodel, Score] = {}
         self.known = self._read(model)
+        self.scores: Mapping[Submodel, Score] = self.known
         bar.update(len(self.known))
 
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, *_: object) -> None:
-        self._save()
+    def __exit__(self, error: object, *_: object) -> None:
+        with suppress(OSError) if error else nullcontext():  # the first error is the one to tell
+            self._save()
 
     def advance(self) -> None:
         """Count one more, and save now and then."""
@@ -206,16 +222,18 @@ def _strategy(strategy: Strategy | str) -> Strategy:
     return STRATEGIES[strategy]
 
 
-def _check(k: int, target: float | None, max_loss: float | None) -> None:
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    for name, value in (("target", target), ("max_loss", max_loss)):
-        if value is not None and not 0 < value < 1:
-            raise ValueError(f"{name} must be above 0 and below 1, got {value}")
+def _check(
+    k: int, images: int, target: float | None, max_loss: float | None, certainty: float
+) -> None:
+    if not 1 <= k <= max(images, FEWEST):  # too few images have an error of their own
+        raise ValueError(f"k must be within 1..{images}, the images of the index; got {k}")
+    if target is not None and not 0 < target < 1:
+        raise ValueError(f"target must be above 0 and below 1, got {target}")
+    check_bound(MAX_LOSS_WITH_LABELS if max_loss is None else max_loss, certainty)
 
 
-def _or(given: float | None, with_labels: float, without: float, sample: Sample) -> float:
-    return given if given is not None else with_labels if sample.has_labels else without
+def _or(given: float | None, with_labels: float, without: float, labelled: bool) -> float:
+    return given if given is not None else with_labels if labelled else without
 
 
 def _worth_reporting(model: MatViT, searched: Mapping[Submodel, Score]) -> list[Submodel]:
@@ -233,7 +251,7 @@ def _worth_reporting(model: MatViT, searched: Mapping[Submodel, Score]) -> list[
 def _report(
     model: MatViT, trial: Trial, queries: int, submodels: Sequence[Submodel], k: int
 ) -> list[OperatingPoint]:
-    """Measure submodels on the queries that did not choose them."""
+    """Measure submodels on the queries of a trial."""
     scores = dict(zip(submodels, trial.ask(submodels), strict=True))
     full = scores[model.submodel()]
     full_macs = count_macs(model.config, model.submodel())
