@@ -9,11 +9,18 @@ from table_text import markdown, result, source
 
 
 def strategies_table() -> str:
-    """What each strategy's choices keep, on two data sets."""
-    return _strategies("strategies_tiny_imagenet") + "\n" + _strategies("strategies_grocery")
+    """What each strategy's choices keep, on three data sets."""
+    return "\n".join(
+        _strategies(f"strategies_{name}", title)
+        for name, title in (
+            ("tiny_imagenet", "Tiny ImageNet"),
+            ("grocery", "Groceries"),
+            ("digits", "Handwritten digits"),
+        )
+    )
 
 
-def _strategies(name: str) -> str:
+def _strategies(name: str, title: str) -> str:
     measured = result(name)
     rows = measured["rows"]
     budgets = sorted({row["budget"] for row in rows})
@@ -24,11 +31,11 @@ def _strategies(name: str) -> str:
         mine = {row["budget"]: row for row in rows if row["strategy"] == strategy}
         cells = [_overlap(mine.get(budget), strategy) for budget in budgets]
         lines.append([strategy, str(next(iter(mine.values()))["measured"]), *cells])
-    title = (
-        f"{measured['selecting']:,} queries to choose by, {measured['reporting']:,} others to "
+    head_line = (
+        f"{title}, {measured['selecting']:,} queries to choose by, {measured['reporting']:,} others to "
         f"measure overlap@10 with, {measured['images']:,} images:\n\n"
     )
-    return title + markdown(head, lines) + source(measured)
+    return head_line + markdown(head, lines) + source(measured)
 
 
 def _overlap(row: dict[str, Any] | None, strategy: str) -> str:
