@@ -32,8 +32,8 @@ def _strategies(name: str, title: str) -> str:
         cells = [_overlap(mine.get(budget), strategy) for budget in budgets]
         lines.append([strategy, str(next(iter(mine.values()))["measured"]), *cells])
     head_line = (
-        f"{title}, {measured['selecting']:,} queries to choose by, {measured['reporting']:,} others to "
-        f"measure overlap@10 with, {measured['images']:,} images:\n\n"
+        f"{title}, {measured['selecting']:,} queries to choose by, {measured['reporting']:,} "
+        f"others to measure overlap@10 with, {measured['images']:,} images:\n\n"
     )
     return head_line + markdown(head, lines) + source(measured)
 
