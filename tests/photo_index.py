@@ -40,7 +40,7 @@ def tune(opened: Opened, *, auto: bool = True) -> Tuning:
     reported = Operation(level=0.5, thresholds=(0.9,), macs_fraction=0.6, lost=0.02)
     tuning = Tuning(
         tuned_for=TunedFor.of(opened.index, opened.retriever.encoder),
-        frontier=ParetoFrontier(points),
+        frontier=ParetoFrontier(points), selection=ParetoFrontier(points),
         target=0.8, strategy="distortion", measured=3, selecting=9, altered=True,
         escalation=Escalation(
             ladder=("S", "XL"), thresholds=(1e9,), uses_labels=False, max_loss=0.05,
