@@ -41,6 +41,7 @@ def tune(opened: Opened, *, auto: bool = True) -> Tuning:
     tuning = Tuning(
         tuned_for=TunedFor.of(opened.index, opened.retriever.encoder),
         frontier=ParetoFrontier(points),
+        selection=ParetoFrontier(points),
         target=0.8, strategy="distortion", measured=3, selecting=9, altered=True,
         escalation=Escalation(
             ladder=("S", "XL"), thresholds=(1e9,), uses_labels=False, max_loss=0.05,
