@@ -49,7 +49,7 @@ def _overlap(row: dict[str, Any] | None, strategy: str) -> str:
 
 def per_query_table() -> str:
     """Queries that choose for themselves, against one size for all."""
-    return _per_query("per_query_tiny_imagenet") + "\n" + _per_query("per_query_grocery")
+    return _per_query("per_query_tiny_imagenet")
 
 
 def _per_query(name: str) -> str:

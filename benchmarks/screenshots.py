@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, expect
 from sklearn.datasets import load_sample_image
-from visitor import chromium, look, serving, settle
+from visitor import chromium, look, serving
 
 from indexing import Corpus, ImageIndex
 from matvit import checkpoint
@@ -39,7 +39,7 @@ def main() -> None:
         with serving(path) as (address, _), chromium() as browser:
             take_all(
                 browser,
-                f"{address}/?query={given.query}&k=6&submodel=S&submodel=M&submodel=XL&submodel=auto",
+                f"{address}/?query={given.query}&k=6",
             )
 
 
@@ -57,7 +57,7 @@ def take_all(browser: Browser, address: str) -> None:
         if tab is not None:
             page.get_by_role("tab", name=tab).click()
             expect(page.locator("[data-testid=stVegaLiteChart] svg")).to_be_visible()
-            settle(page)
+            page.wait_for_load_state("networkidle")
         page.mouse.move(0, 0)
         page.screenshot(path=DOCS / f"{name}.png")
         page.close()
