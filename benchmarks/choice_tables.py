@@ -179,7 +179,7 @@ def metrics_note() -> str:
     judged = sum(spent[name] for name in ("hit_rate@1", "recall@10", "overlap@10", "map@r"))
     return (
         f"Judging {measured['queries']:,} queries against {measured['images']:,} images takes "
-        f"{judged:.1f} s for all metrics together (MAP@R looks at {measured['ranks_of_map']} "
+        f"{judged:.2f} s for all metrics together (MAP@R looks at {measured['ranks_of_map']} "
         f"ranks), beside {spent['search 10'] + spent['search R']:.0f} s of exact search for them; "
         f"memory grows by {measured['peak_mb_above_the_index']:.0f} MB.\n" + source(measured)
     )

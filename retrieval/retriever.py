@@ -152,7 +152,8 @@ class Retriever:
             max_ms: Milliseconds that embedding one query may take at the median on this machine;
                 measured at the first call and remembered.
             min_recall: What must be kept, of retained hit rate if the index has labels, else of
-                the overlap; then the cheapest that keeps it is picked, else the best that fits.
+                the overlap; then the cheapest that keeps it is picked. Else it is the one with
+                the largest overlap that fits: a hit rate is too coarse to tell submodels apart.
 
         Raises:
             ValueError: If the index was never tuned with this encoder, nothing meets the budget
@@ -166,7 +167,9 @@ class Retriever:
         def here(names: Sequence[str]) -> dict[str, float]:
             return measured_ms(self.encoder, [self.encoder.submodel(name) for name in names])
 
-        return self.encoder.submodel(choose(self._tuned().selection, budget, here).submodel)
+        tuning = self._tuned()
+        frontier = tuning.selection if min_recall is not None else tuning.by_overlap
+        return self.encoder.submodel(choose(frontier, budget, here).submodel)
 
     @property
     def tuning(self) -> Tuning | None:

@@ -42,6 +42,9 @@ def test_a_budget_in_gmacs_answers_with_what_choose_picks(tuned):
         hits = tuned.search(picture(), max_gmacs=share * full)
         assert hits.macs <= share * full * 1e9
         assert hits.submodel == str(tuned.choose(max_gmacs=share * full))
+        fitting = [each for each in tuned.tuning.selection if each.macs <= share * full * 1e9]
+        most = max(each.overlap_at_k for each in fitting)
+        assert tuned.tuning.selection.point_of(hits.submodel).overlap_at_k == most
         assert hits.hits == tuned.search(picture(), hits.submodel).hits
         assert hits.steps == ()
 

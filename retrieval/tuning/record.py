@@ -87,6 +87,14 @@ class Tuning:
     scales: Mapping[str, ScoreScale] = field(default_factory=dict)
 
     @property
+    def by_overlap(self) -> ParetoFrontier:
+        """What choices are made by, ranked by the overlap with the full encoder's answers.
+
+        It tells submodels apart with few queries; a hit rate does not.
+        """
+        return ParetoFrontier(self.selection, metric=f"overlap@{self.selection.points[0].k}")
+
+    @property
     def recommended(self) -> OperatingPoint:
         """The cheapest submodel that was selected to reach the target; else the full one."""
         try:
