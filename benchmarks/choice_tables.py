@@ -185,6 +185,29 @@ def metrics_note() -> str:
     )
 
 
+def page_table() -> str:
+    """What the page costs."""
+    measured = result("page")
+    head = [
+        "images", "first view, s", "with a cold server", "a query in the browser, s",
+        "processor ms of the server", "server MB after 1 interaction", "after 200",
+    ]  # fmt: skip
+    lines = [
+        [
+            f"{row['images']:,}",
+            f"{row['first_view_s']:.1f}",
+            f"{row['first_view_cold_s']:.1f}",
+            f"{row['query_browser_ms'] / 1000:.1f}",
+            f"{row['query_server_cpu_ms']:.0f}",
+            f"{row['server_mb'][0]:,.0f}",
+            f"{row['server_mb'][-1]:,.0f}",
+        ]
+        for row in measured["rows"]
+    ]
+    note = "Measured beside other work on both cores, so times are upper bounds.\n\n"
+    return note + markdown(head, lines) + source(measured)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "strategies": strategies_table,
     "per_query": per_query_table,
@@ -192,4 +215,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "continued": continued_table,
     "tuned": tuned_table,
     "metrics": metrics_note,
+    "page": page_table,
 }
