@@ -19,8 +19,8 @@ from retrieval.retriever import Retriever
 FEWEST = 40
 """Queries below which nothing can be said."""
 _FEWEST_JUDGED = 8
-_LARGEST_CROP = 0.15
-_BRIGHTNESS = 0.1
+_LARGEST_CROP = 0.06
+_BRIGHTNESS = 0.05
 _DECODED_TOGETHER = 64
 
 
@@ -81,7 +81,7 @@ def draw_sample(
     Args:
         retriever: Encoder and index.
         queries: Images to draw from. None takes images of the index and alters them a little (a
-            crop of at least 85 % of each side, brightness within 10 %); none of them then counts
+            crop of at least 94 % of each side, brightness within 5 %); none of them then counts
             as its own hit.
         size: Queries in all. Fewer if there are not so many, and no file is drawn twice.
         seed: Of the draw and of the alterations.
