@@ -270,19 +270,7 @@ def _continued(model: MatViT, queries: Queries) -> list[dict[str, Any]]:
 
 def _divided(drawn: Sample, *, has_labels: bool) -> Sample:
     """Divide the queries anew: a fifth, three tenths and a half."""
-    parts = (drawn.selecting, drawn.calibrating, drawn.reporting)
-    pixels = np.concatenate([part.pixels for part in parts])
-    copies = max(part.wanted.own.shape[1] for part in parts)
-    own = [
-        np.pad(p.wanted.own, ((0, 0), (0, copies - p.wanted.own.shape[1])), constant_values=-1)
-        for p in parts
-    ]
-    wanted = type(drawn.selecting.wanted)(
-        np.concatenate(own),
-        np.concatenate([part.wanted.labels for part in parts]),
-        np.concatenate([part.wanted.total for part in parts]),
-    )
-    every = Queries(pixels=pixels, wanted=wanted)
+    every = Queries.concatenate([drawn.selecting, drawn.calibrating, drawn.reporting])
     ends = [len(every) // 5, len(every) // 2]
     selecting, calibrating, reporting = (
         every.take(rows) for rows in np.split(np.arange(len(every)), ends)

@@ -73,7 +73,7 @@ def main() -> None:
     model = MatViT.load(given.encoder, device=resolve_device("auto"))
     retriever = Retriever(model, ImageIndex.open(given.index, model))
     sample = draw_sample(retriever, Corpus.open(given.queries), size=given.size)
-    reporting = _joined(sample.calibrating, sample.reporting)
+    reporting = Queries.concatenate([sample.calibrating, sample.reporting])
     found: dict[str, dict[str, Any]] = {}
     known: dict[Submodel, Score] = {}
     for name in given.only:
@@ -175,17 +175,6 @@ def _difference(values: NDArray[np.float64], reference: NDArray[np.float64]) -> 
     difference = values - reference
     difference = difference[~np.isnan(difference)]
     return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
-
-
-def _joined(first: Queries, second: Queries) -> Queries:
-    """Put two sets of queries together."""
-    own = [first.wanted.own, second.wanted.own]
-    wanted = type(first.wanted)(
-        np.concatenate(own),
-        np.concatenate([first.wanted.labels, second.wanted.labels]),
-        np.concatenate([first.wanted.total, second.wanted.total]),
-    )
-    return Queries(pixels=np.concatenate([first.pixels, second.pixels]), wanted=wanted)
 
 
 if __name__ == "__main__":

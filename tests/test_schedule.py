@@ -3,22 +3,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tiny_training import RECIPE
 
-from matvit.config import MatViTConfig
-from matvit.recipes import Phase, Recipe
+from matvit.recipes import Phase
 from matvit.schedule import Schedule
-
-RECIPE = Recipe(
-    name="test",
-    model=MatViTConfig(
-        img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, dynamic_img_size=True
-    ),
-    phases=(
-        Phase(epochs=2, img_size=8, sizes=("XL",), weights=(1.0,)),
-        Phase(epochs=3, img_size=16),
-    ),
-    batch_size=8,
-)
 
 
 def test_schedule_warms_up_and_ends_near_zero():
