@@ -17,7 +17,7 @@ from app.page.choose_view import draw_choose
 from app.page.corpus_view import draw_corpus
 from app.page.evaluate_view import draw_evaluate
 from app.page.frontiers import find_measured
-from app.page.opened import Opened, Stamp, open_all, stamp
+from app.page.opened import Opened, Stamp, open_all, out_of_the_collector, stamp
 from app.page.search_view import draw_search
 from app.page.session import Shown
 from app.page.welcome_view import draw_welcome
@@ -85,7 +85,9 @@ def _open(index: Path, encoder: str | None) -> Opened:
 @st.cache_resource(max_entries=1, show_spinner="Opening the index …")
 def _opened(path: str, encoder: str | None, state: Stamp) -> Opened:  # noqa: ARG001
     index = ImageIndex.open(path)
-    return open_all(index, _encoder(encoder_name_for(index, encoder)))
+    opened = open_all(index, _encoder(encoder_name_for(index, encoder)))
+    out_of_the_collector()
+    return opened
 
 
 @st.cache_resource(max_entries=2, show_spinner="Loading the encoder …")

@@ -7,9 +7,11 @@ that of the very first visitor, for whom encoder and index are loaded; `first_vi
 three later ones, from opening the address until every picture is there. `query_browser_ms` is the
 time from a click on "Another image" until the last of its 24 pictures is drawn (four sizes, six
 hits each), the median of the first twenty of `--interactions` clicks; the memory of the server is
-read after every tenth of all of them. `query_server_ms` is the same click without a browser, by
-Streamlit's own test harness, and `bare_ms` what `Retriever.search` takes for the same four sizes,
-decoding included. Of both the processor's time is given too (`cpu`), which other work on the
+read after every tenth of all of them. `hasty_mb` is the memory when somebody else then clicks as
+often as `--interactions` without waiting for an answer, and at the end waits for one.
+`query_server_ms` is the same click without a browser, by Streamlit's own test harness, and
+`bare_ms` what the work itself takes: the same image decoded once and `Retriever.search` asked with
+the same four sizes. Of both the processor's time is given too (`cpu`), which other work on the
 machine does not lengthen as much.
 """
 
@@ -22,7 +24,8 @@ from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
-from playwright.sync_api import Browser, Page, expect
+from PIL import Image
+from playwright.sync_api import Browser, Page
 from provenance import provenance, without_paths, write_result
 from streamlit.testing.v1 import AppTest
 from tqdm import tqdm
@@ -32,6 +35,7 @@ from app.opening import load_encoder_for
 from indexing import ImageIndex
 from retrieval import Retriever
 
+_RENAMED = "before => document.querySelector('.mv-name').innerText !== before"
 SIZES = ("S", "M", "L", "XL")
 _VIEWS, _TIMED, _QUERIES, _WINDOW = 3, 20, 30, (1400, 1000)
 
@@ -57,6 +61,7 @@ def measure(browser: Browser, path: Path, interactions: int) -> dict[str, Any]:
         views = [_first_view(browser, address) for _ in range(_VIEWS)]
         page = look(browser, address, size=_WINDOW)
         clicks, memory = _click_along(page, process, interactions)
+        hasty = _click_hastily(page, process, interactions)
         page.close()
     return {
         **_without_browser(path),
@@ -64,7 +69,8 @@ def measure(browser: Browser, path: Path, interactions: int) -> dict[str, Any]:
         "first_view_s": round(median(views), 3),
         "interactions": interactions,
         "query_browser_ms": round(1000 * median(clicks), 1),
-        "server_mb": [round(used / 1e6, 1) for used in memory],
+        "server_mb": _megabytes(memory),
+        "hasty_mb": _megabytes(hasty),
     }
 
 
@@ -77,12 +83,12 @@ def _first_view(browser: Browser, address: str) -> float:
 def _click_along(page: Page, process: int, times: int) -> tuple[list[float], list[int]]:
     """Ask with one image after the other; seconds of each, memory after every tenth part."""
     seconds, memory = [], [resident_bytes(process)]
-    name = page.locator(".mv-name")
+    another = page.get_by_role("button", name="Another image")
     for turn in tqdm(range(1, times + 1), desc="clicking", unit="query"):
-        before = name.inner_text()
+        before = page.locator(".mv-name").inner_text()
         start = perf_counter()
-        page.get_by_role("button", name="Another image").click()
-        expect(name).not_to_have_text(before)
+        another.click()
+        page.wait_for_function(_RENAMED, arg=before)
         if turn <= _TIMED:
             settle(page)
             seconds.append(perf_counter() - start)
@@ -90,6 +96,23 @@ def _click_along(page: Page, process: int, times: int) -> tuple[list[float], lis
         if turn % max(1, times // 10) == 0:
             memory.append(resident_bytes(process))
     return seconds, memory
+
+
+def _click_hastily(page: Page, process: int, times: int) -> list[int]:
+    """Click without waiting for an answer; memory after every tenth part, and after the last."""
+    another = page.get_by_role("button", name="Another image")
+    memory = [resident_bytes(process)]
+    for turn in tqdm(range(1, times + 1), desc="clicking hastily", unit="query"):
+        another.click()
+        if turn % max(1, times // 10) == 0:
+            memory.append(resident_bytes(process))
+    settle(page)
+    finished(page)
+    return [*memory, resident_bytes(process)]
+
+
+def _megabytes(used: list[int]) -> list[float]:
+    return [round(each / 1e6, 1) for each in used]
 
 
 def _without_browser(path: Path) -> dict[str, Any]:
@@ -100,15 +123,16 @@ def _without_browser(path: Path) -> dict[str, Any]:
     page = AppTest.from_file(str(ROOT / "app" / "streamlit_app.py"), default_timeout=120).run()
     page.pills(key="sizes").set_value(list(SIZES)).run()
     served, bare = [], []
-    for turn in range(_QUERIES):
+    for _ in range(_QUERIES):
         # One after the other, so that a machine with other work to do slows both alike.
         start = perf_counter(), process_time()
         page.button(key="another").click().run()
         served.append((perf_counter() - start[0], process_time() - start[1]))
-        data = index.image_bytes(int(index.ids[turn * (len(index) // _QUERIES)]))
+        asked = page.session_state["asked"]
         start = perf_counter(), process_time()
+        image = Image.fromarray(retriever.encoder.preprocess.pixels(index.image_bytes(asked)))
         for size in SIZES:
-            retriever.search(data, size, 7)
+            retriever.search(image, size, page.session_state["k"] + 1)
         bare.append((perf_counter() - start[0], process_time() - start[1]))
     return {
         "images": len(index),

@@ -70,7 +70,7 @@ def look(browser: Browser, address: str, *, scheme: str = "light", size: tuple[i
     page.set_default_timeout(PATIENCE_MS)
     expect.set_options(timeout=PATIENCE_MS)
     page.goto(address)
-    expect(page.locator(".mv-legend")).to_be_visible()
+    page.locator(".mv-legend").wait_for()  # `expect` would look once a second only
     settle(page)
     return page
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 from photo_index import open_photos
 
-from app.page.opened import open_all, stamp
+from app.page.opened import open_all, out_of_the_collector, stamp
 from indexing import ImageIndex, IndexMismatchError
 from matvit.extract import extract
 
@@ -53,3 +56,34 @@ def test_opening_and_searching_do_not_change_the_stamp(tiny_model, photo_folder,
 def test_no_index_has_no_stamp(tmp_path):
     with pytest.raises(FileNotFoundError):
         stamp(tmp_path / "gone.index")
+
+
+class Ring:
+    """Garbage that only the collector can find."""
+
+    def __init__(self):
+        self.itself = self
+
+
+@pytest.fixture
+def collector():
+    yield gc
+    gc.unfreeze()
+
+
+def test_what_is_loaded_is_spared_by_the_collector(collector):
+    loaded = Ring()
+    out_of_the_collector()
+    assert collector.get_freeze_count() > 1000
+    assert not any(each is loaded for each in collector.get_objects())
+
+
+def test_what_was_replaced_is_collected_before(collector):
+    replaced = Ring()
+    out_of_the_collector()
+    gone = weakref.ref(replaced)
+    del replaced
+    collector.collect()
+    assert gone() is not None  # frozen: nobody looks at it any more
+    out_of_the_collector()
+    assert gone() is None

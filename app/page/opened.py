@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +71,19 @@ def open_all(index: ImageIndex, encoder: MatViT | ExtractedViT) -> Opened:
         answers=Answers(retriever),
         pictures=Pictures(index, encoder.preprocess),
     )
+
+
+def out_of_the_collector() -> None:
+    """Spare the garbage collector what is loaded now, since it stays as long as the server.
+
+    Streamlit collects after every run of the page. With PyTorch loaded that means half a million
+    objects, and a quarter of a second or more in which no visitor is answered. What was garbage
+    before is collected here, an index that was replaced included.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # else libraries report at the end what was never collected
 
 
 def stamp(path: Path) -> Stamp:
