@@ -223,7 +223,12 @@ def app(
         "--client.toolbarMode", "minimal", "--server.fileWatcherType", "none", *theme_options(),
         "--", *given,
     ]  # fmt: skip
-    environment = {**os.environ, "STREAMLIT_SERVER_SHOW_EMAIL_PROMPT": "false"}
+    environment = {
+        # Arrow's own pool keeps, for each thread that ever read a Parquet file, what it read.
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+        **os.environ,
+        "STREAMLIT_SERVER_SHOW_EMAIL_PROMPT": "false",
+    }
     done = subprocess.run(command, check=False, env=environment)  # noqa: S603
     raise typer.Exit(done.returncode)
 

@@ -59,6 +59,9 @@ def index_build(
     max_memory: Annotated[
         str | None, typer.Option(help="What the search structure may take, such as 4GB.")
     ] = None,
+    search_device: Annotated[
+        Device, typer.Option(help="Where it will be searched: auto chooses what is fast there.")
+    ] = Device.AUTO,
     batch_size: BatchOption = 256,
     workers: WorkersOption = None,
     processes: ProcessesOption = False,
@@ -80,6 +83,7 @@ def index_build(
             kind=kind,
             factory=factory,
             max_memory=max_memory,
+            search_device=search_device.value,
             batch_size=batch_size,
             workers=workers,
             processes=processes,

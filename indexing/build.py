@@ -19,6 +19,7 @@ from tqdm import tqdm
 from indexing.compatibility import check_encoder, check_whole, describe
 from indexing.corpus import Corpus
 from indexing.embedding import embed_batch
+from indexing.kinds.gpu import gpu_count
 from indexing.kinds.resolve import resolve
 from indexing.manifest import MANIFEST, CorpusRecord, Counts, Manifest, Plan, Shard
 from indexing.records import Failure
@@ -74,8 +75,13 @@ def build_index(
             ) as bar,
         ):
             manifest = _stage_shards(encoder, corpus, path, manifest, pool, batch_size, bar.update)
-        device = "auto" if encoder.device.type == "cuda" else "cpu"
+        device = "auto" if built_on(encoder) == "cuda" else "cpu"
         commit(path, _finish(path, manifest, request, device, progress))
+
+
+def built_on(encoder: Encoder) -> str:
+    """Where FAISS trains and fills: on the GPU if the encoder is on one and FAISS sees one."""
+    return "cuda" if encoder.device.type == "cuda" and gpu_count() else "cpu"
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import faiss
 import numpy as np
@@ -44,6 +44,7 @@ class FlatIndex:
     def build(cls, embeddings: Embeddings, ids: Int64[ndarray, " images"]) -> FlatIndex:
         """Index all embeddings under the given ids."""
         faiss_index = faiss.IndexIDMap(faiss.IndexFlatIP(embeddings.shape[1]))
+        reserve(faiss.downcast_index(faiss_index.index), len(embeddings))
         for start in range(0, len(embeddings), _ROWS_PER_ADD):
             run = slice(start, start + _ROWS_PER_ADD)
             faiss_index.add_with_ids(embeddings[run], ids[run])
@@ -114,6 +115,20 @@ class FlatIndex:
             fetch == len(self.ids)
         )
         return ids, best, settled
+
+
+def reserve(codes: Any, rows: int) -> None:  # noqa: ANN401 -- the stubs of FAISS lack its members
+    """Take the memory for so many rows of a FAISS index at once.
+
+    Left alone it doubles whenever it is full, with the old and the new in memory together: up to
+    three times what the rows take.
+
+    Args:
+        codes: An empty `IndexFlatCodes`, such as `IndexFlat` or `IndexScalarQuantizer`.
+        rows: It will get.
+    """
+    codes.codes.resize(rows * codes.code_size)
+    codes.codes.resize(0)  # keeps the memory
 
 
 def write_faiss(faiss_index: faiss.Index, stream: BinaryIO) -> None:

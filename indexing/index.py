@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from indexing.add import add_images
-from indexing.build import build_index
+from indexing.build import build_index, built_on
 from indexing.compact import CompactReport, compact_index
 from indexing.compatibility import IndexMismatchError, check_encoder
 from indexing.consistency import check_rows, check_search
@@ -84,6 +84,7 @@ class ImageIndex:
         kind: str = AUTO,
         factory: str | None = None,
         max_memory: int | str | None = None,
+        search_device: str = "auto",
         batch_size: int = 256,
         workers: int | None = None,
         processes: bool = False,
@@ -100,10 +101,14 @@ class ImageIndex:
             encoder: A whole encoder; it runs on the device where it lives.
             corpus: The images.
             path: Folder of the index; it must not exist, or be empty or unfinished.
-            kind: Of search structure, one of `indexing.kinds.KINDS`; `"auto"` chooses by count
-                and memory, Flat, which is exact, for up to 50,000 images. Updates keep to it.
+            kind: Of search structure, one of `indexing.kinds.KINDS`; `"auto"` chooses by count,
+                memory and device: Flat, which is exact, for up to 50,000 images on a CPU and a
+                million on a GPU. Updates keep to it.
             factory: FAISS factory string instead of a kind.
             max_memory: Bytes that the structure may take, or a size such as `"4GB"`.
+            search_device: `"cpu"` or `"cuda"`, where the index will be searched; `"auto"` for
+                where it is built. It decides between kinds and is no promise: any machine opens
+                the index, and searches it where `open` says.
             batch_size: Images decoded and embedded at a time.
             workers: Decoders that run side by side; None for one per CPU, 0 for none besides the
                 calling thread.
@@ -117,10 +122,15 @@ class ImageIndex:
             IndexMismatchError: If it was begun by another encoder or preprocessing.
             ValueError: If no image could be read, the encoder is not whole or not finite, it was
                 begun with another list of images, or the kind is unknown, needs more images or
-                takes more memory than it may.
+                takes more memory than it may, or the device is unknown.
         """
         most = None if max_memory is None else parse_bytes(max_memory)
-        request = KindRequest(kind=kind, factory=factory, max_memory_bytes=most)
+        request = KindRequest(
+            kind=kind,
+            factory=factory,
+            max_memory_bytes=most,
+            device=built_on(encoder) if search_device == AUTO else search_device,
+        )
         build_index(
             encoder,
             corpus,

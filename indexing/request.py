@@ -25,14 +25,18 @@ class KindRequest:
         kind: Name of a kind; `"auto"` leaves the choice to count and memory.
         factory: FAISS factory string; None for the one of the kind.
         max_memory_bytes: What the structure may take; None for no limit.
+        device: `"cpu"` or `"cuda"`, where it will be searched: `"auto"` chooses what is fast
+            there. Whatever it chooses can be searched on both.
 
     Raises:
-        ValueError: If both a kind and a factory string are given, or no memory is left.
+        ValueError: If both a kind and a factory string are given, no memory is left, or the
+            device is another.
     """
 
     kind: str = AUTO
     factory: str | None = None
     max_memory_bytes: int | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.factory is not None and self.kind != AUTO:
@@ -44,6 +48,8 @@ class KindRequest:
                 f"max_memory must be at least 1 byte, got {self.max_memory_bytes}; "
                 "leave it out for no limit"
             )
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"an index is searched on cpu or cuda, got {self.device!r:.40}")
 
     @property
     def name(self) -> str:

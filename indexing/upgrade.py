@@ -7,7 +7,7 @@ from typing import Any
 
 from indexing.request import EXACT, KindRequest
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 _NEW_IN_VERSION_2 = {"next_shard", "staged", "plan", "adding", "tombstones", "failures"}
 _NEW_IN_VERSION_3 = {"factory", "calibration", "request", "note"}
@@ -19,11 +19,14 @@ def upgrade(values: dict[str, Any]) -> None:
     Raises:
         ValueError: If they have keys that their version did not know.
     """
-    if values["format_version"] == 1:
+    version = values["format_version"]
+    if version == 1:
         _upgrade_from_1(values)
-    if values["format_version"] < FORMAT_VERSION:
+    if version < 3:
         _upgrade_from_2(values)
-        values["format_version"] = FORMAT_VERSION
+    if version == 3:
+        _upgrade_from_3(values)
+    values["format_version"] = FORMAT_VERSION
 
 
 def _upgrade_from_1(values: dict[str, Any]) -> None:
@@ -40,7 +43,7 @@ def _upgrade_from_1(values: dict[str, Any]) -> None:
 
 
 def _upgrade_from_2(values: dict[str, Any]) -> None:
-    """Say in the words of version 3 what a manifest of version 2 means: `auto` chose Flat."""
+    """Say in present words what a manifest of version 2 means: `auto` chose Flat."""
     if not isinstance(index := values.get("index"), dict):
         return
     if early := sorted(_NEW_IN_VERSION_3 & set(index)):
@@ -49,3 +52,13 @@ def _upgrade_from_2(values: dict[str, Any]) -> None:
     values["index"] = {
         **index, "factory": EXACT, "calibration": None, "request": request, "note": None
     }  # fmt: skip
+
+
+def _upgrade_from_3(values: dict[str, Any]) -> None:
+    """Say in present words what a manifest of version 3 means: `auto` chose for the CPU."""
+    index = values.get("index")
+    if not isinstance(index, dict) or not isinstance(request := index.get("request"), dict):
+        return
+    if "device" in request:
+        raise ValueError("manifest.index.request has unknown keys ['device'] for version 3")
+    index["request"] = {**request, "device": KindRequest().device}

@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 import pytest
 
-from indexing.flat import FlatIndex, unit_queries
+from indexing.flat import FlatIndex, reserve, unit_queries
 from indexing.storage import store
 
 NAME = "index/knn_g1.faiss"
@@ -55,6 +55,18 @@ def test_search_equals_sorting_all_scores_by_score_then_id(queries, k):
     expected = np.sort(asked @ rows.T, axis=1)[:, ::-1][:, :k]
     np.testing.assert_array_equal(scores, expected)
     assert (found.dtype, scores.dtype) == (np.int64, np.float32)
+
+
+def test_memory_taken_at_once_is_not_taken_again():
+    rows, index = gaussian(3_000, 16, seed=1), faiss.IndexFlatIP(16)
+    reserve(index, len(rows))
+    assert index.ntotal == 0
+    places = set()
+    for start in range(0, len(rows), 100):
+        index.add(rows[start : start + 100])
+        places.add(int(index.get_xb()))
+    assert len(places) == 1  # never moved
+    np.testing.assert_array_equal(index.reconstruct_n(0, len(rows)), rows)
 
 
 @pytest.mark.parametrize("k", [1, 5, 60])

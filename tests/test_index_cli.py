@@ -45,7 +45,7 @@ def test_kind_is_built_described_and_kept(matvit, photo_folder, encoder, tmp_pat
     path = tmp_path / "graph.index"
     code, out, err = matvit(
         "index", "build", photo_folder, "--out", path, "--encoder", encoder,
-        "--kind", "HNSW", "--max-memory", "1MB",
+        "--kind", "HNSW", "--max-memory", "1MB", "--search-device", "cuda",
     )  # fmt: skip
     reached = "ann_recall@10 1.000 on 13 held-out images reaches the target 0.95"
     assert (code, out) == (0, f"13 images in {path}, embedded by tiny at full size.\n")
@@ -59,7 +59,9 @@ def test_kind_is_built_described_and_kept(matvit, photo_folder, encoder, tmp_pat
     assert "kind        HNSW (HNSW32,Flat), generation 3\n" in out
     assert f"search      {reached.replace('13', '12')}\n" in out
     info = json.loads(matvit("index", "info", path, "--json")[1])
-    assert info["request"] == {"kind": "HNSW", "factory": None, "max_memory_bytes": 1_000_000}
+    assert info["request"] == {
+        "kind": "HNSW", "factory": None, "max_memory_bytes": 1_000_000, "device": "cuda",
+    }  # fmt: skip
 
 
 def test_factory_string_is_built(matvit, photo_folder, encoder, tmp_path):

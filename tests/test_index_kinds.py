@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from toy import DIM, ToyEncoder, photo
 from indexing import Corpus, ImageIndex, verify
 from indexing.flat import FlatIndex, unit_queries
 from indexing.kinds import KINDS, memory_bytes, named_kind
-from indexing.kinds.resolve import resolve_again
+from indexing.kinds.resolve import resolve, resolve_again
 from indexing.manifest import Manifest, sealed
 from indexing.request import KindRequest, parse_bytes
 from indexing.searcher import store_searcher
@@ -189,10 +190,34 @@ def test_index_that_shrinks_below_what_its_kind_needs_is_of_another_kind_and_say
     assert info["kind"] == "Flat"
     note = r"Flat instead of IVFPQ: kind IVFPQ .* needs at least 256 images, there are 200"
     assert re.match(note, info["note"])
-    assert info["request"] == {"kind": "IVFPQ", "factory": None, "max_memory_bytes": 1_000_000}
+    assert info["request"] == {
+        "kind": "IVFPQ", "factory": None, "max_memory_bytes": 1_000_000, "device": "cpu",
+    }  # fmt: skip
     assert_answers_like_exact_search(index)
     index.add(ToyEncoder(), Corpus.open(original))
     assert (index.info()["kind"], index.info()["note"]) == ("IVFPQ", None)
+
+
+@pytest.mark.parametrize(
+    ("device", "images", "kind"),
+    [("cpu", 100_000, "HNSW"), ("cuda", 100_000, "Flat"), ("cuda", 1_000_001, "IVFSQ8")],
+)
+def test_auto_chooses_what_is_fast_where_it_will_be_searched(device, images, kind):
+    request = KindRequest(device=device)
+    assert resolve(request, images, 256).name == kind
+    assert resolve_again(request, images, 256).kind.name == kind
+
+
+def test_where_it_will_be_searched_is_remembered(original, tmp_path):
+    build = partial(ImageIndex.build, ToyEncoder(), Corpus.open(original))
+    asked = [build(tmp_path / name, search_device=name) for name in ("auto", "cpu", "cuda")]
+    assert [index.info()["request"]["device"] for index in asked] == ["cpu", "cpu", "cuda"]
+    asked[-1].remove([0])
+    asked[-1].compact()
+    assert asked[-1].info()["request"]["device"] == "cuda"
+    with pytest.raises(ValueError, match="searched on cpu or cuda, got 'tpu'"):
+        build(tmp_path / "tpu", search_device="tpu")
+    assert not (tmp_path / "tpu").exists()
 
 
 def test_update_that_outgrows_its_memory_takes_the_smallest_kind_and_says_so():

@@ -91,7 +91,7 @@ def test_kind_and_calibration_are_read_as_they_were_written(manifest):
     calibration = Calibration(
         nprobe=8, ef_search=0, rescore=2, target=0.95, recall=0.963, queries=512
     )
-    asked = KindRequest(factory="IVF16,SQ8", max_memory_bytes=4_000_000_000)
+    asked = KindRequest(factory="IVF16,SQ8", max_memory_bytes=4_000_000_000, device="cuda")
     search = replace(
         manifest.index, kind="factory", factory="IVF16,SQ8", calibration=calibration,
         request=asked, note="why",
@@ -110,7 +110,7 @@ def test_keys_are_those_of_the_published_format(values):
     assert list(values["preprocess"]) == ["spec", "fingerprint"]
     search = ["kind", "factory", "calibration", "request", "note", "file"]
     assert list(values["index"]) == search
-    assert list(values["index"]["request"]) == ["kind", "factory", "max_memory_bytes"]
+    assert list(values["index"]["request"]) == ["kind", "factory", "max_memory_bytes", "device"]
     assert list(values["shards"][0]["embeddings"]) == ["name", "rows", "bytes", "sha256"]
 
 
@@ -144,10 +144,10 @@ def test_missing_key_is_refused(values):
         read(values)
 
 
-@pytest.mark.parametrize("version", [0, 4, "1", None, True])
+@pytest.mark.parametrize("version", [0, 5, "1", None, True])
 def test_other_version_is_refused_before_its_keys_are_looked_at(values, version):
     values |= {"format_version": version, "key_of_the_future": 1}
-    with pytest.raises(ValueError, match="format version .*, this program reads versions 1 to 3"):
+    with pytest.raises(ValueError, match="format version .*, this program reads versions 1 to 4"):
         read(values)
 
 
@@ -177,6 +177,15 @@ def test_manifest_of_version_2_means_what_it_meant(manifest, values):
     assert read(values) == manifest
     values["index"]["note"] = None
     with pytest.raises(ValueError, match=r"index has unknown keys \['note'\] for version 2"):
+        read(values)
+
+
+def test_manifest_of_version_3_means_what_it_meant(manifest, values):
+    del values["index"]["request"]["device"]
+    values["format_version"] = 3
+    assert read(values) == manifest
+    values["index"]["request"]["device"] = "cpu"
+    with pytest.raises(ValueError, match=r"request has unknown keys \['device'\] for version 3"):
         read(values)
 
 

@@ -61,4 +61,4 @@ def test_old_index_takes_updates(old, photos):
     assert index.ids.tolist() == [1, 2, 3, 4, 5]
     assert index.paths[-1] == "b/new.png"
     assert index.verify().ok
-    assert json.loads((old / "manifest.json").read_bytes())["format_version"] == 3
+    assert json.loads((old / "manifest.json").read_bytes())["format_version"] == 4

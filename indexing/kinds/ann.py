@@ -77,7 +77,7 @@ class AnnIndex:
             self._order = np.argsort(self.ids, kind="stable")
             self._sorted = self.ids[self._order]
         self._scores = ExactScores(self._engine, embeddings)
-        self._cuts = not self.estimates and self._engine.float_table is None
+        self._cuts = not self.estimates
         self._doubt = rounding(embeddings.shape[1])
         if self.estimates:
             self._doubt += _GPU_ERROR if on_gpu else _FLOAT16_ERROR

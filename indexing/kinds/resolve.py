@@ -33,7 +33,7 @@ def resolve(request: KindRequest, images: int, dim: int) -> Kind:
     if request.factory is not None:
         kind = factory_kind(request.factory, images, dim)
     elif request.kind == AUTO:
-        return choose_kind(images, dim, most)
+        return choose_kind(images, dim, most, request.device)
     else:
         kind = named_kind(request.kind, images, dim)
     if most is not None and (needed := memory_bytes(kind, images, dim)) > most:
@@ -55,7 +55,7 @@ def resolve_again(request: KindRequest, images: int, dim: int) -> Resolved:
     except ValueError as error:
         reason = str(error)
     try:
-        kind = choose_kind(images, dim, request.max_memory_bytes)
+        kind = choose_kind(images, dim, request.max_memory_bytes, request.device)
     except ValueError:
-        kind = smallest_kind(images, dim)
+        kind = smallest_kind(images, dim, request.device)
     return Resolved(kind, f"{kind.name} instead of {request.name}: {reason}")

@@ -13,7 +13,7 @@ from indexing.embeddings import Embeddings
 from indexing.kinds.engine import Engine
 from indexing.rescore import pair_scores
 
-_BYTES_AT_ONCE = 1 << 20  # of vectors, which are still in the cache when they are compared
+_BYTES_AT_ONCE = 1 << 21  # of vectors, which are still in the cache when they are compared
 
 
 class ExactScores:

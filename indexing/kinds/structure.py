@@ -11,6 +11,7 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from indexing.embeddings import Embeddings
+from indexing.flat import reserve
 from indexing.kinds import gpu
 from indexing.kinds.kind import ROWS_PER_LIST, Kind, empty_index, split
 
@@ -40,6 +41,7 @@ def make_structure(
     if not index.is_trained:
         _train(index, _sample(embeddings, index, seed), seed, on_gpu)
     if not kind.is_ivf:
+        reserve(faiss.downcast_index(getattr(index, "storage", index)), len(ids))
         index = faiss.IndexIDMap(index)
     filled = gpu.clone(index) if on_gpu and kind.is_ivf else index
     with tqdm(total=len(ids), desc="search index", unit="img", disable=not progress) as bar:
