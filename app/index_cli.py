@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from app.console import FAILED, INTERRUPTED, say, show, show_json, show_progress
+from app.console import FAILED, say, show, show_json, show_progress
+from app.index_checks import check_request, check_workers, say_kind, stoppable
 from app.options import (
     Device,
     DeviceOption,
@@ -71,11 +68,11 @@ def index_build(
     """Embed all images once, at full size, into a new index; or finish one that was stopped."""
     from indexing import Corpus, ImageIndex
 
-    _check_request(kind, factory, max_memory)
-    _check_workers(workers, processes=processes)
+    check_request(kind, factory, max_memory)
+    check_workers(workers, processes=processes)
     model = load(encoder, device)
     corpus = Corpus.open(images)
-    with _stoppable(out):
+    with stoppable(out):
         index = ImageIndex.build(
             model,
             corpus,
@@ -90,7 +87,7 @@ def index_build(
             progress=show_progress(),
         )
     report_failures(index.failures)
-    _say_kind(out)
+    say_kind(out)
     if as_json:
         show_json(index.info())
     else:
@@ -121,11 +118,11 @@ def index_add(
     """Embed what is new or changed since the index was built; the rest is not read again."""
     from indexing import Corpus, ImageIndex
 
-    _check_workers(workers, processes=processes)
+    check_workers(workers, processes=processes)
     opened = ImageIndex.open(index)
     model = load_whole_for(opened, encoder, device)
     corpus = Corpus.open(images or str(opened.info()["corpus"]["root"]))
-    with _stoppable(index):
+    with stoppable(index):
         report = opened.add(
             model,
             corpus,
@@ -138,7 +135,7 @@ def index_add(
         )
     if report.failed:
         report_failures(opened.failures[-report.failed :])
-    _say_kind(index)
+    say_kind(index)
     if as_json:
         show_json({"path": str(index), **asdict(report)})
     else:
@@ -186,7 +183,7 @@ def index_compact(index: IndexArgument, as_json: JsonOption = False) -> None:
     from indexing.compact import compact_index
 
     report = compact_index(index, progress=show_progress())
-    _say_kind(index)
+    say_kind(index)
     if as_json:
         show_json({"path": str(index), **asdict(report)})
     else:
@@ -209,7 +206,7 @@ def index_verify(
 
     report = verify(index, repair=repair, progress=show_progress())
     if report.repaired:
-        _say_kind(index)
+        say_kind(index)
     if as_json:
         show_json({"path": str(index), "ok": report.ok, **asdict(report)})
     else:
@@ -271,52 +268,3 @@ def index_info(
     show(f"encoder     {encoder['name']} ({encoder['fingerprint']}), {encoder['dim']} dimensions")
     show(f"preprocess  {preprocess['fingerprint']}")
     show(f"corpus      {info['corpus']['root']}")
-
-
-def _check_request(kind: str, factory: str | None, max_memory: str | None) -> None:
-    """Refuse what cannot be meant before an encoder is loaded for it."""
-    from indexing.kinds import KINDS
-    from indexing.request import AUTO, KindRequest, parse_bytes
-
-    try:
-        most = None if max_memory is None else parse_bytes(max_memory)
-        KindRequest(kind=kind, factory=factory, max_memory_bytes=most)
-        if kind not in (AUTO, *KINDS):
-            raise ValueError(f"unknown kind {kind!r}; known: {AUTO}, {', '.join(KINDS)}")
-    except ValueError as error:
-        bad_usage(error)
-
-
-def _say_kind(index: Path) -> None:
-    """Say how well an approximate kind searches, and why it is another one than was asked for."""
-    from indexing.storage import read_manifest
-
-    record = read_manifest(index).index
-    if record is not None and record.calibration is not None:
-        say(f"{record.kind} ({record.factory}): {record.calibration.describe()}")
-    if record is not None and record.note is not None:
-        say(record.note)
-
-
-def _check_workers(workers: int | None, *, processes: bool) -> None:
-    if workers == 0 and processes:
-        bad_usage(ValueError("--processes needs at least 1 of --workers"))
-
-
-@contextmanager
-def _stoppable(index: Path) -> Iterator[None]:
-    """Let Ctrl-C be a clean stop that says what is stored and how to go on."""
-    from indexing.manifest import MANIFEST
-    from indexing.storage import read_manifest
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        stored = 0
-        if (index / MANIFEST).exists():
-            manifest = read_manifest(index)
-            staged = sum(shard.metadata.rows for shard in manifest.staged)
-            stored = manifest.counts.images + staged
-        again = shlex.join(["matvit", *sys.argv[1:]])
-        say(f"Stopped; {stored:,} images are stored. To go on, type again: {again}")
-        raise typer.Exit(INTERRUPTED) from None

@@ -27,11 +27,24 @@ def _kinds(measured: dict[str, Any]) -> str:
     parts = []
     for run in measured["runs"]:
         for images in sorted({row["images"] for row in run["rows"]}):
-            rows = [_kind_row(row) for row in run["rows"] if row["images"] == images]
+            rows = [row for row in run["rows"] if row["images"] == images]
             parts.append(
-                f"\n{images:,} vectors, {run['vectors']}:\n\n" + markdown(head, rows) + _source(run)
+                f"\n{images:,} vectors, {run['vectors']}:\n\n"
+                + markdown(head, [_kind_row(row) for row in rows])
+                + _kinds_in_words(rows)
+                + _source(run)
             )
     return "".join(parts).lstrip()
+
+
+def _kinds_in_words(rows: list[dict[str, Any]]) -> str:
+    """Sum up what the layer above FAISS costs."""
+    batch = sorted(row["batch_ratio"] for row in rows)
+    more = sorted(row["single_overhead_us_of_fastest"] for row in rows if row["nprobe"])
+    words = f"\nIn batches {batch[0]:.2f} to {batch[-1]:.2f} times what raw FAISS takes"
+    if more:
+        words += f"; one query {more[0]:.0f} to {more[-1]:.0f} µs more with the IVF kinds"
+    return words + ".\n"
 
 
 def _kind_row(row: dict[str, Any]) -> list[str]:

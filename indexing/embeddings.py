@@ -63,7 +63,7 @@ class Embeddings:
         if not np.abs(norms - 1).max(initial=0) < _NORM_TOLERANCE:  # NaN is caught too
             row = int(stored[~(np.abs(norms - 1) < _NORM_TOLERANCE)][0])
             raise damaged(self._shards.path_of(row), f"row {row} is not a unit vector")
-        vectors /= norms[:, np.newaxis]
+        vectors *= (1 / norms)[:, np.newaxis]  # a third of the time of a division
         return vectors.reshape(self.shape[1]) if isinstance(rows, int | np.integer) else vectors
 
     def raw(self, rows: slice | Int64[ndarray, " rows"]) -> Float16[ndarray, "rows dim"]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
@@ -18,16 +15,14 @@ from indexing.compatibility import IndexMismatchError, check_encoder
 from indexing.consistency import check_rows, check_search
 from indexing.corpus import Corpus
 from indexing.flat import unit_queries
-from indexing.info import describe_index
+from indexing.images import IndexedImages
 from indexing.manifest import Manifest
 from indexing.merge import AddReport
-from indexing.originals import Originals
 from indexing.remove import RemoveReport, remove_images
 from indexing.request import AUTO, KindRequest, parse_bytes
 from indexing.searcher import LiveSearcher, read_searcher
-from indexing.shards import read_failures
 from indexing.storage import check_size, read_finished, read_manifest
-from indexing.stored import StoredRows, column
+from indexing.stored import StoredRows
 from indexing.verify import VerifyReport, verify
 from matvit.embed import Encoder
 
@@ -36,42 +31,28 @@ __all__ = ["ImageIndex", "IndexMismatchError"]
 _SAMPLED_ROWS = 64
 
 
-class ImageIndex:
+class ImageIndex(IndexedImages):
     """Images embedded at full size, with cosine search: exact, or approximate if there are many.
 
     Every image has an id, a number that never changes while the index lives and is never given to
-    another image. `ids`, `paths`, `labels`, `metadata` and `embeddings` all have one row per image
-    in the same order; `rows_of` turns ids into row numbers.
+    another image. What is known about the images is inherited from `IndexedImages`.
 
     Make one with `build`, or open one with `open`. An opened index stays at the generation it was
     opened at, whatever others do to the folder; `add`, `remove` and `compact` move the one they
     are called on to the new generation.
-
-    Attributes:
-        path: The folder it is stored in.
-        embeddings: Unit vectors, one row per image, read from disk on demand.
-        metadata: pyarrow table, one row per image: id, path, position, bytes, mtime_ns, sha256,
-            width, height, label.
-        failures: Images of the corpus that could not be read, and why.
-        ids: int64, shape (len,).
     """
 
     def __init__(
         self, path: Path, manifest: Manifest, *, device: str = "cpu", mmap: bool = False
     ) -> None:
-        self.path = path
-        self._manifest = manifest
-        self._device, self._mmap = device, mmap
         assert manifest.index is not None
         # Everything is opened here, so that nothing is missed when a writer removes files later.
         rows = StoredRows(path, manifest, manifest.shards)
         check_rows(path, manifest, rows)
         searcher = read_searcher(path, manifest.index, rows, device=device, mmap=mmap)
         check_search(path, manifest, rows, searcher, samples=_SAMPLED_ROWS)
-        self.metadata = rows.live_metadata()
-        self.embeddings = rows.live_embeddings()
-        self.failures = read_failures(path, manifest.failure_files)
-        self.ids: Int64[ndarray, " images"] = column(self.metadata, "id")
+        super().__init__(path, manifest, rows)
+        self._device, self._mmap = device, mmap
         self._searcher = LiveSearcher(searcher, self.ids)
 
     @classmethod
@@ -184,9 +165,6 @@ class ImageIndex:
             except (FileNotFoundError, ValueError):
                 if read_manifest(path) == manifest:
                     raise  # else a writer has meanwhile removed what we were opening
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def search(
         self, vectors: Float32[ndarray, "queries dim"], k: int
@@ -317,54 +295,3 @@ class ImageIndex:
                 built with.
         """
         check_encoder(self.path, self._manifest, encoder)
-
-    def rows_of(self, ids: Int64[ndarray, "..."]) -> Int64[ndarray, "..."]:
-        """Row numbers of images in `metadata`, `labels`, `paths` and `embeddings`.
-
-        Raises:
-            KeyError: If the index has no image with such an id.
-        """
-        ids = np.asarray(ids)
-        rows = np.minimum(np.searchsorted(self.ids, ids), len(self) - 1)
-        if (unknown := ids[self.ids[rows] != ids]).size:
-            raise KeyError(f"{self.path} has no image with id {int(unknown.flat[0])}")
-        return rows
-
-    @cached_property
-    def paths(self) -> list[str]:
-        """Name of each image: its path below the corpus root, with forward slashes."""
-        paths: list[str] = self.metadata.column("path").to_pylist()
-        return paths
-
-    @cached_property
-    def labels(self) -> Int64[ndarray, " images"]:
-        """Class index of each image, -1 for none."""
-        return column(self.metadata, "label")
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """What the class indices mean; None if the corpus has no classes."""
-        names = self._manifest.corpus.class_names
-        return None if names is None else list(names)
-
-    def image_bytes(self, id: int) -> bytes:  # noqa: A002 -- the word of this project
-        """Return the original image file.
-
-        Raises:
-            KeyError: If the index has no such image.
-            FileNotFoundError: If the file is gone.
-            ValueError: If it is no longer the image that was indexed.
-        """
-        row = int(self.rows_of(np.array(id)))
-        path, position, sha256 = (
-            self.metadata.column(name)[row].as_py() for name in ("path", "position", "sha256")
-        )
-        return self._originals.read(path, position, sha256)
-
-    def info(self) -> dict[str, Any]:
-        """Describe the index in plain JSON values."""
-        return describe_index(self.path, self._manifest, self.failures)
-
-    @cached_property
-    def _originals(self) -> Originals:
-        return Originals(self._manifest.corpus)

@@ -154,13 +154,23 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 -- ten times as fast
 
 
-def shown(names: pa.LargeBinaryArray) -> pa.LargeStringArray:
-    """Return names as text; what is not UTF-8 in them is replaced."""
-    try:
-        return names.cast(pa.large_string())
-    except pa.ArrowInvalid:
-        texts = [name.decode(errors="replace") for name in names.to_pylist()]
-        return pa.array(texts, pa.large_string())
+class NamedImages(ImageSet):
+    """Images whose names are kept as the system has them: they need not be UTF-8."""
+
+    _names: pa.LargeBinaryArray
+
+    @property
+    def names(self) -> pa.LargeStringArray:
+        """Name of each image as text; what is not UTF-8 in it is replaced."""
+        try:
+            return self._names.cast(pa.large_string())
+        except pa.ArrowInvalid:
+            texts = [name.decode(errors="replace") for name in self._names.to_pylist()]
+            return pa.array(texts, pa.large_string())
+
+    def name(self, index: int) -> str:
+        """Name of one image as text."""
+        return str(self._names[index].as_py().decode(errors="replace"))
 
 
 def _open_as(kind: str, path: Path) -> ImageSet:

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from matvit.data import CONTAINERS, IMAGE_SUFFIXES, NO_LABEL, ImageSet, is_image_name, shown
+from matvit.data import CONTAINERS, IMAGE_SUFFIXES, NO_LABEL, NamedImages, is_image_name
 from matvit.files import FileContent, FileStat, read_file
 
 _NAMES_AT_A_TIME = 1 << 16
 
 
-class FolderImages(ImageSet):
-    """Image files below a folder, sorted by name; the first folder level is the class."""
+class FolderImages(NamedImages):
+    """Image files below a folder, sorted by path below it; the first folder level is the class."""
 
     kind = "folder"
 
@@ -35,21 +35,12 @@ class FolderImages(ImageSet):
                 f"no images in {root}; looked for {', '.join(sorted(IMAGE_SUFFIXES))} "
                 f"and {', '.join(CONTAINERS)}"
             )
-        self._names = listing.names  # as the system has them: they need not be UTF-8
+        self._names = listing.names
         self._root = os.fsencode(root)
         self.labels, self.class_names = listing.labels, listing.class_names
 
     def __len__(self) -> int:
         return len(self._names)
-
-    @property
-    def names(self) -> pa.LargeStringArray:
-        """Path of each image below the root."""
-        return shown(self._names)
-
-    def name(self, index: int) -> str:
-        """Return the path below the root, with forward slashes."""
-        return str(self._names[index].as_py().decode(errors="replace"))
 
     def stat(self, index: int) -> FileStat:
         """Ask the system."""

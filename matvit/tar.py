@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from matvit.data import IMAGE_SUFFIXES, NO_LABEL, ImageSet, files_in, is_image_name, shown
+from matvit.data import IMAGE_SUFFIXES, NO_LABEL, NamedImages, files_in, is_image_name
 from matvit.files import FileContent, FileStat, read_part
 
 _CLASS_SUFFIX = ".cls"
@@ -28,11 +28,12 @@ _COMPRESSIONS = {
 }
 
 
-class TarImages(ImageSet):
+class TarImages(NamedImages):
     """Images inside tar archives, in the order of the archives.
 
     Opening reads the headers once and keeps where each image begins, so that any of them can be
-    read alone. Nothing is unpacked: names are what people are shown, not places on the disk.
+    read alone. Nothing is unpacked: names such as `train-0.tar/a/1.jpg` are what people are shown,
+    not places on the disk.
     """
 
     kind = "tar"
@@ -59,15 +60,6 @@ class TarImages(ImageSet):
 
     def __len__(self) -> int:
         return len(self._starts)
-
-    @property
-    def names(self) -> pa.LargeStringArray:
-        """Name of the archive and path in it, as in `train-0.tar/a/1.jpg`."""
-        return shown(self._names)
-
-    def name(self, index: int) -> str:
-        """Return the name of the archive and the path in it."""
-        return str(self._names[index].as_py().decode(errors="replace"))
 
     def stat(self, index: int) -> FileStat:
         """Return the size of the image and the time of the whole archive."""

@@ -16,6 +16,8 @@ from matvit.config import MatViTConfig
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
 
+pytest_plugins = ["page_fixtures"]
+
 # Results do not depend on the number of threads, and small work is slower on several.
 torch.set_num_threads(1)
 faiss.omp_set_num_threads(1)

@@ -1,30 +1,17 @@
 from __future__ import annotations
 
 import pytest
+from points import point
 
 from app.page.chart import CLICK, clicked, describe, frontier_chart, frontier_table
-from retrieval import OperatingPoint, ParetoFrontier
-
-
-def point(submodel: str, macs: int, overlap: float, ms: float | None = None) -> OperatingPoint:
-    return OperatingPoint(
-        submodel=submodel,
-        macs=macs,
-        macs_fraction=macs / 400_000_000,
-        params=1,
-        queries=10,
-        k=10,
-        overlap_at_k=overlap,
-        latency_ms_p50=ms,
-    )
-
+from retrieval import ParetoFrontier
 
 FRONTIER = ParetoFrontier(
     [
-        point("S", 100_000_000, 0.5, 7),
-        point("2xS,4xM", 200_000_000, 0.4, 8),
-        point("4xM,2xL", 300_000_000, 0.8, 9),
-        point("XL", 400_000_000, 1.0, 10),
+        point("S", 0.1, 0.5, 7),
+        point("2xS,4xM", 0.2, 0.4, 8),
+        point("4xM,2xL", 0.3, 0.8, 9),
+        point("XL", 0.4, 1.0, 10),
     ]
 )
 
@@ -50,7 +37,7 @@ def test_the_chart_holds_the_table_and_can_be_clicked():
 
 @pytest.mark.parametrize(("ms", "shown"), [(7.0, True), (None, False)])
 def test_milliseconds_are_in_the_details_only_where_they_were_measured(ms, shown):
-    chart = frontier_chart(ParetoFrontier([point("S", 100_000_000, 0.5, ms)])).to_dict()
+    chart = frontier_chart(ParetoFrontier([point("S", 0.1, 0.5, ms)])).to_dict()
     fields = [
         detail["field"]
         for layer in chart["layer"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from points import point
 
 from app.page.choice import (
     Unit,
@@ -18,22 +19,9 @@ from app.page.choice import (
 from matvit.config import MatViTConfig
 from matvit.cost import count_macs, count_params
 from matvit.submodel import Granularity, Submodel
-from retrieval import OperatingPoint, ParetoFrontier
+from retrieval import ParetoFrontier
 
 CONFIG = MatViTConfig(img_size=64, patch_size=8, embed_dim=256, depth=6, num_heads=4)
-
-
-def point(submodel: str, gmacs: float, recall: float, ms: float | None = None) -> OperatingPoint:
-    return OperatingPoint(
-        submodel=submodel,
-        macs=round(gmacs * 1e9),
-        macs_fraction=gmacs / 0.323,
-        params=1,
-        queries=10,
-        k=10,
-        overlap_at_k=recall,
-        latency_ms_p50=ms,
-    )
 
 
 FRONTIER = ParetoFrontier(

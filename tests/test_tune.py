@@ -10,6 +10,7 @@ from tuned import colourful, photos, small_encoder, small_retriever
 
 from indexing import Corpus, ImageIndex
 from retrieval import Retriever
+from retrieval.tuning import journal
 from retrieval.tuning import tune as module
 from retrieval.tuning.record import FILE, TunedFor
 from retrieval.tuning.strategies import STRATEGIES
@@ -77,14 +78,14 @@ def test_held_out_queries_can_be_named(untuned, tmp_path):
 def test_an_interrupted_run_goes_on_where_it_stopped(untuned, monkeypatch):
     fresh = small_retriever_run(untuned)
     asked = count_embedded(monkeypatch)
-    monkeypatch.setattr(module, "_SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(journal, "_SAVE_EVERY_S", 0.0)
     stop_after(monkeypatch, 12)
     with pytest.raises(KeyboardInterrupt):
         untuned.tune(size=80, latency=False)
     assert (untuned.index.path / PROGRESS).exists()
     assert untuned.tuning is None
     before = len(asked)
-    monkeypatch.setattr(module._Journal, "advance", lambda self: None)
+    monkeypatch.setattr(journal.Journal, "advance", lambda self: None)
     resumed = untuned.tune(size=80, latency=False)
     assert set(asked[:before]).isdisjoint(asked[before : before + 1])
     assert resumed.frontier == fresh.frontier
@@ -113,7 +114,7 @@ def count_embedded(monkeypatch):
 
 
 def stop_after(monkeypatch, count):
-    real = module._Journal.advance
+    real = journal.Journal.advance
     seen = []
 
     def advance(self):
@@ -122,7 +123,7 @@ def stop_after(monkeypatch, count):
         if len(seen) == count:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module._Journal, "advance", advance)
+    monkeypatch.setattr(journal.Journal, "advance", advance)
 
 
 def test_progress_of_other_settings_or_damaged_is_not_used(untuned, monkeypatch):

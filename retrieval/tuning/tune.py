@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
-from time import monotonic
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from indexing import Corpus
@@ -19,6 +14,7 @@ from matvit.cost import count_macs, count_params
 from matvit.mix_n_match import trained_sizes
 from matvit.model import MatViT
 from matvit.submodel import Submodel
+from retrieval.escalation import Escalation
 from retrieval.evaluate import describe_precision
 from retrieval.frontier import ParetoFrontier
 from retrieval.latency import describe_device, measured_ms
@@ -26,7 +22,8 @@ from retrieval.metrics import retained
 from retrieval.operating_point import Conditions, OperatingPoint
 from retrieval.retriever import Retriever
 from retrieval.tuning.calibrate import calibrate, check_bound, ladders, reply
-from retrieval.tuning.record import TunedFor, Tuning, read_checked, store_tuning, write_checked
+from retrieval.tuning.journal import Journal, only_one
+from retrieval.tuning.record import TunedFor, Tuning, store_tuning
 from retrieval.tuning.sample import FEWEST, Sample, draw_sample
 from retrieval.tuning.strategies import STRATEGIES, Strategy, spread
 from retrieval.tuning.trial import Score, Trial, whole
@@ -36,11 +33,9 @@ TARGET_WITHOUT_LABELS = 0.8
 MAX_LOSS_WITH_LABELS = 0.02
 MAX_LOSS_WITHOUT_LABELS = 0.1
 PROGRESS = "tuning.progress.json"
-_LOCK = "tuning.lock"
 _REPORTED = 20
 _RETAINED = "retained_hit_rate@1"
 _STARTS = 4
-_SAVE_EVERY_S = 5.0
 
 
 def tune(
@@ -92,53 +87,27 @@ def tune(
     chosen = _strategy(strategy)
     _check(k, len(retriever.index), target, max_loss, certainty)
     folder = retriever.index.path
-    tuned_for = TunedFor.of(retriever.index, model)
-    with _only_one(folder), tqdm(desc="tuning", unit="submodel", disable=not progress) as bar:
+    with only_one(folder), tqdm(desc="tuning", unit="submodel", disable=not progress) as bar:
         sample = draw_sample(retriever, queries, size=size, seed=seed)
-        # Whatever changes a score: who asks what of whom, and in which precision.
-        settings = {
-            "pixels": hashlib.sha256(sample.selecting.pixels.tobytes()).hexdigest(),
-            "wanted": [hashlib.sha256(t.tobytes()).hexdigest() for t in sample.selecting.wanted],
-            "k": k,
-            "strategy": repr(chosen),
-            "precision": describe_precision(model.device),
-            **asdict(tuned_for),
-        }
-        journal = _Journal(folder / PROGRESS, settings, model, bar)
-        with journal:
-            trial = Trial(
-                retriever, sample.selecting, k, known=journal.known, on_progress=journal.advance
-            )
-            journal.scores = trial.scores
-            chosen.search(trial)
-        searched = trial.searched
-        reported = _worth_reporting(model, searched)
+        journal = Journal(folder / PROGRESS, _settings(retriever, sample, chosen, k), model, bar)
+        trial = _search(retriever, sample, chosen, k, journal)
+        reported = _worth_reporting(model, trial.searched)
         reporting = Trial(retriever, sample.reporting, k)
         points = _report(model, reporting, len(sample.reporting), reported, k)
         selected = _report(model, trial, len(sample.selecting), reported, k)
-        escalation = calibrate(
-            lambda asked, rungs: reply(retriever, asked, rungs, uses_labels=sample.has_labels),
-            sample,
-            ladders(model, reported[:: max(1, len(reported) // _STARTS)]),
-            max_loss=_or(
-                max_loss, MAX_LOSS_WITH_LABELS, MAX_LOSS_WITHOUT_LABELS, sample.has_labels
-            ),
-            certainty=certainty,
-        )
+        escalation = _escalation(retriever, sample, reported, max_loss, certainty)
         if escalation is not None:
             reporting.ask(map(model.submodel, escalation.ladder))  # for the scale of their scores
         if latency:
             points = _with_latency(model, points, progress=progress)
-        frontier = ParetoFrontier(points, conditions=_conditions(retriever, sample))
-        selection = ParetoFrontier(selected)
-        if selection.metric != frontier.metric:  # one of them never hits
-            frontier, selection = (
-                ParetoFrontier(each, metric=f"overlap@{k}", conditions=each.conditions)
-                for each in (frontier, selection)
-            )
+        frontier, selection = _of_one_metric(
+            ParetoFrontier(points, conditions=_conditions(retriever, sample)),
+            ParetoFrontier(selected),
+            k,
+        )
         labelled = frontier.metric == _RETAINED
         tuning = Tuning(
-            tuned_for=tuned_for,
+            tuned_for=TunedFor.of(retriever.index, model),
             frontier=frontier,
             selection=selection,
             target=_or(target, TARGET_WITH_LABELS, TARGET_WITHOUT_LABELS, labelled),
@@ -154,64 +123,61 @@ def tune(
     return tuning
 
 
-class _Journal:
-    """What was measured so far, kept in a file while tuning goes on."""
-
-    def __init__(self, path: Path, settings: dict[str, Any], model: MatViT, bar: Any) -> None:  # noqa: ANN401 -- tqdm has no useful type
-        self._path, self._bar = path, bar
-        self._key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        self._saved = monotonic()
-        self.known = self._read(model)
-        self.scores: Mapping[Submodel, Score] = self.known
-        bar.update(len(self.known))
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, error: object, *_: object) -> None:
-        with suppress(OSError) if error else nullcontext():  # the first error is the one to tell
-            self._save()
-
-    def advance(self) -> None:
-        """Count one more, and save now and then."""
-        self._bar.update(1)
-        if monotonic() - self._saved > _SAVE_EVERY_S:
-            self._save()
-
-    def forget(self) -> None:
-        """Remove the file: all is done."""
-        self._path.unlink(missing_ok=True)
-
-    def _save(self) -> None:
-        scores = {str(submodel): asdict(score) for submodel, score in self.scores.items()}
-        write_checked(self._path, {"key": self._key, "scores": scores})
-        self._saved = monotonic()
-
-    def _read(self, model: MatViT) -> dict[Submodel, Score]:
-        """Read what an interrupted run with the same settings measured; else nothing."""
-        with suppress(ValueError, TypeError, KeyError):  # not worth an error: it is measured again
-            values = read_checked(self._path)
-            if values is not None and values["key"] == self._key:
-                return {
-                    model.submodel(name): Score(**score) for name, score in values["scores"].items()
-                }
-        return {}
+def _settings(retriever: Retriever, sample: Sample, strategy: Strategy, k: int) -> dict[str, Any]:
+    """Whatever changes a score: who asks what of whom, and in which precision."""
+    model = whole(retriever)
+    return {
+        "pixels": hashlib.sha256(sample.selecting.pixels.tobytes()).hexdigest(),
+        "wanted": [hashlib.sha256(t.tobytes()).hexdigest() for t in sample.selecting.wanted],
+        "k": k,
+        "strategy": repr(strategy),
+        "precision": describe_precision(model.device),
+        **asdict(TunedFor.of(retriever.index, model)),
+    }
 
 
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Be the only one that tunes an index."""
-    lock = FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BlockingIOError(
-            f"{folder} is being tuned by another process; wait until it is done or stop it"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+def _search(
+    retriever: Retriever, sample: Sample, strategy: Strategy, k: int, journal: Journal
+) -> Trial:
+    """Measure what a strategy asks for on the selecting queries; go on where a run stopped."""
+    with journal:
+        trial = Trial(
+            retriever, sample.selecting, k, known=journal.known, on_progress=journal.advance
+        )
+        journal.scores = trial.scores
+        strategy.search(trial)
+    return trial
+
+
+def _escalation(
+    retriever: Retriever,
+    sample: Sample,
+    reported: Sequence[Submodel],
+    max_loss: float | None,
+    certainty: float,
+) -> Escalation | None:
+    """Calibrate the per-query choice, with some of the reported submodels to start from."""
+    labelled = sample.has_labels
+    return calibrate(
+        lambda asked, rungs: reply(retriever, asked, rungs, uses_labels=labelled),
+        sample,
+        ladders(whole(retriever), reported[:: max(1, len(reported) // _STARTS)]),
+        max_loss=_or(max_loss, MAX_LOSS_WITH_LABELS, MAX_LOSS_WITHOUT_LABELS, labelled),
+        certainty=certainty,
+    )
+
+
+def _of_one_metric(
+    frontier: ParetoFrontier, selection: ParetoFrontier, k: int
+) -> tuple[ParetoFrontier, ParetoFrontier]:
+    """Go by the overlap where only one of the two has a hit rate to go by: the other never hits."""
+    if selection.metric == frontier.metric:
+        return frontier, selection
+    first, second = (
+        ParetoFrontier(each, metric=f"overlap@{k}", conditions=each.conditions)
+        for each in (frontier, selection)
+    )
+    return first, second
 
 
 def _strategy(strategy: Strategy | str) -> Strategy:

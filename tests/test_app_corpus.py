@@ -1,0 +1,87 @@
+"""The tabs that show the corpus and evaluate queries."""
+
+from __future__ import annotations
+
+import pytest
+from page_driver import address, press, titles, turn_to
+
+from indexing import Corpus, ImageIndex
+
+
+def test_the_corpus_is_counted_shown_and_described(page, tiny_model):
+    turn_to(page, "corpus")
+    assert not page.exception
+    assert {each.label: each.value for each in page.metric} | {"on disk": ""} == {
+        "images": "12", "not readable": "0", "classes": "3", "on disk": "",
+    }  # fmt: skip
+    sampled = {button.label for button in page.button if button.key.startswith("ask-gallery")}
+    assert len(sampled) == 12
+    assert any("Every image of the corpus could be read" in text.value for text in page.caption)
+    assert tiny_model.fingerprint in str(page.table[0].value)
+
+
+def test_an_image_of_the_gallery_is_asked_with_on_the_first_tab(page):
+    turn_to(page, "corpus")
+    press(page, "ask-gallery-5")
+    assert address(page)["query"] == ["5"]
+    assert titles(page) == ["S", "M", "L", "XL"]
+
+
+def test_other_images_can_be_drawn(open_page, place, monkeypatch):
+    monkeypatch.setattr("app.page.corpus_view._SAMPLED", 4)
+    page = open_page("--index", place / "i.index", "--encoder", place / "encoder")
+    turn_to(page, "corpus")
+    first = [button.key for button in page.button]
+    press(page, "others")
+    assert len(first) == len(page.button) == 5
+    assert first != [button.key for button in page.button]
+
+
+def test_failures_are_listed_with_reasons_page_by_page(open_page, place, tiny_model, photo_folder):
+    for number in range(25):
+        (photo_folder / "apple" / f"bad{number:02}.jpg").write_text("text")
+    ImageIndex.build(tiny_model, Corpus.open(photo_folder), place / "bad.index")
+    page = open_page("--index", place / "bad.index", "--encoder", place / "encoder")
+    assert "25 images could not be read" in page.markdown[0].value
+    turn_to(page, "corpus")
+    assert not page.exception
+    assert "25 UnidentifiedImageError" in [text.value for text in page.caption]
+    assert len(page.dataframe[0].value) == 20
+    page.pagination(key="failures").set_value(2).run()
+    assert page.dataframe[0].value["image"].iloc[0] == "apple/bad20.jpg"
+    assert "not a readable image" in page.dataframe[0].value["reason"].iloc[0]
+
+
+def test_a_folder_is_evaluated_and_the_numbers_can_be_taken_home(page, photo_folder):
+    turn_to(page, "eval")
+    page.text_input[0].set_value(str(photo_folder))
+    page.text_input[1].set_value("S,M")
+    page.number_input[0].set_value(3)
+    page.button[0].click().run()
+    assert not page.exception
+    assert not page.error
+    assert [row["submodel"] for _, row in page.dataframe[0].value.iterrows()] == ["S", "M", "XL"]
+    assert [each.label for each in page.get("download_button")] == [
+        "report.csv", "report.json", "frontier.png",
+    ]  # fmt: skip
+    turn_to(page, "choose")
+    assert any("measured on this page" in text.value for text in page.caption)
+
+
+@pytest.mark.parametrize(
+    ("queries", "sizes", "line"),
+    [
+        ("", "S", "a folder of query images is needed"),
+        ("nowhere", "S", "nowhere"),
+        (".", "huge", "unknown size 'huge'; known sizes: S, M, L, XL"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_friendly_line(page, queries, sizes, line):
+    turn_to(page, "eval")
+    page.text_input[0].set_value(queries)
+    page.text_input[1].set_value(sizes)
+    page.button[0].click().run()
+    assert not page.exception
+    (error,) = page.error
+    assert line in error.value
+    assert "\n" not in error.value

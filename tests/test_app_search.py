@@ -1,0 +1,122 @@
+"""The first tab of the page: one query, several sizes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from page_driver import address, html, press, titles
+
+from indexing import ImageIndex
+from retrieval import Retriever
+
+
+def test_the_sizes_stand_one_below_the_other_with_what_they_cost(page):
+    assert not page.exception
+    assert titles(page) == ["S", "M", "L", "XL"]
+    assert "**12 images** embedded once at full size by **tiny**" in page.markdown[0].value
+    small, *_, full = html(page, "head")
+    assert re.fullmatch(
+        r"S 0\.00\d GMACs · \d+% \d+\.\d ms = \d+\.\d \+ \d+\.\d \+ \d+\.\d "
+        r"finds \d of full's 6 ✓ \d of 6",
+        small,
+    )
+    assert full.startswith("XL full 0.00")
+    assert "· 100%" in full
+    assert "of full's" not in full
+    assert len(html(page, "cell")) == 24
+
+
+def test_the_query_is_shown_as_a_whole_and_as_the_encoder_sees_it(page):
+    assert html(page, "query") == ["apple/00.png class apple"]
+    assert any(text.value == "All the encoder sees: 16 by 16 pixels" for text in page.caption)
+
+
+def test_choosing_sizes_and_hits_changes_what_is_shown(page):
+    page.pills(key="sizes").set_value(["M"])
+    page.slider(key="k").set_value(2)
+    page.run()
+    assert titles(page) == ["M"]
+    assert len(html(page, "cell")) == 2
+    page.pills(key="sizes").set_value([]).run()
+    assert titles(page) == ["XL"]  # something has to answer
+
+
+def test_a_hit_can_be_asked_with(page):
+    found = page.button(key="ask-strip-3-2").label.removeprefix("Ask with ")
+    press(page, "ask-strip-3-2")
+    assert not page.exception
+    assert html(page, "query")[0].startswith(found)
+    others = [button.label for button in page.button if button.key.startswith("ask-")]
+    assert f"Ask with {found}" not in others
+
+
+def test_another_image_of_the_index_asks(page, monkeypatch):
+    monkeypatch.setattr("app.page.session.random.choice", lambda ids: ids[7])
+    press(page, "another")
+    assert address(page)["query"] == ["7"]
+    press(page, "another")
+    assert address(page)["query"] == ["8"]  # another, whatever chance says
+
+
+def test_an_upload_asks_and_the_uploader_is_empty_for_the_next(page, photo_folder):
+    data = (photo_folder / "bread" / "01.png").read_bytes()
+    page.file_uploader[0].set_value(("mine.png", data, "image/png")).run()
+    assert not page.exception
+    assert not page.error
+    assert html(page, "query") == ["mine.png"]  # an upload has no class
+    assert page.file_uploader[0].value is None
+    assert "query" not in page.query_params
+    assert [button.label for button in page.button if button.key == "ask-strip-3-1"] == [
+        "Ask with bread/01.png"
+    ]
+    press(page, "ask-strip-3-1")
+    assert html(page, "query") == ["bread/01.png class bread"]
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (
+            b"text",
+            "This cannot be used as a query: not a readable image: cannot identify image file",
+        ),
+        (b"", "This cannot be used as a query: not a readable image: the file is empty"),
+    ],
+)
+def test_an_unreadable_upload_is_one_friendly_line(page, data, line):
+    page.file_uploader[0].set_value(("mine.png", data, "image/png")).run()
+    assert not page.exception
+    assert [error.value for error in page.error] == [line]
+    press(page, "another")
+    assert not page.error
+
+
+def test_an_upload_that_is_too_large_is_one_friendly_line(page, monkeypatch):
+    monkeypatch.setattr("app.page.query.MAX_UPLOAD_BYTES", 3)
+    page.file_uploader[0].set_value(("mine.png", b"text", "image/png")).run()
+    assert not page.exception
+    assert [error.value for error in page.error] == [
+        "mine.png: the file has 4 bytes; at most 3 please"
+    ]
+    assert html(page, "query") == ["apple/00.png class apple"]
+    assert not page.run().error
+
+
+def test_nothing_is_embedded_again_when_the_page_is_drawn_again(page, monkeypatch):
+    monkeypatch.setattr(Retriever, "search", None)
+    monkeypatch.setattr(ImageIndex, "open", None)
+    page.run()
+    assert not page.exception
+    assert titles(page) == ["S", "M", "L", "XL"]
+
+
+def test_images_that_vanished_are_said_to_be_gone(open_page, place, photo_folder):
+    for path in (photo_folder / "cheese").iterdir():
+        path.unlink()
+    page = open_page("--index", place / "i.index", "--encoder", place / "encoder")
+    page.slider(key="k").set_value(12).run()
+    assert not page.exception
+    assert any(text.endswith("is gone or has changed") for text in html(page, "gone"))
+    page = open_page("--index", place / "i.index", "--encoder", place / "encoder", query="8")
+    assert "is no longer in" in page.error[0].value
