@@ -116,16 +116,20 @@ def index_add(
     as_json: JsonOption = False,
 ) -> None:
     """Embed what is new or changed since the index was built; the rest is not read again."""
-    from indexing import Corpus, ImageIndex
+    from indexing import Corpus
+    from indexing.add import add_images
+    from indexing.shards import read_failures
+    from indexing.storage import read_finished
 
     check_workers(workers, processes=processes)
-    opened = ImageIndex.open(index)
-    model = load_whole_for(opened, encoder, device)
-    corpus = Corpus.open(images or str(opened.info()["corpus"]["root"]))
+    before = read_finished(index)
+    model = load_whole_for(index, before, encoder, device)
+    corpus = Corpus.open(images or before.corpus.root)
     with stoppable(index):
-        report = opened.add(
+        report = add_images(  # without opening the index: its vectors would lie in memory twice
             model,
             corpus,
+            index,
             retry_failed=retry_failed,
             remove_missing=remove_missing,
             batch_size=batch_size,
@@ -134,7 +138,8 @@ def index_add(
             progress=show_progress(),
         )
     if report.failed:
-        report_failures(opened.failures[-report.failed :])
+        failures = read_failures(index, read_finished(index).failure_files)
+        report_failures(failures[-report.failed :])
     say_kind(index)
     if as_json:
         show_json({"path": str(index), **asdict(report)})
@@ -160,13 +165,12 @@ def index_remove(
     as_json: JsonOption = False,
 ) -> None:
     """Find some images no more; `compact` gives back their space."""
-    from indexing import ImageIndex
+    from indexing.remove import remove_images
 
     if not names and not ids:
         bad_usage(ValueError("name the images to remove, or give their ids with --id"))
-    opened = ImageIndex.open(index)
     try:
-        report = opened.remove(ids or (), paths=names or ())
+        report = remove_images(index, ids or (), names or ())
     except KeyError as error:
         raise ValueError(f"{error.args[0]}; nothing was removed") from error
     if as_json:
@@ -236,13 +240,16 @@ def index_info(
     as_json: JsonOption = False,
 ) -> None:
     """Say what an index holds, and which encoder may ask it."""
-    from indexing import ImageIndex
-    from indexing.kinds import Calibration
+    from indexing.calibration_record import Calibration
+    from indexing.info import describe_index
+    from indexing.shards import read_failures
+    from indexing.storage import read_finished
 
-    opened = ImageIndex.open(index)
-    info = opened.info()
+    manifest = read_finished(index)
+    listed = read_failures(index, manifest.failure_files)
+    info = describe_index(index, manifest, listed)
     if failures:
-        for failure in opened.failures:
+        for failure in listed:
             row = {"path": failure.path, "error": failure.error, "message": failure.message}
             if as_json:
                 show_json(row)

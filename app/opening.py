@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from indexing import ImageIndex
@@ -28,10 +30,18 @@ def encoder_name_for(index: ImageIndex, encoder: str | None) -> str:
     Raises:
         ValueError: If none was named and the index was built by one that is not bundled.
     """
-    built_by = str(index.info()["encoder"]["name"])
+    return encoder_name(index.path, str(index.info()["encoder"]["name"]), encoder)
+
+
+def encoder_name(path: Path, built_by: str, encoder: str | None) -> str:
+    """Return the encoder that was named, or the one that built the index at a path, if bundled.
+
+    Raises:
+        ValueError: If none was named and the index was built by one that is not bundled.
+    """
     if encoder is None and built_by not in bundled():
         raise ValueError(
-            f"{index.path} was built by encoder {built_by!r}, which is not bundled; "
+            f"{path} was built by encoder {built_by!r}, which is not bundled; "
             "name its folder with --encoder"
         )
     return encoder or built_by

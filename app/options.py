@@ -13,7 +13,8 @@ import typer
 from app.console import DONE_WITH_FAILURES, say
 
 if TYPE_CHECKING:
-    from indexing import Failure, ImageIndex
+    from indexing import Failure
+    from indexing.manifest import Manifest
     from matvit.embed import Encoder
     from matvit.model import MatViT
     from matvit.submodel import Submodel
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class Device(StrEnum):
-    """Where the encoder runs."""
+    """Where the encoder and FAISS run."""
 
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
 
 
-DeviceOption = Annotated[Device, typer.Option(help="Where the encoder runs.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where the encoder and FAISS run.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 EncoderOption = Annotated[
     str | None,
@@ -59,8 +60,8 @@ def open_retriever(path: Path, encoder: str | None, device: Device) -> Retriever
     from matvit.embed import resolve_device
     from retrieval import Retriever
 
-    # FAISS follows the encoder to a GPU if it can; nobody has to install it for one.
-    index = ImageIndex.open(path, device="auto" if device is Device.CUDA else "cpu")
+    # FAISS uses the GPU where it sees one; nobody has to install it for one.
+    index = ImageIndex.open(path, device="cpu" if device is Device.CPU else "auto")
     return Retriever(load_encoder_for(index, encoder, resolve_device(device.value)), index)
 
 
@@ -99,11 +100,11 @@ def choose(
     return retriever.choose(**budget) if budgeted else AUTO
 
 
-def load_whole_for(index: ImageIndex, encoder: str | None, device: Device) -> MatViT:
+def load_whole_for(index: Path, manifest: Manifest, encoder: str | None, device: Device) -> MatViT:
     """Load the whole encoder that built an index, to add to it."""
-    from app.opening import encoder_name_for
+    from app.opening import encoder_name
 
-    return load(encoder_name_for(index, encoder), device)
+    return load(encoder_name(index, manifest.encoder.name, encoder), device)
 
 
 def report_failures(failures: Sequence[Failure], shown: int = 5) -> None:

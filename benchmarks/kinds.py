@@ -5,11 +5,11 @@
     python benchmarks/kinds.py --append --kinds HNSW    what was measured of other kinds stays
 
 Raw FAISS is the same structure, trained the same way, with the same nprobe or efSearch, asked for
-ten images; for the quantised kinds followed by FAISS's own reranking, `IndexRefine` over float16
-vectors in memory, at the depth that calibration chose. Ours reads the float16 vectors from disk,
-checks them, breaks ties, and answers with exact scores. The two take turns, and the ratio is that
-of the medians of one run; that of the fastest tenth is given too, since other work on the machine
-lengthens some turns. Each kind is written when it is done.
+ten images, on the same device; for the quantised kinds followed by FAISS's own reranking,
+`IndexRefine` over float16 vectors in memory, at the depth that calibration chose. Ours reads the
+float16 vectors from disk, checks them, breaks ties, and answers with exact scores. The two take
+turns, and the ratio is that of the medians of one run; that of the fastest tenth is given too,
+since other work on the machine lengthens some turns. Each kind is written when it is done.
 
 The synthetic vectors lie around centres, fifty around each, with less and less spread along their
 dimensions: about as large a share of the lists must be visited as for embeddings of real images.
@@ -35,9 +35,11 @@ from provenance import RESULTS, provenance, without_paths, write_result
 
 from indexing import ImageIndex
 from indexing.embeddings import Embeddings
-from indexing.flat import unit_queries
-from indexing.kinds import KINDS, AnnIndex, Kind, named_kind
+from indexing.flat import FlatIndex, unit_queries
+from indexing.kinds import KINDS, AnnIndex, Calibration, Kind, gpu, named_kind
 from indexing.kinds.engine import Engine
+from indexing.kinds.kind import split
+from indexing.request import EXACT
 from indexing.rescore import SPARE
 from indexing.storage import store
 
@@ -50,6 +52,7 @@ _PER_CENTRE = 50
 _NOISE = 0.7
 _SPREAD = 80.0
 _SHARD = 16_384
+_EXACT = Calibration(nprobe=0, ef_search=0, rescore=1, target=0.95, recall=1.0, queries=0)
 
 Search = Callable[[NDArray[np.float32]], object]
 
@@ -120,18 +123,24 @@ def compare(
         kind = named_kind(name, *embeddings.shape)
         start = perf_counter()
         ids = np.arange(len(embeddings))
-        index = AnnIndex.build(embeddings, ids, kind, device=device, progress=True)
+        index: AnnIndex | FlatIndex
+        if kind.factory == EXACT and device == "cpu":  # a class of its own
+            index = FlatIndex.build(embeddings, ids)
+        else:
+            index = AnnIndex.build(embeddings, ids, kind, device=device, progress=True)
         built = perf_counter() - start
         if exact is None:
-            exact = index.exhaustive(queries, RANKS)[0]
-        yield _measure(folder, index, kind, queries, exact, built, device, rounds)
+            flat = isinstance(index, FlatIndex)
+            exact = (index.search if flat else index.exhaustive)(queries, RANKS)[0]
+        yield _measure(folder, index, embeddings, kind, queries, exact, built, device, rounds)
         del index
         gc.collect()
 
 
 def _measure(
     folder: Path,
-    index: AnnIndex,
+    index: AnnIndex | FlatIndex,
+    embeddings: Embeddings,
     kind: Kind,
     queries: NDArray[np.float32],
     exact: NDArray[np.int64],
@@ -141,12 +150,18 @@ def _measure(
 ) -> dict[str, Any]:
     file = store(folder, "index/knn_g1.faiss", len(index.ids), index.write)
     start = perf_counter()
-    options = {"embeddings": index.embeddings, "ids": index.ids, "kind": kind}
-    dim = index.embeddings.shape[1]
-    AnnIndex.read(folder, file, dim, calibration=index.calibration, device=device, **options)
+    dim = embeddings.shape[1]
+    if isinstance(index, FlatIndex):
+        FlatIndex.read(folder, file, dim)
+        chosen, on_gpu = _EXACT, False
+    else:
+        chosen, on_gpu = index.calibration, device == "cuda"
+        options = {"embeddings": embeddings, "ids": index.ids, "kind": kind}
+        AnnIndex.read(folder, file, dim, calibration=chosen, device=device, **options)
     opened = perf_counter() - start
     found, _ = index.search(queries, RANKS)
-    raw = _by_hand(faiss.read_index(str(folder / file.name)), index)
+    structure = faiss.read_index(str(folder / file.name))
+    raw = _by_hand(structure, chosen, embeddings, on_gpu=on_gpu)
     raw_found = raw(queries)[1]
     batch = _turns(lambda asked: index.search(asked, RANKS), raw, [queries], rounds)
     ones = [queries[row : row + 1] for row in range(min(SINGLE, len(queries)))]
@@ -160,7 +175,7 @@ def _measure(
         "bytes": file.bytes,
         "build_s": round(built, 2),
         "open_s": round(opened, 3),
-        **index.calibration.to_dict(),
+        **chosen.to_dict(),
         "ann_recall@10": _recall(found, exact),
         "raw_ann_recall@10": _recall(raw_found, exact),
         "batch_queries": len(queries),
@@ -177,23 +192,31 @@ def _measure(
 
 
 def _by_hand(
-    faiss_index: faiss.Index, index: AnnIndex
+    faiss_index: faiss.Index, chosen: Calibration, embeddings: Embeddings, *, on_gpu: bool
 ) -> Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """Return a search as somebody would write it with FAISS alone."""
-    chosen = index.calibration
     if chosen.nprobe:
         faiss.extract_index_ivf(faiss_index).nprobe = chosen.nprobe
     if chosen.ef_search:
         graph = faiss.downcast_index(faiss_index.index).hnsw
         graph.efSearch = max(chosen.ef_search, RANKS + SPARE)
-    if Engine(faiss_index, on_gpu=False).is_exact or not index.estimates:
+    engine = Engine(faiss_index, on_gpu=False)
+    if on_gpu:
+        rotation, inner = split(faiss_index)
+        on_device: Any = gpu.clone(inner)
+        if chosen.nprobe:
+            on_device.nprobe = chosen.nprobe
+        whole = on_device if rotation is None else faiss.IndexPreTransform(rotation, on_device)
+        whole.parts = faiss_index, on_device  # which it does not own
+        faiss_index = whole
+    if engine.is_exact or not engine.estimates:
         return lambda asked: faiss_index.search(asked, RANKS)
     refined = faiss.IndexScalarQuantizer(
-        index.embeddings.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+        embeddings.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     )
-    refined.train(index.embeddings[:2])
-    for start in range(0, len(index.ids), _SHARD):
-        refined.add(index.embeddings[start : start + _SHARD])
+    refined.train(embeddings[:2])
+    for start in range(0, len(embeddings), _SHARD):
+        refined.add(embeddings[start : start + _SHARD])
     both = faiss.IndexRefine(faiss_index, refined)
     both.k_factor = max(RANKS + SPARE, RANKS * chosen.rescore) / RANKS
     return lambda asked: both.search(asked, RANKS)

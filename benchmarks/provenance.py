@@ -27,7 +27,7 @@ def provenance(command: str) -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git(*_CHANGES)),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "device": ", ".join(_devices()),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
@@ -62,6 +62,11 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _devices() -> list[str]:
+    """The CPU, and the GPU if torch sees one."""
+    return [_processor(), *([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])]
 
 
 def _processor() -> str:

@@ -35,13 +35,14 @@ from indexing.storage import (
     commit,
     read_manifest,
     remove_index,
+    way_back,
     writer_lock,
 )
 from indexing.stored import StoredRows
 from matvit.decoding import DecodePool
 from matvit.embed import Encoder
 
-_LEFT_BY_A_KILLED_BUILD = {LOCK, f"{MANIFEST}.tmp", PREVIOUS, f"{PREVIOUS}.tmp", *FOLDERS}
+_LEFT_BY_A_KILLED_BUILD = {LOCK, f"{MANIFEST}.tmp", *FOLDERS}
 
 
 def build_index(
@@ -122,6 +123,11 @@ def _check_vacant(path: Path) -> None:
         _check_unfinished(path)
         return
     names = {entry.name for entry in path.iterdir()}
+    if {LOCK, PREVIOUS} <= names:  # no build leaves these without a manifest: there was an index
+        raise FileExistsError(
+            f"{path} holds an index whose {MANIFEST} is gone{way_back(path)}; "
+            "or choose another folder"
+        )
     foreign = names if LOCK not in names else names - _LEFT_BY_A_KILLED_BUILD
     if foreign:
         raise FileExistsError(

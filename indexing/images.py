@@ -55,6 +55,10 @@ class IndexedImages:
             raise KeyError(f"{self.path} has no image with id {int(unknown.flat[0])}")
         return rows
 
+    def path_of(self, row: int) -> str:
+        """Name of the image in a row; `paths` makes a list of all names."""
+        return str(self.metadata.column("path")[row].as_py())
+
     @cached_property
     def paths(self) -> list[str]:
         """Name of each image: its path below the corpus root, with forward slashes."""

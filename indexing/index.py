@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
 
 from jaxtyping import Float32, Int64
@@ -122,7 +123,7 @@ class ImageIndex(IndexedImages):
             processes=processes,
             progress=progress,
         )
-        return cls.open(path)
+        return cls.open(path, device="cpu" if built_on(encoder) == "cpu" else "auto")
 
     @classmethod
     def open(
@@ -190,8 +191,15 @@ class ImageIndex(IndexedImages):
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        queries = unit_queries(vectors, self.embeddings.shape[1])
-        return self._searcher.search(queries, min(k, len(self)))
+        return self._searcher.search(unit_queries(vectors, self.embeddings.shape[1]), k)
+
+    def snapshot(self) -> ImageIndex:
+        """Return the index as it is now; `add`, `remove` and `compact` do not move it on.
+
+        For several calls that have to agree, while other threads may write. It costs nothing.
+        """
+        _ = self.labels  # found once, not for every snapshot
+        return copy(self)
 
     def add(
         self,

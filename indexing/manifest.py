@@ -6,7 +6,8 @@ Reading is strict: an unknown key, another version or a file outside the index f
 
 An unfinished build or addition keeps what it has stored so far in `staged`: nobody searches it,
 nobody loses it, and the next run goes on from there. Version 1, which knew neither updates nor
-resumption, and version 2, which knew only the kind Flat, are read as version 3.
+resumption, version 2, which knew only the kind Flat, and version 3, whose kinds were chosen for a
+CPU, are read as version 4.
 """
 
 from __future__ import annotations

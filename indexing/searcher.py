@@ -13,6 +13,7 @@ from indexing.embeddings import Embeddings
 from indexing.flat import FlatIndex
 from indexing.kinds import KINDS, AnnIndex, Kind, gpu
 from indexing.kinds.kind import FACTORY
+from indexing.kinds.layout import check_layout
 from indexing.kinds.reading import read_structure
 from indexing.kinds.resolve import resolve_again
 from indexing.manifest import SearchRecord
@@ -81,9 +82,11 @@ def store_searcher(
     """Make and store the search structure of a generation, of the kind that was asked for.
 
     If there are too few or too many images for it now, the record's `note` says so, and what was
-    done instead.
+    done instead. What will be searched on a GPU is also made on one, if there is one here.
     """
     kind, note = resolve_again(request, len(ids), embeddings.shape[1])
+    if request.device == "cuda":
+        device = "auto"
     searcher = build_searcher(kind, embeddings, ids, device=device, progress=progress)
     file = store(path, f"index/knn_g{generation}.faiss", len(ids), searcher.write)
     calibration = searcher.calibration if isinstance(searcher, AnnIndex) else None
@@ -115,6 +118,7 @@ def read_searcher(
     """
     kind, dim = _recorded_kind(record), rows.embeddings.shape[1]
     if kind.factory == EXACT and not gpu.resolve(device, kind, dim):
+        check_layout(path / record.file.name)
         return FlatIndex.read(path, record.file, dim)
     stored = rows.hidden_too()
     return AnnIndex.read(
@@ -137,6 +141,7 @@ def check_searcher_file(path: Path, record: SearchRecord, dim: int) -> None:
         ValueError: If the kind is unknown, or the file is damaged or holds something else.
     """
     if _recorded_kind(record).factory == EXACT:
+        check_layout(path / record.file.name)
         FlatIndex.read(path, record.file, dim)
     else:
         read_structure(path, record.file, dim, mmap=False)
@@ -175,8 +180,9 @@ class LiveSearcher:
 
         Args:
             queries: Unit vectors.
-            k: Within 1..number of live images.
+            k: At least 1; there are no more hits than live images.
         """
+        k = min(k, len(self._live))
         if not self.removed:
             return self._searcher.search(queries, k)
         ids = np.full((len(queries), k), _NONE, dtype=np.int64)

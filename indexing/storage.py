@@ -131,14 +131,13 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no index at {folder}: it has no {MANIFEST}; build one with `matvit index build`"
-        )
+        what_to_do = way_back(folder) or "; build one with `matvit index build`"
+        raise FileNotFoundError(f"no index at {folder}: it has no {MANIFEST}{what_to_do}")
     try:
         with path.open("rb") as stream:
             return Manifest.from_json(stream.read(MAX_BYTES + 1))
     except ValueError as error:
-        raise ValueError(f"cannot read {path}: {error}{_way_back(folder)}") from error
+        raise ValueError(f"cannot read {path}: {error}{way_back(folder)}") from error
 
 
 def read_finished(folder: Path) -> Manifest:
@@ -158,11 +157,11 @@ def read_finished(folder: Path) -> Manifest:
     return manifest
 
 
-def _way_back(folder: Path) -> str:
-    """What to do about a manifest that cannot be read."""
+def way_back(folder: Path) -> str:
+    """What to do about a manifest that cannot be read; nothing if there is no earlier one."""
     if not (folder / PREVIOUS).is_file():
         return ""
-    return f"; the state before it is in {PREVIOUS}: copy that over it to go back"
+    return f"; the state before it is in {PREVIOUS}: copy that to {MANIFEST} to go back"
 
 
 def commit(folder: Path, manifest: Manifest) -> None:
@@ -239,9 +238,9 @@ def sweep(folder: Path, manifest: Manifest | None) -> int:
 
 
 def remove_index(folder: Path) -> None:
-    """Remove all that an index wrote below `folder` but its lock: the manifest first."""
+    """Remove all that an index wrote below `folder` but its lock: the manifests first."""
+    (folder / PREVIOUS).unlink(missing_ok=True)  # without the other it would stand for an index
     (folder / MANIFEST).unlink(missing_ok=True)
-    (folder / PREVIOUS).unlink(missing_ok=True)
     sweep(folder, None)
     for name in FOLDERS:
         with suppress(OSError):  # missing, or holds something that is not ours

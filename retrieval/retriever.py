@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -111,11 +112,19 @@ class Retriever:
             if submodel is not None:
                 raise ValueError(f"give a submodel or a budget, not both; got {submodel} and one")
             submodel = self.choose(*budget)
-        if isinstance(submodel, str) and submodel == AUTO:
-            found = self._search_auto(images, k)
+        if submodel == AUTO:
+            self._tuned()  # read, or refused, once for all snapshots
+            found = self._at_one_generation()._search_auto(images, k)
         else:
-            found = self._search_with(self.encoder.submodel(submodel), images, k)
+            chosen = self.encoder.submodel(submodel)
+            found = self._at_one_generation()._search_with(chosen, images, k)
         return [self._calibrate(hits) for hits in found] if calibrated else found
+
+    def _at_one_generation(self) -> Retriever:
+        """The same with an index that no other thread moves on while it answers."""
+        same = copy(self)
+        same.index = self.index.snapshot()
+        return same
 
     def _search_with(self, chosen: Submodel, images: Sequence[ImageLike], k: int) -> list[Hits]:
         """Ask with one submodel."""
@@ -311,7 +320,7 @@ class Retriever:
             Hit(
                 rank=rank,
                 id=int(number),
-                path=self.index.paths[row],
+                path=self.index.path_of(row),
                 score=float(score),
                 label=names[label] if names and (label := self.index.labels[row]) >= 0 else None,
             )

@@ -148,11 +148,26 @@ def test_remains_of_a_killed_build_are_built_over(tiny_model, corpus, tmp_path):
     root = tmp_path / "index"
     ImageIndex.build(tiny_model, corpus, root)
     (root / "manifest.json").rename(root / "manifest.json.tmp")  # killed just before the commit
+    (root / "manifest.json.prev").unlink()
     (root / "img_emb/img_emb_000001.npy.tmp").write_bytes(b"half a sh")
     with pytest.raises(FileNotFoundError, match="no index at"):
         ImageIndex.open(root)
     assert len(ImageIndex.build(tiny_model, corpus.subset([0, 1]), root)) == 2
     assert [file.name for file in (root / "img_emb").iterdir()] == ["img_emb_000000.npy"]
+
+
+def test_an_index_that_lost_its_manifest_is_not_built_over(tiny_model, corpus, tmp_path):
+    root = tmp_path / "index"
+    ImageIndex.build(tiny_model, corpus, root).remove([0])
+    before = (root / "manifest.json.prev").read_bytes()
+    (root / "manifest.json").unlink()
+    message = "the state before it is in manifest.json.prev: copy that to manifest.json to go back"
+    with pytest.raises(FileExistsError, match=f"whose manifest.json is gone; {message}"):
+        ImageIndex.build(tiny_model, corpus, root)
+    with pytest.raises(FileNotFoundError, match=message):
+        ImageIndex.open(root)
+    (root / "manifest.json").write_bytes(before)
+    assert ImageIndex.open(root).verify().ok
 
 
 def test_second_writer_is_refused_and_harms_nothing(tiny_model, corpus, tmp_path):

@@ -157,7 +157,7 @@ def test_manifest_of_an_older_generation_opens_it_or_names_what_is_gone(index):
 
 def test_damaged_manifest_names_the_one_before(index):
     (index.path / "manifest.json").write_bytes(b"{")
-    with pytest.raises(ValueError, match=r"manifest.json.prev: copy that over it to go back"):
+    with pytest.raises(ValueError, match=r"manifest.json.prev: copy that to manifest.json"):
         ImageIndex.open(index.path)
 
 

@@ -16,7 +16,7 @@ import torch
 from test_ann import DIM, ROWS, clustered, sized, stored_embeddings
 
 from indexing.kinds import AnnIndex
-from indexing.kinds.gpu import gpu_count
+from indexing.kinds.gpu import MAX_FETCH, gpu_count
 from indexing.storage import store
 
 NAME = "index/knn_g1.faiss"
@@ -76,10 +76,25 @@ def test_threads_share_one_gpu(built):
 
 
 @needs_gpu
-@pytest.mark.parametrize("built", ["Flat", "IVFPQ"], indirect=True)
-def test_more_images_than_a_gpu_fetches_at_once_are_found(built):
-    ids, _ = built.search(clustered(2, seed=6), ROWS)
-    assert (np.sort(ids, axis=1) == built.ids).all()
+@pytest.mark.parametrize("name", ["Flat", "IVFPQ"])
+def test_more_images_than_a_gpu_fetches_at_once_are_found(tmp_path, name):
+    count = MAX_FETCH + 500
+    embeddings = stored_embeddings(tmp_path, clustered(count, seed=2))
+    index = AnnIndex.build(embeddings, np.arange(count), sized(name, count), device="cuda")
+    ids, _ = index.search(clustered(2, seed=6), count)
+    assert (np.sort(ids, axis=1) == index.ids).all()
+
+
+@needs_gpu
+@pytest.mark.parametrize("k", [10, MAX_FETCH + 100])
+def test_more_equal_images_than_a_gpu_fetches_at_once_come_by_id(tmp_path, k):
+    rows = clustered(MAX_FETCH + 1_000, seed=2)
+    rows[: MAX_FETCH + 500] = rows[0]
+    embeddings = stored_embeddings(tmp_path, rows)
+    index = AnnIndex.build(
+        embeddings, np.arange(len(rows)), sized("Flat", len(rows)), device="cuda"
+    )
+    assert index.search(rows[:1], k)[0].tolist() == [list(range(k))]
 
 
 @needs_gpu

@@ -212,3 +212,20 @@ def test_threads_may_search_with_two_submodels_at_once(retriever, photo_folder):
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda task: answer(retriever.search(*task)), work))
     assert found == expected
+
+
+def test_an_image_removed_by_another_thread_meanwhile_is_still_told(retriever, photo_folder):
+    query = photo_folder / "bread" / "04.png"
+    expected = answer(retriever.search(query, k=3))
+    searching, original = retriever.search_vectors, retriever.index
+
+    def removed_meanwhile(vectors, k):
+        found = searching(vectors, k)
+        original.remove([int(found[0][0, 0])])
+        return found
+
+    retriever.search_vectors = removed_meanwhile
+    assert answer(retriever.search(query, k=3)) == expected
+    assert expected[0][0] not in original.ids
+    del retriever.search_vectors
+    assert answer(retriever.search(query, k=2)) == expected[1:]

@@ -8,7 +8,6 @@ from typing import BinaryIO, NamedTuple
 
 import faiss
 import numpy as np
-from faiss.contrib.exhaustive_search import knn_ground_truth
 from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
@@ -18,6 +17,7 @@ from indexing.flat import write_faiss
 from indexing.kinds import gpu
 from indexing.kinds.calibration import TARGET, calibrate, leave_nothing_out
 from indexing.kinds.engine import Engine, Queries
+from indexing.kinds.exhaustive import nearest
 from indexing.kinds.kind import Kind
 from indexing.kinds.reading import held_ids, read_structure
 from indexing.kinds.scoring import ExactScores
@@ -27,7 +27,6 @@ from indexing.rescore import SPARE, best_first, rounding
 from indexing.storage import damaged
 
 _PAIRS = 1 << 16  # of queries and candidates, searched for at a time
-_ROWS_PER_BLOCK = 65_536
 _GROWTH = 4
 _FLOAT16_ERROR = 2.0**-11 + 2.0**-20  # of a score: half a unit in the last place, and subnormals
 _GPU_ERROR = 2.0**-9  # queries are rounded too, and sums are taken in another order
@@ -125,10 +124,18 @@ class AnnIndex:
                 f"there are {len(ids):,}; use Flat"
             )
         on_gpu = gpu.resolve(device, kind, embeddings.shape[1])
-        structure = make_structure(
-            embeddings, ids, kind, seed=seed, on_gpu=on_gpu, progress=progress
-        )
-        index = cls(structure, embeddings, ids, on_gpu=on_gpu)
+        try:
+            structure = make_structure(
+                embeddings, ids, kind, seed=seed, on_gpu=on_gpu, progress=progress
+            )
+            index = cls(structure, embeddings, ids, on_gpu=on_gpu)
+        except gpu.DoesNotFitError:
+            if device == "cuda":
+                raise
+            structure = make_structure(
+                embeddings, ids, kind, seed=seed, on_gpu=False, progress=progress
+            )
+            index = cls(structure, embeddings, ids)
         index.calibration = calibrate(index, target=target, seed=seed)
         return index
 
@@ -174,7 +181,12 @@ class AnnIndex:
             if len(np.unique(held)) < len(held) or (ids[rows] != held).any():
                 raise damaged(folder / file.name, "its ids are not those of the metadata")
             embeddings, ids = embeddings.take(rows), held
-        return cls(structure, embeddings, ids, on_gpu=on_gpu, calibration=calibration)
+        try:
+            return cls(structure, embeddings, ids, on_gpu=on_gpu, calibration=calibration)
+        except gpu.DoesNotFitError:
+            if device == "cuda":
+                raise
+            return cls(structure, embeddings, ids, calibration=calibration)
 
     def write(self, stream: BinaryIO) -> None:
         """Write the CPU's copy to a stream, which unlike FAISS's own files notices a full disk."""
@@ -195,8 +207,7 @@ class AnnIndex:
         if not len(queries):
             return np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32)
         if k > self._engine.max_fetch:
-            rows, scores = self.exhaustive(queries, k)
-            return self.ids[rows], scores
+            return self._exhaustive(queries, k)
         effort = _Effort(fetch, chosen.nprobe, max(chosen.ef_search, fetch))
         return self._search(queries, k, self._limited(effort))
 
@@ -216,17 +227,18 @@ class AnnIndex:
     def exhaustive(
         self, queries: Queries, k: int
     ) -> tuple[Int64[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
-        """Rows and exact scores of the k nearest, found without the index, from the table."""
-        asked = _on_cpu(queries)
-        blocks = (
-            self.embeddings[start : start + _ROWS_PER_BLOCK]
-            for start in range(0, len(self.ids), _ROWS_PER_BLOCK)
-        )
-        fetch = min(k + SPARE, len(self.ids))
-        _, rows = knn_ground_truth(  # type: ignore[no-untyped-call]
-            asked, blocks, fetch, faiss.METRIC_INNER_PRODUCT, ngpu=0
-        )
-        return best_first(rows, self._scores.of(asked, rows), k)
+        """Rows and exact scores of the k nearest, found without the index, from the table.
+
+        Equal scores are ordered by smaller row.
+        """
+        rows = np.arange(len(self.ids))
+        return nearest(_on_cpu(queries), k, self.embeddings, self._scores, rows)
+
+    def _exhaustive(
+        self, queries: Queries, k: int
+    ) -> tuple[Int64[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
+        """The same as ids, equal scores by smaller id."""
+        return nearest(_on_cpu(queries), k, self.embeddings, self._scores, self.ids)
 
     def _search(
         self, queries: Queries, k: int, effort: _Effort
@@ -242,8 +254,7 @@ class AnnIndex:
         pending = np.flatnonzero(~settled)
         more = self._limited(effort.grown())
         if more == effort:
-            rows, scores[pending] = self.exhaustive(queries[pending], k)
-            ids[pending] = self.ids[rows]
+            ids[pending], scores[pending] = self._exhaustive(queries[pending], k)
         else:
             ids[pending], scores[pending] = self._search(queries[pending], k, more)
         return ids, scores

@@ -50,6 +50,11 @@ class Engine:
         self._on_gpu = gpu.clone(inner) if on_gpu else None
         self._parameters: dict[tuple[int, int], Any] = {}
 
+    def __del__(self) -> None:
+        if getattr(self, "_on_gpu", None) is not None:
+            with gpu.LOCK:  # its memory goes back to the resources that others search with
+                self._on_gpu = None
+
     @property
     def max_fetch(self) -> int:
         """Most candidates and lists that one search can have."""

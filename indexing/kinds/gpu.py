@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from indexing.kinds.kind import Kind, empty_index, split
+from indexing.kinds.kind import Kind, empty_index, pq_runs_on_gpu, split
 
 LOCK = threading.RLock()
 """Held by whoever uses the GPU resources."""
@@ -26,8 +26,11 @@ MAX_FETCH = 2_048
 """FAISS's limit of k and nprobe on a GPU."""
 
 _DEVICE = 0
-_PQ_SIZES = {1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96}
 _SCALARS = {faiss.ScalarQuantizer.QT_8bit, faiss.ScalarQuantizer.QT_fp16}
+
+
+class DoesNotFitError(ValueError):
+    """A structure was too large for the memory that the GPU had left, or it failed there."""
 
 
 def resolve(device: str, kind: Kind, dim: int) -> bool:
@@ -67,7 +70,7 @@ def runs_on_gpu(kind: Kind, dim: int) -> bool:
     index = empty_index(kind, dim)
     _, inner = split(index)
     if isinstance(inner, faiss.IndexIVFPQ):
-        return inner.pq.M in _PQ_SIZES and inner.pq.nbits == 8
+        return inner.pq.nbits == 8 and pq_runs_on_gpu(inner.d, inner.pq.M)
     if isinstance(inner, faiss.IndexIVFScalarQuantizer):
         return inner.sq.qtype in _SCALARS
     if isinstance(inner, faiss.IndexScalarQuantizer):
@@ -76,12 +79,27 @@ def runs_on_gpu(kind: Kind, dim: int) -> bool:
 
 
 def clone(index: faiss.Index) -> faiss.Index:
-    """Copy a CPU index to the GPU; flat vectors and lookup tables become float16 there."""
+    """Copy a CPU index to the GPU; flat vectors and lookup tables become float16 there.
+
+    Raises:
+        DoesNotFitError: If FAISS cannot.
+    """
     options = faiss.GpuClonerOptions()
     options.useFloat16 = True
     options.indicesOptions = faiss.INDICES_64_BIT  # type: ignore[attr-defined]
     with LOCK:
-        return faiss.index_cpu_to_gpu(_resources(), _DEVICE, index, options)
+        try:
+            return faiss.index_cpu_to_gpu(_resources(), _DEVICE, index, options)
+        except RuntimeError as error:
+            raise does_not_fit(error) from error
+
+
+def does_not_fit(error: RuntimeError) -> DoesNotFitError:
+    """Return the error for what FAISS could not do on a GPU; its own has a stack of C++ in it."""
+    reason = str(error).strip().splitlines() or ["no reason given"]
+    return DoesNotFitError(
+        f"the index cannot be put on the GPU, use device cpu or a smaller kind: {reason[-1]:.200}"
+    )
 
 
 def search(
@@ -116,7 +134,7 @@ def _search_tensor(
         faiss.cast_integer_to_float_ptr(scores.data_ptr()),
         faiss.cast_integer_to_idx_t_ptr(labels.data_ptr()),
     )
-    _resources().syncDefaultStream(_DEVICE)
+    _resources().getResources().syncDefaultStream(_DEVICE)
     return scores.cpu().numpy(), labels.cpu().numpy()
 
 

@@ -35,6 +35,9 @@ ROWS_PER_LIST = 39
 _MAX_LISTS = 1 << 16
 _PQ_CENTROIDS = 256
 _ID_BYTES = 8
+# What FAISS searches on a GPU: bytes of a product code, and coordinates for each of them.
+_GPU_PQ_BYTES = {1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96}
+_GPU_PQ_DIMS = {1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 28, 32}
 _HNSW_LINKS = 32
 _FACTORY = re.compile(
     r"(?:Flat|SQfp16|SQ8"
@@ -79,15 +82,21 @@ class Kind:
         return max(lists * wanted, centroids)
 
 
-def named_kind(name: str, images: int, dim: int) -> Kind:
+def named_kind(name: str, images: int, dim: int, device: str = "cpu") -> Kind:
     """Return a kind by its name, sized for so many vectors.
+
+    Args:
+        name: One of `KINDS`.
+        images: Vectors to hold.
+        dim: Of the vectors.
+        device: `"cpu"` or `"cuda"`: product codes that a GPU searches have other lengths.
 
     Raises:
         ValueError: If the name is unknown or there are too few images for it.
     """
     if name not in _NAMED:
         raise ValueError(f"unknown kind {name!r}; known: {AUTO}, {', '.join(_NAMED)}")
-    return _checked(Kind(name=name, factory=_NAMED[name](images, dim)), images)
+    return _checked(Kind(name=name, factory=_NAMED[name](images, dim, device)), images)
 
 
 def factory_kind(factory: str, images: int, dim: int) -> Kind:
@@ -160,9 +169,9 @@ def smallest_kind(images: int, dim: int, device: str = "cpu") -> Kind:
 
 
 def _kinds_for(images: int, dim: int, device: str) -> list[Kind]:
-    """Kinds by name that a device searches and so many vectors can train, largest first."""
+    """Kinds by name that a device searches and so many vectors can train, as `KINDS` has them."""
     names = [name for name in _NAMED if not (device == "cuda" and name in CPU_ONLY)]
-    kinds = [Kind(name=name, factory=_NAMED[name](images, dim)) for name in names]
+    kinds = [Kind(name=name, factory=_NAMED[name](images, dim, device)) for name in names]
     return [kind for kind in kinds if kind.min_images <= images]
 
 
@@ -214,9 +223,19 @@ def list_count(images: int) -> int:
     return 1 << max(wanted, 1).bit_length() - 1
 
 
-def _pq_bytes(dim: int) -> int:
-    """Bytes of a product code: the largest divisor of the dimension up to a quarter of it."""
-    return next(count for count in range(max(dim // 4, 1), 0, -1) if dim % count == 0)
+def _pq_bytes(dim: int, device: str) -> int:
+    """Bytes of a product code: the largest divisor of the dimension up to a quarter of it.
+
+    For a GPU the largest that it searches, if there is one.
+    """
+    counts = [count for count in range(max(dim // 4, 1), 0, -1) if dim % count == 0]
+    fit = [count for count in counts if device == "cuda" and pq_runs_on_gpu(dim, count)]
+    return (fit or counts)[0]
+
+
+def pq_runs_on_gpu(dim: int, count: int) -> bool:
+    """Whether FAISS searches product codes of so many bytes on a GPU."""
+    return count in _GPU_PQ_BYTES and dim % count == 0 and dim // count in _GPU_PQ_DIMS
 
 
 def _graph_bytes(links: int) -> float:
@@ -233,18 +252,23 @@ def _checked(kind: Kind, images: int) -> Kind:
     return kind
 
 
-_NAMED: dict[str, Callable[[int, int], str]] = {
-    "Flat": lambda images, dim: "Flat",  # noqa: ARG005
-    "Flat16": lambda images, dim: "SQfp16",  # noqa: ARG005
-    "HNSW": lambda images, dim: f"HNSW{_HNSW_LINKS},Flat",  # noqa: ARG005
-    "IVFFlat": lambda images, dim: f"IVF{list_count(images)},Flat",  # noqa: ARG005
-    "IVFSQ8": lambda images, dim: f"IVF{list_count(images)},SQ8",  # noqa: ARG005
-    "IVFPQ": lambda images, dim: f"OPQ{_pq_bytes(dim)},IVF{list_count(images)},PQ{_pq_bytes(dim)}",
-    "IVFRaBitQ": lambda images, dim: f"RR{dim},IVF{list_count(images)},RaBitQ",
+def _ivfpq(images: int, dim: int, device: str) -> str:
+    count = _pq_bytes(dim, device)
+    return f"OPQ{count},IVF{list_count(images)},PQ{count}"
+
+
+_NAMED: dict[str, Callable[[int, int, str], str]] = {
+    "Flat": lambda *_: "Flat",
+    "Flat16": lambda *_: "SQfp16",
+    "HNSW": lambda *_: f"HNSW{_HNSW_LINKS},Flat",
+    "IVFFlat": lambda images, *_: f"IVF{list_count(images)},Flat",
+    "IVFSQ8": lambda images, *_: f"IVF{list_count(images)},SQ8",
+    "IVFPQ": _ivfpq,
+    "IVFRaBitQ": lambda images, dim, _: f"RR{dim},IVF{list_count(images)},RaBitQ",
 }
 
 KINDS = tuple(_NAMED)
-"""Names of kinds, from the most to the least memory among those that `auto` considers."""
+"""Names of kinds, in the order in which `auto` considers them."""
 
 CPU_ONLY = ("HNSW", "IVFRaBitQ")
 """Kinds that FAISS cannot search on a GPU."""

@@ -35,7 +35,7 @@ def resolve(request: KindRequest, images: int, dim: int) -> Kind:
     elif request.kind == AUTO:
         return choose_kind(images, dim, most, request.device)
     else:
-        kind = named_kind(request.kind, images, dim)
+        kind = named_kind(request.kind, images, dim, request.device)
     if most is not None and (needed := memory_bytes(kind, images, dim)) > most:
         raise ValueError(
             f"kind {kind.name} ({kind.factory}) needs {needed:,} bytes for {images:,} images, "

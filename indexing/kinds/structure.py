@@ -34,9 +34,31 @@ def make_structure(
 ) -> faiss.Index:
     """Train and fill a FAISS index, on the CPU in the end whatever made it.
 
-    Memory is bounded by the structure itself, a training sample of at most 2 GB and one block of
-    rows.
+    Memory is bounded by the structure itself, what its growing vectors take twice for a while
+    (links of a graph, lists), a training sample of at most 2 GB with its copies, and one block of
+    rows. A GPU is kept from others until it is done.
+
+    Raises:
+        gpu.DoesNotFitError: If it fails on the GPU.
     """
+    if not on_gpu:
+        return _make(embeddings, ids, kind, seed=seed, on_gpu=False, progress=progress)
+    with gpu.LOCK:
+        try:
+            return _make(embeddings, ids, kind, seed=seed, on_gpu=True, progress=progress)
+        except RuntimeError as error:
+            raise gpu.does_not_fit(error) from error
+
+
+def _make(
+    embeddings: Embeddings,
+    ids: Int64[ndarray, " images"],
+    kind: Kind,
+    *,
+    seed: int,
+    on_gpu: bool,
+    progress: bool,
+) -> faiss.Index:
     index = empty_index(kind, embeddings.shape[1])
     if not index.is_trained:
         _train(index, _sample(embeddings, index, seed), seed, on_gpu)
@@ -79,11 +101,15 @@ def _train(
             inner.pq.cp.niter = _PQ_ROUNDS
             # Takes most of the time, for a search that is not used here.
             inner.do_polysemous_training = False  # type: ignore[attr-defined]
-        if on_gpu:
-            inner.clustering_index = gpu.clone(faiss.IndexFlatIP(inner.d))
-    inner.train(sample if outer is None else outer.apply(sample))
+    rotated = sample if outer is None else outer.apply(sample)
     if on_gpu and isinstance(inner, faiss.IndexIVF):
+        clustering: Any = gpu.clone(faiss.IndexFlatIP(inner.d))
+        inner.clustering_index = clustering
+        inner.train(rotated)
         inner.clustering_index = None  # type: ignore[assignment]
+        clustering.this.own(True)  # or it stays on the GPU for good
+    else:
+        inner.train(rotated)
     index.is_trained = True
 
 
