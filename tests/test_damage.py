@@ -11,15 +11,20 @@ import os
 import re
 import resource
 import shutil
+import struct
 import threading
 import warnings
+from dataclasses import replace
 
+import faiss
 import numpy as np
 import pytest
 from toy import DIM, ToyEncoder, photo
 
 from indexing import Corpus, ImageIndex, build, verify
-from indexing.storage import read_manifest
+from indexing.searcher import check_searcher_file, read_searcher
+from indexing.storage import read_manifest, sha256_of
+from indexing.stored import StoredRows
 
 QUERIES = np.random.default_rng(1).standard_normal((5, DIM)).astype(np.float32)
 
@@ -153,6 +158,27 @@ def test_manifest_of_an_older_generation_opens_it_or_names_what_is_gone(index):
     (index.path / "manifest.json").write_bytes(older)
     with pytest.raises(ValueError, match="is damaged: it is missing"):
         ImageIndex.open(index.path)
+
+
+def test_exact_index_that_claims_more_than_it_holds_is_refused_before_faiss_reads_it(
+    index, monkeypatch
+):
+    """FAISS would ask for half a terabyte; the hash is right, as that of a forged index is."""
+    manifest = read_manifest(index.path)
+    path = index.path / manifest.index.file.name
+    content = bytearray(path.read_bytes())
+    place = content.index(struct.pack("<Q", 9 * DIM))  # how many numbers follow
+    struct.pack_into("<Q", content, place, 1 << 37)
+    path.write_bytes(content)
+    forged = replace(manifest.index, file=replace(manifest.index.file, sha256=sha256_of(path)))
+    rows = StoredRows(index.path, manifest, manifest.shards)
+    monkeypatch.setattr(faiss, "read_index", None)
+    for read in (
+        lambda: read_searcher(index.path, forged, rows),
+        lambda: check_searcher_file(index.path, forged, DIM),
+    ):
+        with pytest.raises(ValueError, match=f"{path.name} is damaged: "):
+            read()
 
 
 def test_damaged_manifest_names_the_one_before(index):
