@@ -8,6 +8,7 @@ float16 on a GPU and its k-means takes sums in another order.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 import torch
 from test_ann import DIM, ROWS, clustered, sized, stored_embeddings
 
-from indexing.kinds import AnnIndex
+from indexing.kinds import AnnIndex, gpu
 from indexing.kinds.gpu import MAX_FETCH, gpu_count
 from indexing.storage import store
 
@@ -104,3 +105,26 @@ def test_kind_that_runs_on_a_cpu_only_says_so(tmp_path, name):
     with pytest.raises(ValueError, match=rf"kind {name} .* runs on a CPU only; use device auto"):
         AnnIndex.build(embeddings, np.arange(ROWS), sized(name), device="cuda")
     AnnIndex.build(embeddings, np.arange(ROWS), sized(name), device="auto").write(BytesIO())
+
+
+@pytest.mark.skipif(gpu_count() > 0, reason="there is a GPU")
+@pytest.mark.parametrize("name", ["Flat16", "IVFFlat", "IVFPQ"])
+def test_gpu_that_fails_is_left_for_the_cpu_unless_it_was_asked_for(tmp_path, monkeypatch, name):
+    embeddings = stored_embeddings(tmp_path, clustered(ROWS, seed=2))
+    build = partial(AnnIndex.build, embeddings, np.arange(ROWS), sized(name))
+    expected = build(device="cpu").search(clustered(5, seed=4), 10)
+    monkeypatch.setattr(gpu, "gpu_count", lambda: 1)  # one that cannot be used
+    index = build(device="auto")
+    for one, other in zip(index.search(clustered(5, seed=4), 10), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match="cannot be put on the GPU, use device cpu") as error:
+        build(device="cuda")
+    assert "\n" not in str(error.value)
+    file = store(tmp_path, NAME, ROWS, index.write)
+    read = partial(
+        AnnIndex.read, tmp_path, file, DIM, embeddings=embeddings, ids=index.ids,
+        kind=sized(name), calibration=index.calibration,
+    )  # fmt: skip
+    assert read(device="auto").search(clustered(5, seed=4), 10)[0].tolist() == expected[0].tolist()
+    with pytest.raises(gpu.DoesNotFitError):
+        read(device="cuda")
