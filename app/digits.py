@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 SIDE = 64
 """Pixels per side of the files; the originals have 8."""
@@ -21,6 +20,8 @@ def write_digits(folder: Path) -> Path:
         Optical Recognition of Handwritten Digits, UCI Machine Learning Repository,
         https://doi.org/10.24432/C50P49; bundled with scikit-learn as `load_digits`.
     """
+    from sklearn.datasets import load_digits  # takes most of a second
+
     digits = load_digits()
     for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         path = folder / str(label) / f"{number:04}.png"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
 
 
 def cosine(
@@ -78,6 +77,8 @@ def rank_correlation(
     Raises:
         ValueError: If the tables differ in shape.
     """
+    from scipy.stats import rankdata  # takes half a second, which no search should wait for
+
     _check_shapes(full, submodel)
     ranks = [rankdata(scores, axis=1) for scores in (full, submodel)]
     first, second = (each - each.mean(axis=1, keepdims=True) for each in ranks)
