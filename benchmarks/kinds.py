@@ -7,7 +7,8 @@
 Raw FAISS is the same structure, trained the same way, with the same nprobe or efSearch, asked for
 ten images, on the same device; for the quantised kinds followed by FAISS's own reranking,
 `IndexRefine` over float16 vectors in memory, at the depth that calibration chose. Ours reads the
-float16 vectors from disk, checks them, breaks ties, and answers with exact scores. The two take
+float16 vectors from disk, checks them, breaks ties, and answers with exact scores. Both are read
+from the same file first: what was just filled lies otherwise in memory. The two take
 turns, and the ratio is that of the medians of one run; that of the fastest tenth is given too,
 since other work on the machine lengthens some turns. Each kind is written when it is done.
 
@@ -152,12 +153,12 @@ def _measure(
     start = perf_counter()
     dim = embeddings.shape[1]
     if isinstance(index, FlatIndex):
-        FlatIndex.read(folder, file, dim)
+        index = FlatIndex.read(folder, file, dim)
         chosen, on_gpu = _EXACT, False
     else:
         chosen, on_gpu = index.calibration, device == "cuda"
         options = {"embeddings": embeddings, "ids": index.ids, "kind": kind}
-        AnnIndex.read(folder, file, dim, calibration=chosen, device=device, **options)
+        index = AnnIndex.read(folder, file, dim, calibration=chosen, device=device, **options)
     opened = perf_counter() - start
     found, _ = index.search(queries, RANKS)
     structure = faiss.read_index(str(folder / file.name))
