@@ -19,6 +19,9 @@ from retrieval.tuning.sample import TooFewQueriesError
 from retrieval.tuning.strategies import spread
 
 MARKER = ".matvit-demo"
+INDEX = "demo.index"
+"""Name of the demo's index in its folder."""
+
 _QUERY_EVERY = 5
 _MAX_QUERIES = 500
 _MIXES = 8
@@ -73,9 +76,9 @@ def run_demo(model: MatViT, out: Path, images: Path | None, *, progress: bool) -
         raise ValueError(f"the demo needs at least 10 images, {images} has {len(corpus)}")
     database, queries = split(corpus)
     say(f"Indexing {len(database):,} images once, with the full encoder.")
-    if (out / "demo.index").exists():
-        shutil.rmtree(out / "demo.index")
-    index = ImageIndex.build(model, database, out / "demo.index", progress=progress)
+    if (out / INDEX).exists():
+        shutil.rmtree(out / INDEX)
+    index = ImageIndex.build(model, database, out / INDEX, progress=progress)
     retriever = Retriever(model, index)
     mixes, recommended = mix_n_match(model.config, _MIXES), None
     say("Finding out which encoder sizes keep most of it, with altered images of the index.")
@@ -93,7 +96,7 @@ def run_demo(model: MatViT, out: Path, images: Path | None, *, progress: bool) -
     write_report(frontier, out / "report", recommended=recommended)
     unreadable = frontier.conditions.unreadable if frontier.conditions else 0
     failures = len(index.failures) + unreadable
-    return Demo(out / "demo.index", out / "report", frontier, recommended, failures)
+    return Demo(out / INDEX, out / "report", frontier, recommended, failures)
 
 
 def split(corpus: Corpus) -> tuple[Corpus, Corpus]:

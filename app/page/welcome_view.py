@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 
 import streamlit as st
 
 from app.console import one_line
-from app.demo import run_demo
+from app.demo import INDEX, run_demo
+from indexing.storage import read_manifest
 from matvit import checkpoint
 from matvit.model import MatViT
+
+_ONE_AT_A_TIME = Lock()
 
 
 def draw_welcome(demo: Path) -> None:
@@ -25,8 +29,25 @@ def draw_welcome(demo: Path) -> None:
     if st.button("Build the demo", type="primary"):
         try:
             with st.spinner("Indexing and measuring; this takes about a minute …", show_time=True):
-                run_demo(MatViT.load(checkpoint.DEFAULT), demo, None, progress=False)
+                _build(demo)
         except (ValueError, OSError) as error:
             st.error(one_line(error))
             return
         st.rerun()
+
+
+def is_built(index: Path) -> bool:
+    """Whether there is an index, be it a damaged one; a build that was stopped left none."""
+    try:
+        return read_manifest(index).plan is None
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+
+
+def _build(demo: Path) -> None:
+    """Make the demo, unless another visitor has made it meanwhile: it would be replaced."""
+    with _ONE_AT_A_TIME:
+        if not is_built(demo / INDEX):
+            run_demo(MatViT.load(checkpoint.DEFAULT), demo, None, progress=False)
