@@ -11,6 +11,7 @@ from pathlib import Path
 import streamlit as st
 
 from app.console import one_line
+from app.demo import INDEX
 from app.opening import encoder_name_for
 from app.page import corpus_facts, looks, session
 from app.page.choose_view import draw_choose
@@ -18,9 +19,9 @@ from app.page.corpus_view import draw_corpus
 from app.page.evaluate_view import draw_evaluate
 from app.page.frontiers import find_measured
 from app.page.opened import Opened, Stamp, open_all, out_of_the_collector, stamp
-from app.page.search_view import draw_search
+from app.page.search_view import draw_search, draw_unseen_uploader
 from app.page.session import Shown
-from app.page.welcome_view import draw_welcome
+from app.page.welcome_view import draw_welcome, is_built
 from indexing import ImageIndex
 from matvit.extract import ExtractedViT, load_encoder
 from matvit.model import MatViT
@@ -35,8 +36,8 @@ def main() -> None:
     st.html(looks.script(), unsafe_allow_javascript=True)
     st.title("What does a smaller encoder cost you?", anchor=False)
     given = _arguments()
-    index = given.index or DEMO / "demo.index"
-    if given.index is None and not index.exists():
+    index = given.index or DEMO / INDEX
+    if given.index is None and not is_built(index):
         draw_welcome(DEMO)
         return
     try:
@@ -50,14 +51,16 @@ def main() -> None:
 def _draw(opened: Opened, index: Path, report: Path) -> None:
     judged = st.session_state.get("judged")
     found = find_measured(opened, report, None if judged is None else judged.frontier)
-    shown = Shown(opened=opened, frontier=found.frontier)
+    shown = Shown(opened=opened, found=found)
     wrong = session.begin(shown, index.name)
     st.markdown(corpus_facts.banner(opened.info))
     if wrong:
         st.warning(f"Some of this link was left out: {'; '.join(wrong)}.")
+    if refused := st.session_state.pop("refused", None):
+        st.error(refused)
     views: dict[str, Callable[[], None]] = {
         session.SEARCH: partial(draw_search, shown),
-        session.CHOOSE: partial(draw_choose, shown, found),
+        session.CHOOSE: partial(draw_choose, shown),
         session.CORPUS: partial(draw_corpus, shown),
         session.EVALUATE: partial(draw_evaluate, shown),
     }
@@ -66,6 +69,8 @@ def _draw(opened: Opened, index: Path, report: Path) -> None:
         if tab.open:
             with tab:
                 draw()
+    if not tabs[0].open:
+        draw_unseen_uploader(shown)
     session.write_address(index.name)
 
 

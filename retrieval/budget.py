@@ -54,17 +54,20 @@ def choose(frontier: ParetoFrontier, budget: Budget, measure_ms: MeasureMs) -> O
     Raises:
         ValueError: If nothing meets it; the message names what comes closest.
     """
-    points = list(frontier)
-    if budget.max_ms is not None:
-        here = measure_ms([point.submodel for point in points])
-        points = [
-            replace(point, latency_ms_p50=here[point.submodel], latency_ms_p95=None)
-            for point in points
-        ]
-    allowed = ParetoFrontier(points, metric=frontier.metric)
+    allowed = frontier if budget.max_ms is None else timed(frontier, measure_ms)
     max_macs = None if budget.max_gmacs is None else budget.max_gmacs * 1e9
     if budget.min_recall is None:
         return allowed.best(max_macs=max_macs, max_ms=budget.max_ms)
     if max_macs is not None or budget.max_ms is not None:
         allowed = allowed.within(max_macs=max_macs, max_ms=budget.max_ms)
     return allowed.cheapest(budget.min_recall)
+
+
+def timed(frontier: ParetoFrontier, measure_ms: MeasureMs) -> ParetoFrontier:
+    """Return the same points with the milliseconds that they take here."""
+    here = measure_ms([point.submodel for point in frontier])
+    points = [
+        replace(point, latency_ms_p50=here[point.submodel], latency_ms_p95=None)
+        for point in frontier
+    ]
+    return ParetoFrontier(points, metric=frontier.metric)

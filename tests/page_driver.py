@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
+from streamlit.runtime.scriptrunner import RerunData
 from streamlit.testing.v1 import AppTest
 
 from indexing import Corpus
@@ -36,6 +39,14 @@ def titles(page: AppTest) -> list[str]:
 
 def press(page: AppTest, key: str) -> AppTest:
     return page.button(key=key).click().run()
+
+
+def go_back(page: AppTest, to: dict[str, list[str]]) -> AppTest:
+    """Press the browser's button: it tells the server that it went through its history."""
+    page.query_params = dict(to)
+    went = partial(RerunData, is_history_navigation=True)
+    with mock.patch("streamlit.testing.v1.local_script_runner.RerunData", went):
+        return page.run()
 
 
 def address(page: AppTest) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,15 @@ from app.page.opened import open_all
 from indexing import Corpus, ImageIndex
 from matvit.extract import extract, save_extracted
 from matvit.model import MatViT
-from retrieval import Retriever
+from retrieval import ParetoFrontier, Retriever, latency
+from retrieval.tuning.record import store_tuning
 
 
 def test_the_frontier_is_drawn_from_the_report_beside_the_index(page):
     turn_to(page, "choose")
     assert not page.exception
     assert len(page.get("vega_lite_chart") or page.get("arrow_vega_lite_chart")) == 1
-    assert any("from report/report.json · 12 queries" in text.value for text in page.caption)
+    assert any("From report/report.json · 12 queries" in text.value for text in page.caption)
 
 
 def test_the_budget_chooses_the_best_that_it_buys(page):
@@ -48,6 +50,45 @@ def test_a_budget_can_be_given_in_milliseconds(page):
     budget.set_value(budget.max).run()
     assert not page.exception
     assert not page.error
+
+
+def test_another_unit_keeps_the_pick_and_shows_what_it_costs(page):
+    turn_to(page, "choose")
+    costs = {
+        point["submodel"]: {"GMACs": point["macs"] / 1e9, "ms": point["latency_ms_p50"]}
+        for point in json.loads(Path("report/report.json").read_text())["points"]
+    }
+    for pick in ("L", "1xS,1xXL"):
+        page.selectbox(key="listed").set_value(pick).run()
+        for unit in ("ms", "GMACs"):
+            page.segmented_control(key="unit").set_value(unit).run()
+            assert html(page, "card")[0].split()[0] == pick
+            budget = page.slider(key="budget")
+            assert budget.label == f"At most this many {unit} for each query"
+            wanted = min(budget.max, max(budget.min, costs[pick][unit]))
+            assert wanted - 1e-9 <= budget.value <= wanted + budget.step
+
+
+def test_another_unit_keeps_a_pick_that_was_not_measured(page):
+    turn_to(page, "choose")
+    page.select_slider(key="block-0").set_value("L").run()
+    page.segmented_control(key="unit").set_value("ms").run()
+    assert not page.exception
+    assert html(page, "card")[0].startswith("1xL,1xS")
+
+
+def test_what_was_measured_is_listed_for_those_who_cannot_click(page):
+    turn_to(page, "choose")
+    listed = page.selectbox(key="listed")
+    assert [name.split(" · ")[0] for name in listed.options] == ["S", "M", "L", "1xS,1xXL", "XL"]
+    assert all(re.fullmatch(r".* · 0\.00\d GMACs · \d.*", name) for name in listed.options)
+    assert listed.value == "S"
+    listed.set_value("1xS,1xXL").run()
+    assert html(page, "card")[0].startswith("1xS,1xXL")
+    assert [page.select_slider(key=f"block-{block}").value for block in range(2)] == ["S", "XL"]
+    page.select_slider(key="block-0").set_value("L").run()
+    assert page.selectbox(key="listed").value is None
+    assert html(page, "card")[0].startswith("1xL,1xXL")
 
 
 def test_blocks_make_a_submodel_whose_cost_is_shown_at_once(page, tiny_model):
@@ -161,7 +202,7 @@ def test_the_frontier_of_a_tuned_index_is_its_own(tuned_page):
     turn_to(tuned_page, "choose")
     assert not tuned_page.exception
     assert any(
-        "measured on this index by `matvit tune`" in text.value for text in tuned_page.caption
+        "Measured on this index by `matvit tune`" in text.value for text in tuned_page.caption
     )
     advice = " ".join(text.value for text in tuned_page.markdown)
     assert "★ Recommended: 1xS,1xL saves" in advice
@@ -170,6 +211,37 @@ def test_the_frontier_of_a_tuned_index_is_its_own(tuned_page):
     budget = tuned_page.slider(key="budget")
     budget.set_value(budget.max).run()
     assert html(tuned_page, "card")[0].startswith("XL 0.00")
+
+
+def test_a_budget_picks_what_the_command_picks(open_page, place, tiny_model, monkeypatch):
+    """Queries that choose and queries that tell disagree here, in GMACs as in milliseconds."""
+    opened = open_all(ImageIndex.open(place / "i.index"), tiny_model)
+    stored = tune(opened)
+    found = {"S": (0.9, 5.0), "1xS,1xL": (0.85, 4.0), "XL": (1.0, 9.0)}
+    selection = [replace(each, overlap_at_k=found[each.submodel][0]) for each in stored.selection]
+    told = [replace(each, latency_ms_p50=found[each.submodel][1] + 1) for each in stored.frontier]
+    store_tuning(
+        place / "i.index",
+        replace(stored, selection=ParetoFrontier(selection), frontier=ParetoFrontier(told)),
+    )
+    monkeypatch.setattr(
+        latency, "measured_ms",
+        lambda encoder, submodels: {str(each): found[str(each)][1] for each in submodels},
+    )  # fmt: skip
+    page = open_page("--index", place / "i.index", "--encoder", place / "encoder")
+    turn_to(page, "choose")
+    for unit, option in (("GMACs", "max_gmacs"), ("ms", "max_ms")):
+        page.segmented_control(key="unit").set_value(unit).run()
+        budget = page.slider(key="budget")
+        picked = set()
+        for limit in (budget.max, budget.min, (budget.min + budget.max) / 2):
+            page.slider(key="budget").set_value(limit).run()
+            chosen = str(opened.retriever.choose(**{option: page.slider(key="budget").value}))
+            (card,) = html(page, "card")
+            assert card.split()[0] == chosen
+            assert f"overlap@10 {stored.frontier.point_of(chosen).overlap_at_k:.4f}" in card
+            picked.add(chosen)
+        assert picked == ({"S", "XL"} if unit == "GMACs" else {"1xS,1xL", "S", "XL"})
 
 
 def test_tuning_is_noticed_while_the_page_is_open(page, place, tiny_model):

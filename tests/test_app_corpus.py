@@ -65,7 +65,7 @@ def test_a_folder_is_evaluated_and_the_numbers_can_be_taken_home(page, photo_fol
         "report.csv", "report.json", "frontier.png",
     ]  # fmt: skip
     turn_to(page, "choose")
-    assert any("measured on this page" in text.value for text in page.caption)
+    assert any("Measured on this page" in text.value for text in page.caption)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from page_driver import address, html, press, titles, turn_to
+from page_driver import address, go_back, html, press, titles, turn_to
 
 from indexing import Corpus, ImageIndex
 
@@ -57,10 +57,18 @@ def test_going_back_in_the_browser_shows_what_was_shown(page):
     before = address(page)
     press(page, "ask-strip-0-1")
     assert address(page)["query"] != before["query"]
-    for name, values in before.items():
-        page.query_params[name] = values
-    page.run()
+    go_back(page, before)
     assert html(page, "query")[0].startswith("apple/00.png")
+    assert address(page) == before
+
+
+def test_a_click_counts_though_the_browser_knows_only_the_address_before_the_last(page):
+    before = address(page)
+    page.pills(key="sizes").set_value(["S", "L", "XL"]).run()
+    page.query_params = dict(before)
+    page.pills(key="sizes").set_value(["S", "XL"]).run()
+    assert titles(page) == ["S", "XL"]
+    assert address(page)["submodel"] == ["S", "XL"]
 
 
 def test_two_visitors_do_not_disturb_each_other(open_page, place):
@@ -109,6 +117,25 @@ def test_the_demo_is_built_by_a_button(open_page, monkeypatch, tiny_model, photo
     page.button[0].click().run()
     assert not page.exception
     # Nobody has bundled this encoder, so the page that opens says where it would have to be.
+    assert "was built by encoder 'tiny', which is not bundled" in page.error[0].value
+
+
+def test_a_demo_that_was_interrupted_can_be_built_again(open_page):
+    (Path("matvit-demo") / "demo.index").mkdir(parents=True)
+    page = open_page()
+    assert not page.exception
+    assert not page.error
+    assert [button.label for button in page.button] == ["Build the demo"]
+
+
+def test_a_demo_that_another_visitor_has_built_is_opened_and_not_built_again(
+    open_page, monkeypatch, tiny_model, photo_folder
+):
+    page = open_page()
+    ImageIndex.build(tiny_model, Corpus.open(photo_folder), Path("matvit-demo") / "demo.index")
+    monkeypatch.setattr("app.page.welcome_view.run_demo", None)
+    page.button[0].click().run()
+    assert not page.exception
     assert "was built by encoder 'tiny', which is not bundled" in page.error[0].value
 
 

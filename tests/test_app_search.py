@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from page_driver import address, html, press, titles
+import streamlit.testing.v1.local_script_runner as runner
+from page_driver import PAGES, address, html, press, titles, turn_to
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 
 from indexing import ImageIndex
 from retrieval import Retriever
@@ -72,6 +74,42 @@ def test_an_upload_asks_and_the_uploader_is_empty_for_the_next(page, photo_folde
     ]
     press(page, "ask-strip-3-1")
     assert html(page, "query") == ["bread/01.png class bread"]
+
+
+def test_the_server_does_not_keep_what_was_uploaded(page, photo_folder, monkeypatch):
+    kept = []
+
+    def manager(endpoint: str) -> MemoryUploadedFileManager:
+        kept.append(MemoryUploadedFileManager(endpoint))
+        return kept[-1]
+
+    monkeypatch.setattr(runner, "MemoryUploadedFileManager", manager)
+    data = (photo_folder / "bread" / "01.png").read_bytes()
+    page.file_uploader[0].set_value(("mine.png", data, "image/png")).run()
+    assert html(page, "query") == ["mine.png"]
+    assert [list(files.file_storage.values()) for files in kept] == [[{}]]
+
+
+@pytest.mark.parametrize(
+    ("tab", "lands_on"),
+    [("search", "search"), ("choose", "choose"), ("corpus", "search"), ("eval", "search")],
+)
+def test_an_image_is_taken_on_every_tab_and_its_answer_seen(page, photo_folder, tab, lands_on):
+    turn_to(page, tab)
+    data = (photo_folder / "bread" / "01.png").read_bytes()
+    (uploader,) = page.file_uploader
+    uploader.set_value(("mine.png", data, "image/png")).run()
+    assert not page.exception
+    assert page.session_state["view"] == PAGES[lands_on]
+    answered = {"search": "ask-strip-3-1", "choose": "ask-chosen-1-1"}[lands_on]
+    assert page.button(key=answered).label == "Ask with bread/01.png"
+
+
+def test_an_upload_that_is_too_large_is_refused_where_it_was_sent(page, monkeypatch):
+    monkeypatch.setattr("app.page.query.MAX_UPLOAD_BYTES", 3)
+    turn_to(page, "choose")
+    page.file_uploader[0].set_value(("mine.png", b"text", "image/png")).run()
+    assert "at most 3 please" in page.error[0].value
 
 
 @pytest.mark.parametrize(

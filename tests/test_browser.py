@@ -211,20 +211,104 @@ def test_a_visit(page, place):
     expect(page).to_have_url(re.compile("submodel=3xS%2C3xM"))
 
 
-def test_an_image_is_pasted(page, place):
+def test_a_point_is_chosen_again_after_another_choice_and_without_a_mouse(page):
+    """A chart keeps what was clicked: clicking it again would be no news."""
+    expect, pick = sync_api.expect, page.locator(".mv-card .mv-title")
+    page.get_by_role("tab", name="Choose a size").click()
+    expect(pick).to_have_text("S")
+    point = page.locator("[data-testid=stVegaLiteChart] path[aria-label*='submodel: 3xS,3xM']")
+    point.click()
+    expect(pick).to_have_text("3xS,3xM")
+    page.get_by_role("combobox", name="Click a point").focus()
+    page.keyboard.press("ArrowDown")
+    expect(page.get_by_role("option", name="XL · 0.323 GMACs · 100.0%")).to_be_visible()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(pick).to_have_text("XL")
+    page.wait_for_function(SETTLED)
+    point.click()
+    expect(pick).to_have_text("3xS,3xM")
+
+
+def toggle(page, size: str) -> None:
+    page.get_by_role("toolbar", name="Encoder sizes").get_by_role(
+        "button", name=size, exact=True
+    ).click()
+
+
+def test_the_browser_goes_back_to_what_was_shown(page):
+    expect, sizes = sync_api.expect, page.locator(".mv-head .mv-title")
+    toggle(page, "M")
+    expect(page).to_have_url(re.compile("submodel=S&submodel=L&submodel=XL&"))
+    toggle(page, "S")
+    expect(page).to_have_url(re.compile("[0-9]&submodel=L&submodel=XL&"))
+    expect(sizes).to_have_text(["L", re.compile("XL")])
+    page.go_back()
+    expect(sizes).to_have_text(["S", "L", re.compile("XL")])
+    page.go_back()
+    expect(sizes).to_have_text(["S", "M", "L", re.compile("XL")])
+    page.go_forward()
+    expect(sizes).to_have_text(["S", "L", re.compile("XL")])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "left"),
+    [("M", "L", ["S", "XL"]), ("XL", "XL", ["S", "M", "L", "XL"])],
+    ids=["another", "the same"],
+)
+def test_a_click_before_the_browser_has_heard_of_the_last_counts_too(page, first, second, left):
+    """The server's answer is held up on its way: the browser sends the address it had before."""
+    titles = [re.compile(f"^{each}(full)?$") for each in left]
+    held: list[tuple[object, object]] | None = None
+
+    def connect(socket):
+        socket.connect_to_server().on_message(
+            lambda said: socket.send(said) if held is None else held.append((socket, said))
+        )
+
+    page.route_web_socket(re.compile("stream"), connect)
+    page.reload()
+    sync_api.expect(page.locator(".mv-head")).to_have_count(4)
+    sync_api.expect(page).to_have_url(re.compile("submodel=XL&"))
+    page.wait_for_function(SETTLED)
+    held = []
+    toggle(page, first)
+    while not any(b"submodel=S&" in said for _, said in held):
+        page.wait_for_timeout(50)
+    toggle(page, second)
+    page.wait_for_timeout(100)  # for the click to be sent
+    late, held = held, None
+    for way, said in late:
+        way.send(said)
+    wanted = "".join(f"submodel={each}&" for each in left)
+    sync_api.expect(page).to_have_url(re.compile(f"query=[0-9]+&{wanted}k="))
+    sync_api.expect(page.locator(".mv-head .mv-title")).to_have_text(titles)
+
+
+@pytest.mark.parametrize(
+    ("tab", "event", "by"),
+    [
+        ("Search", "ClipboardEvent('paste'", "clipboardData"),
+        ("Choose a size", "DragEvent('drop'", "dataTransfer"),
+        ("Corpus", "ClipboardEvent('paste'", "clipboardData"),
+    ],
+)
+def test_an_image_is_pasted_or_dropped_anywhere(page, place, tab, event, by):
+    page.get_by_role("tab", name=tab).click()
+    page.wait_for_function(SETTLED)
     page.wait_for_function("window.matvitPaste")
     data = base64.b64encode((place / "queries" / "china" / "16.jpg").read_bytes()).decode()
     page.evaluate(
-        """data => {
+        f"""data => {{
           const bytes = Uint8Array.from(atob(data), each => each.charCodeAt(0));
-          const clipboard = new DataTransfer();
-          clipboard.items.add(new File([bytes], "pasted.jpg", { type: "image/jpeg" }));
-          document.body.dispatchEvent(new ClipboardEvent(
-            "paste", { clipboardData: clipboard, bubbles: true, cancelable: true }));
-        }""",
+          const sent = new DataTransfer();
+          sent.items.add(new File([bytes], "sent.jpg", {{ type: "image/jpeg" }}));
+          document.body.dispatchEvent(
+            new {event}, {{ {by}: sent, bubbles: true, cancelable: true }}));
+        }}""",
         data,
     )
-    sync_api.expect(page.locator(".mv-name")).to_have_text("pasted.jpg")
+    sync_api.expect(page.get_by_alt_text("the query, sent.jpg")).to_be_visible()
     sync_api.expect(page.get_by_role("button", name="Ask with china/").first).to_be_visible()
 
 

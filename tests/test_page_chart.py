@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from points import point
 
-from app.page.chart import CLICK, clicked, describe, frontier_chart, frontier_table
+from app.page.chart import CLICK, clicked, describe, frontier_chart, frontier_table, in_words
 from retrieval import ParetoFrontier
 
 FRONTIER = ParetoFrontier(
@@ -28,11 +30,31 @@ def test_every_point_is_a_row_and_says_what_it_is():
 
 
 def test_the_chart_holds_the_table_and_can_be_clicked():
-    chart = frontier_chart(FRONTIER, {"S"}).to_dict()
+    chart = frontier_chart(FRONTIER, {"S"}, clickable=True).to_dict()
     (rows,) = chart["datasets"].values()
     assert [row["submodel"] for row in rows] == ["S", "2xS,4xM", "4xM,2xL", "XL"]
     (click,) = chart["params"]
     assert (click["name"], click["select"]["fields"]) == (CLICK, ["submodel"])
+    assert cursors(chart) == {"pointer"}
+
+
+def test_a_chart_that_takes_no_clicks_does_not_ask_for_them():
+    chart = frontier_chart(FRONTIER).to_dict()
+    assert "params" not in chart
+    assert cursors(chart) == {"default"}
+
+
+def cursors(chart: dict) -> set[str]:
+    return {layer["mark"]["cursor"] for layer in chart["layer"] if "cursor" in layer["mark"]}
+
+
+@pytest.mark.parametrize(
+    ("metric", "line"),
+    [("overlap@10", "S · 0.100 GMACs · 50.0%"), ("hit_rate@1", "S · 0.100 GMACs · 0.500")],
+)
+def test_a_point_is_a_line_of_cost_and_recall(metric, line):
+    found = replace(FRONTIER.points[0], hit_rate_at_1=0.5)
+    assert in_words(ParetoFrontier([found], metric=metric), found) == line
 
 
 @pytest.mark.parametrize(("ms", "shown"), [(7.0, True), (None, False)])

@@ -3,10 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from photo_index import open_photos
+from photo_index import open_photos, tune
 
+from app.page.choice import Unit
 from app.page.frontiers import find_measured
-from app.page.opened import Opened
+from app.page.opened import Opened, open_all
 from indexing import Corpus
 from retrieval import ParetoFrontier, evaluate
 
@@ -46,6 +47,17 @@ def test_what_was_measured_on_the_page_comes_before_a_report(opened, frontier, t
     own = ParetoFrontier(frontier.points[:1], conditions=frontier.conditions)
     found = find_measured(opened, report, own)
     assert (found.frontier, found.source) == (own, "measured on this page")
+
+
+def test_a_budget_chooses_by_tuning_only_where_tuning_is_shown(
+    opened, frontier, tiny_model, tmp_path
+):
+    report = save(frontier, tmp_path / "report")
+    assert find_measured(opened, report).bought_from(Unit.GMACS) == frontier
+    stored = tune(opened)
+    opened = open_all(opened.index, tiny_model)
+    assert find_measured(opened, report).bought_from(Unit.GMACS) == stored.by_overlap
+    assert find_measured(opened, report, frontier).bought_from(Unit.GMACS) == frontier
 
 
 def test_measurements_of_what_the_index_was_before_are_not_shown(opened, frontier, tmp_path):

@@ -22,6 +22,7 @@ def frontier_chart(
     chosen: Collection[str] = (),
     *,
     recommended: str | None = None,
+    clickable: bool = False,
     height: int = 380,
 ) -> alt.LayerChart:
     """Draw every measured submodel, the Pareto line and the trained sizes.
@@ -30,6 +31,7 @@ def frontier_chart(
         frontier: What was measured.
         chosen: Submodels in use; they wear a ring.
         recommended: The one that tuning recommends.
+        clickable: Whether a click selects a point; see `clicked`.
         height: Pixels.
     """
     base = _base(frontier, frontier_table(frontier, chosen, recommended))
@@ -40,7 +42,8 @@ def frontier_chart(
     names = base.transform_filter("datum.name != ''").mark_text(
         dy=-16, fontWeight="bold", fontSize=13, color=_OTHER
     )
-    layers = [line, rings, _points(base, frontier), names.encode(text="name:N")]
+    points = _points(base, frontier, clickable=clickable)
+    layers = [line, rings, points, names.encode(text="name:N")]
     return alt.LayerChart(layer=layers, height=height)
 
 
@@ -61,20 +64,20 @@ def _base(frontier: ParetoFrontier, table: pd.DataFrame) -> alt.Chart:
     )
 
 
-def _points(base: alt.Chart, frontier: ParetoFrontier) -> alt.Chart:
-    """One circle per submodel, to be hovered over and clicked."""
-    click = alt.selection_point(name=CLICK, fields=["submodel"], on="click", empty=False)
+def _points(base: alt.Chart, frontier: ParetoFrontier, *, clickable: bool) -> alt.Chart:
+    """One circle per submodel, to be hovered over and perhaps clicked."""
     kinds = alt.Scale(
         domain=["trained", "frontier", "other"],
         range=[_TRAINED, _LINE, _OTHER],
     )
     legend = alt.Legend(title=None, orient="top", symbolOpacity=1)
-    circles = base.mark_circle(opacity=1, cursor="pointer").encode(
+    circles = base.mark_circle(opacity=1, cursor="pointer" if clickable else "default").encode(
         color=alt.Color("kind:N", scale=kinds, legend=legend),
         size=alt.Size("size:Q", scale=None, legend=None),
         tooltip=_tooltip(frontier),
     )
-    chart: alt.Chart = circles.add_params(click)
+    click = alt.selection_point(name=CLICK, fields=["submodel"], on="click", empty=False)
+    chart: alt.Chart = circles.add_params(click) if clickable else circles
     return chart
 
 
@@ -94,6 +97,12 @@ def clicked(event: object) -> str | None:
     selection = event.get("selection", {}) if isinstance(event, dict) else {}
     points = selection.get(CLICK) or []
     return str(points[-1]["submodel"]) if points else None
+
+
+def in_words(frontier: ParetoFrontier, point: OperatingPoint) -> str:
+    """Say in a line what a point costs and finds."""
+    form = ".1%" if _is_share(frontier.metric) else ".3f"
+    return f"{point.submodel} · {point.macs / 1e9:.3f} GMACs · {frontier.recall(point):{form}}"
 
 
 def describe(metric: str) -> str:

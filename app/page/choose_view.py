@@ -6,26 +6,28 @@ import streamlit as st
 
 from app.console import one_line
 from app.page import chart, markup, session
-from app.page.choice import budget_range, cost_of, from_blocks, measured, units, within
-from app.page.frontiers import Measured
+from app.page.choice import Unit, cost_of, from_blocks, measured, units, within
+from app.page.pictures import portrait
 from app.page.search_view import draw_strips
 from app.page.session import Shown
 from matvit.submodel import Granularity
+from retrieval import ParetoFrontier
 
 _BLOCKS_PER_ROW = 3
 _SIZES = [size.value for size in Granularity]
+_OPTION = {Unit.GMACS: "--max-gmacs", Unit.MS: "--max-ms"}
 
 
-def draw_choose(shown: Shown, found: Measured) -> None:
+def draw_choose(shown: Shown) -> None:
     """Draw the chart, the budget and the blocks, and what the pick finds."""
-    if not shown.opened.retriever.encoder.submodel(None).is_full:
+    if not shown.has_choice:
         st.info("This encoder is one extracted submodel: there is nothing to choose.")
         return
     if st.session_state.pick is None:
         session.use(shown, shown.recommended or "S")
     left, right = st.columns([3, 2], gap="large")
     with left:
-        _draw_frontier(shown, found)
+        _draw_frontier(shown)
         _draw_advice(shown)
     with right:
         _draw_pick(shown)
@@ -34,7 +36,8 @@ def draw_choose(shown: Shown, found: Measured) -> None:
     _draw_answers(shown)
 
 
-def _draw_frontier(shown: Shown, found: Measured) -> None:
+def _draw_frontier(shown: Shown) -> None:
+    found = shown.found
     st.subheader("What each size finds, and what it costs", anchor=False)
     if found.problem:
         st.warning(found.problem)
@@ -46,17 +49,43 @@ def _draw_frontier(shown: Shown, found: Measured) -> None:
         return
     st.altair_chart(
         chart.frontier_chart(
-            found.frontier, {st.session_state.pick}, recommended=shown.recommended
+            found.frontier,
+            {st.session_state.pick},
+            recommended=shown.recommended,
+            clickable=True,
         ),
         width="stretch",
-        key="frontier",
+        key=session.chart_key(),
         on_select=lambda: _use_clicked(shown),
         selection_mode=chart.CLICK,
         alt=f"{chart.describe(found.frontier.metric)} against compute of "
         f"{len(found.frontier)} submodels",
     )
+    _draw_list(shown, found.frontier)
     told = " · ".join(filter(None, [found.source, found.conditions]))
-    st.caption(f"Click a point to use it · {told}")
+    st.caption(told[:1].upper() + told[1:])
+
+
+def _draw_list(shown: Shown, frontier: ParetoFrontier) -> None:
+    """The points of the chart once more: these can be reached with the keyboard."""
+    points = {point.submodel: point for point in frontier}
+    pick = st.session_state.pick
+    st.session_state.listed = pick if pick in points else None
+    st.selectbox(
+        "Click a point to use it, or choose it here",
+        list(points),
+        index=None,
+        key="listed",
+        format_func=lambda name: chart.in_words(frontier, points[name]),
+        placeholder="Your pick was not measured",
+        on_change=_use_listed,
+        args=(shown,),
+    )
+
+
+def _use_listed(shown: Shown) -> None:
+    if st.session_state.listed is not None:
+        session.use(shown, st.session_state.listed)
 
 
 def _draw_advice(shown: Shown) -> None:
@@ -70,7 +99,7 @@ def _draw_advice(shown: Shown) -> None:
 
 
 def _use_clicked(shown: Shown) -> None:
-    submodel = chart.clicked(st.session_state.frontier)
+    submodel = chart.clicked(st.session_state[session.chart_key()])
     if submodel is not None:
         session.use(shown, submodel)
 
@@ -88,10 +117,10 @@ def _draw_budget(shown: Shown) -> None:
             key="unit",
             default=str(unit) if "unit" not in st.session_state else None,
             required=True,
-            on_change=_use_budget,
+            on_change=_keep_pick,
             args=(shown,),
         )
-    limits = budget_range(shown.frontier, unit)
+    limits = session.budget_limits(shown, unit)
     st.session_state.budget = limits.clip(st.session_state.get("budget", limits.high))
     st.slider(
         f"At most this many {unit} for each query",
@@ -102,17 +131,24 @@ def _draw_budget(shown: Shown) -> None:
         key="budget",
         on_change=_use_budget,
         args=(shown,),
+        help=f"As `matvit search {_OPTION[unit]}` chooses" if shown.found.tuned else None,
     )
+
+
+def _keep_pick(shown: Shown) -> None:
+    """Give the budget in another unit: what the pick costs, if that is known, or all there is."""
+    st.session_state.pop("budget", None)
+    session.fit_budget(shown)
 
 
 def _use_budget(shown: Shown) -> None:
     unit = session.budget_unit(shown)
-    if shown.frontier is None or unit is None:
+    found = None if unit is None else shown.found.bought_from(unit)
+    if unit is None or found is None:
         return
-    limits = budget_range(shown.frontier, unit)
-    limit = limits.clip(st.session_state.get("budget", limits.high))
+    limit = session.budget_limits(shown, unit).clip(st.session_state.budget)
     try:
-        session.use(shown, within(shown.frontier, unit, limit).submodel)
+        session.use(shown, within(found, unit, limit).submodel)
     except ValueError as error:
         st.session_state.refused = one_line(error)
     st.session_state.budget = limit  # what was asked for, not what it costs
@@ -148,11 +184,14 @@ def _use_blocks(shown: Shown) -> None:
 
 def _draw_answers(shown: Shown) -> None:
     """What the pick finds for the current query, above what the full encoder finds."""
-    st.subheader("What your pick finds", anchor=False)
     try:
         query = session.query(shown)
+        whole = portrait(query.data, shown.opened.retriever.encoder.preprocess)
     except (OSError, ValueError) as error:
-        st.error(one_line(error))
+        st.error(f"This cannot be used as a query: {one_line(error)}")
         return
+    with st.container(key="asked", horizontal=True, vertical_alignment="center", wrap=False):
+        st.image(whole, width=64, alt=f"the query, {query.name}")
+        st.subheader("What your pick finds for this", anchor=False)
     both = dict.fromkeys([st.session_state.pick, shown.opened.full])
     draw_strips(shown, query, list(both), key="chosen")

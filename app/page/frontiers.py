@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.console import one_line
+from app.page.choice import Unit
 from app.page.opened import Opened
+from app.page.tuned import Tuned
 from retrieval import Conditions, ParetoFrontier
 from retrieval.report import format_conditions
 
@@ -19,17 +21,28 @@ class Measured:
         frontier: What was measured; None if nothing was.
         source: Where it comes from, in a few words.
         problem: Why a measurement that exists is not shown, or how far it still holds.
+        tuned: What tuning stored, if the frontier is its own.
     """
 
     frontier: ParetoFrontier | None = None
     source: str = ""
     problem: str | None = None
+    tuned: Tuned | None = None
 
     @property
     def conditions(self) -> str:
         """Who asked what of whom, and where."""
         found = None if self.frontier is None else self.frontier.conditions
         return "" if found is None else format_conditions(found)
+
+    def bought_from(self, unit: Unit) -> ParetoFrontier | None:
+        """What a budget chooses from; of a tuned index what `Retriever.choose` goes by.
+
+        So the page and the command pick the same; `frontier` tells what other queries measured.
+        """
+        if self.tuned is None:
+            return self.frontier
+        return self.tuned.by_ms if unit is Unit.MS else self.tuned.by_gmacs
 
 
 def find_measured(opened: Opened, report: Path, own: ParetoFrontier | None = None) -> Measured:
@@ -45,7 +58,9 @@ def find_measured(opened: Opened, report: Path, own: ParetoFrontier | None = Non
         return Measured(frontier=own, source="measured on this page")
     if stored.frontier is not None:
         source = "measured on this index by `matvit tune`"
-        return Measured(frontier=stored.frontier, source=source, problem=stored.problem)
+        return Measured(
+            frontier=stored.frontier, source=source, problem=stored.problem, tuned=stored
+        )
     if not report.exists():
         return Measured(problem=stored.problem)
     try:

@@ -66,15 +66,25 @@ def _draw_query(shown: Shown) -> Query | None:
         width="stretch",
         help="Ask with some other image of the index",
     )
+    _draw_uploader(shown)
+    return query
+
+
+def _draw_uploader(shown: Shown) -> None:
+    """Draw where an image is chosen; one dropped or pasted anywhere is put there by a script."""
     st.file_uploader(
         "Your own image: choose, drop or paste it",
         key=f"upload-{st.session_state.turn}",
         max_upload_size=MAX_UPLOAD_BYTES // 1_000_000,
         on_change=session.take_upload,
+        args=(shown,),
     )
-    if refused := st.session_state.pop("refused", None):
-        st.error(refused)
-    return query
+
+
+def draw_unseen_uploader(shown: Shown) -> None:
+    """Draw it out of sight, for what is dropped or pasted on a tab that has none."""
+    with st.container(key="unseen"):
+        _draw_uploader(shown)
 
 
 def _show_query(shown: Shown) -> Query | None:

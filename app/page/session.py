@@ -6,9 +6,13 @@ import random
 from dataclasses import dataclass
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from app.console import one_line
-from app.page.choice import Unit, blocks_of, budget_range, measured, spent, units
+from app.page import chart
+from app.page.choice import Range, Unit, blocks_of, budget_range, measured, spent, units
+from app.page.frontiers import Measured
 from app.page.link import NAMES, Link, read_link, write_link
 from app.page.opened import Opened
 from app.page.query import Query, stored_query, uploaded_query
@@ -27,16 +31,26 @@ class Shown:
 
     Attributes:
         opened: The index and its encoder.
-        frontier: What was measured, if anything.
+        found: What was measured, if anything.
     """
 
     opened: Opened
-    frontier: ParetoFrontier | None
+    found: Measured
+
+    @property
+    def frontier(self) -> ParetoFrontier | None:
+        """What was measured, to be drawn and told."""
+        return self.found.frontier
 
     @property
     def recommended(self) -> str | None:
         """The submodel that tuning recommends, if it did."""
         return self.opened.tuned.recommended
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether there is more than one submodel to choose from."""
+        return bool(self.opened.retriever.encoder.submodel(None).is_full)
 
     @property
     def has_auto(self) -> bool:
@@ -63,16 +77,20 @@ class Shown:
 
 
 def begin(shown: Shown, name: str) -> list[str]:
-    """Set up a visit, or follow the address if it has changed; return what is wrong with it.
+    """Set up a visit, or go back or forward in it; return what is wrong with the address.
+
+    Only then is the address followed. With every click the browser sends the one that it knows,
+    and whoever clicks fast is ahead of it.
 
     Args:
         shown: The page.
         name: Of the index.
     """
-    state = st.session_state
-    if "sizes" not in state:
+    state, is_new = st.session_state, "sizes" not in st.session_state
+    if is_new:
         state.sizes, state.pick, state.k = list(shown.trained), None, _FEW_HITS
-        state.asked, state.upload, state.turn = int(shown.opened.index.ids[0]), None, 0
+        state.asked, state.upload = int(shown.opened.index.ids[0]), None
+        state.turn, state.chart_turn, state.address = 0, 0, {}
         if shown.recommended is not None:
             use(shown, shown.recommended)
         if shown.has_auto:
@@ -83,11 +101,10 @@ def begin(shown: Shown, name: str) -> list[str]:
     for key in list(state):  # else Streamlit forgets what is not drawn: the other tabs
         if key in _REMEMBERED or str(key).startswith("block-"):
             state[key] = state[key]
-    params = _address()
-    if params == state.get("address"):
+    if not is_new and not _went_back_or_forward():
         return []
     link, wrong = read_link(
-        params, name, has_image=lambda number: _has(shown, number), resolve=shown.resolve
+        _address(), name, has_image=lambda number: _has(shown, number), resolve=shown.resolve
     )
     follow(shown, link)
     return wrong
@@ -122,8 +139,8 @@ def write_address(name: str) -> None:
     )
     wanted = write_link(link)
     others = {each: values for each, values in _address().items() if each not in NAMES}
-    state.address = {**others, **wanted}
-    if _address() != state.address:
+    said, state.address = state.address, {**others, **wanted}
+    if not _address() == said == state.address:  # the browser may not have heard what was said
         st.query_params.from_dict(state.address)
 
 
@@ -166,8 +183,11 @@ def ask_any(shown: Shown) -> None:
     ask(number)
 
 
-def take_upload() -> None:
-    """Ask with what was just uploaded or pasted, and empty the uploader for the next."""
+def take_upload(shown: Shown) -> None:
+    """Ask with what was just uploaded or pasted, and empty the uploader for the next.
+
+    A tab that does not show what a query finds makes room for the first one.
+    """
     state = st.session_state
     sent = state.get(f"upload-{state.turn}")
     if sent is None:
@@ -176,21 +196,49 @@ def take_upload() -> None:
         state.upload = uploaded_query(sent.name, sent.getvalue())
     except ValueError as error:
         state.refused = f"{sent.name}: {one_line(error)}"
+    if state.get("view") != CHOOSE or not shown.has_choice:
+        state.view = SEARCH
     state.turn += 1
+    _let_go(sent)
 
 
 def use(shown: Shown, submodel: str) -> None:
-    """Make a submodel the pick: it is shown, and the pick before it no longer."""
+    """Make a submodel the pick: it is shown, and the pick before it no longer.
+
+    A chart on which another was clicked starts anew: a second click on what it holds for clicked
+    already would tell nothing.
+    """
     state = st.session_state
     kept = [each for each in state.sizes if each != state.pick or each in shown.trained]
     state.sizes = kept if submodel in kept else [*kept, submodel]
     state.pick = submodel
     for block, size in enumerate(blocks_of(shown.opened.retriever.encoder.submodel(submodel))):
         state[f"block-{block}"] = size.value
+    if chart.clicked(state.get(chart_key())) not in (None, submodel):
+        state.chart_turn += 1
+    fit_budget(shown)
+
+
+def chart_key() -> str:
+    """What the chart of the frontier is called, until it starts anew."""
+    return f"frontier-{st.session_state.chart_turn}"
+
+
+def fit_budget(shown: Shown) -> None:
+    """Set the budget to what the pick costs, if that was measured."""
     unit = budget_unit(shown)
-    point = measured(shown.frontier, submodel)
-    if shown.frontier is not None and unit is not None and point is not None:
-        state.budget = budget_range(shown.frontier, unit).clip(spent(point, unit))
+    if unit is None:
+        return
+    point = measured(shown.found.bought_from(unit), st.session_state.pick)
+    if point is not None:
+        st.session_state.budget = budget_limits(shown, unit).clip(spent(point, unit))
+
+
+def budget_limits(shown: Shown, unit: Unit) -> Range:
+    """From where to where a budget makes a difference."""
+    found = shown.found.bought_from(unit)
+    assert found is not None
+    return budget_range(found, unit)
 
 
 def budget_unit(shown: Shown) -> Unit | None:
@@ -203,6 +251,22 @@ def budget_unit(shown: Shown) -> Unit | None:
 
 def _address() -> dict[str, list[str]]:
     return {name: st.query_params.get_all(name) for name in st.query_params}
+
+
+def _went_back_or_forward() -> bool:
+    context = get_script_run_ctx()
+    return context is not None and context.is_history_navigation
+
+
+def _let_go(sent: UploadedFile) -> None:
+    """Have the server forget a file that was taken; else it is kept as long as the visit.
+
+    Streamlit lets go of a file when its uploader is emptied, and this one is never drawn again.
+    """
+    context = get_script_run_ctx()
+    remove = getattr(context and context.uploaded_file_mgr, "remove_file", None)
+    if context is not None and remove is not None:
+        remove(context.session_id, sent.file_id)
 
 
 def _resolves(shown: Shown, text: str) -> bool:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from threading import Lock
 
 from app.console import one_line
-from retrieval import ParetoFrontier, Retriever
+from matvit.embed import Encoder
+from retrieval import ParetoFrontier, Retriever, latency
+from retrieval.budget import timed
 from retrieval.escalation import Escalation
+
+_ONE_AT_A_TIME = Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +26,9 @@ class Tuned:
         summary: What it saves and what it costs, in one line.
         auto: What a query costs and loses that chooses for itself; None if it cannot.
         problem: A sentence if the index has changed since, or the file is damaged.
+        by_gmacs: What a budget in GMACs chooses from, as `Retriever.choose` does: the same
+            submodels, but measured on the queries that are used to choose.
+        encoder: Who is timed for a budget in milliseconds.
     """
 
     frontier: ParetoFrontier | None = None
@@ -26,6 +36,21 @@ class Tuned:
     summary: str = ""
     auto: str | None = None
     problem: str | None = None
+    by_gmacs: ParetoFrontier | None = None
+    encoder: Encoder | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def by_ms(self) -> ParetoFrontier | None:
+        """What a budget in milliseconds chooses from: `by_gmacs`, timed on this machine."""
+        encoder = self.encoder
+        if self.by_gmacs is None or encoder is None:
+            return None
+
+        def here(names: Sequence[str]) -> dict[str, float]:
+            return latency.measured_ms(encoder, [encoder.submodel(name) for name in names])
+
+        with _ONE_AT_A_TIME:  # what is timed at the same time is timed wrong
+            return timed(self.by_gmacs, here)
 
 
 def read_tuned(retriever: Retriever) -> Tuned:
@@ -44,6 +69,8 @@ def read_tuned(retriever: Retriever) -> Tuned:
         summary=found.summary,
         auto=None if found.escalation is None else _describe(found.escalation),
         problem=note,
+        by_gmacs=found.by_overlap,
+        encoder=retriever.encoder,
     )
 
 
