@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app.console import one_line
 from app.page import chart, markup, session
 from app.page.choice import budget_range, cost_of, from_blocks, measured, units, within
 from app.page.frontiers import Measured
+from app.page.plain import plain
 from app.page.search_view import draw_strips
 from app.page.session import Shown
 from matvit.submodel import Granularity
@@ -37,7 +37,7 @@ def draw_choose(shown: Shown, found: Measured) -> None:
 def _draw_frontier(shown: Shown, found: Measured) -> None:
     st.subheader("What each size finds, and what it costs", anchor=False)
     if found.problem:
-        st.warning(found.problem)
+        st.warning(plain(found.problem))
     if found.frontier is None:
         st.markdown("Nothing was measured on this index yet. Do it here, under **Evaluate**, or:")
         st.code(
@@ -55,16 +55,16 @@ def _draw_frontier(shown: Shown, found: Measured) -> None:
         alt=f"{chart.describe(found.frontier.metric)} against compute of "
         f"{len(found.frontier)} submodels",
     )
-    told = " · ".join(filter(None, [found.source, found.conditions]))
+    told = " · ".join(filter(None, [found.source, plain(found.conditions)]))
     st.caption(f"Click a point to use it · {told}")
 
 
 def _draw_advice(shown: Shown) -> None:
     """What tuning recommends, and what a query does that chooses for itself."""
     tuned = shown.opened.tuned
-    lines = [f"★ {tuned.summary[0].upper()}{tuned.summary[1:]}."] if tuned.summary else []
+    lines = [f"★ {plain(tuned.summary[0].upper() + tuned.summary[1:])}."] if tuned.summary else []
     if tuned.auto is not None:
-        lines.append(f"**auto**: {tuned.auto}.")
+        lines.append(f"**auto**: {plain(tuned.auto)}.")
     if lines:
         st.markdown("  \n".join(lines))
 
@@ -114,7 +114,7 @@ def _use_budget(shown: Shown) -> None:
     try:
         session.use(shown, within(shown.frontier, unit, limit).submodel)
     except ValueError as error:
-        st.session_state.refused = one_line(error)
+        st.session_state.refused = plain(error)
     st.session_state.budget = limit  # what was asked for, not what it costs
 
 
@@ -152,7 +152,7 @@ def _draw_answers(shown: Shown) -> None:
     try:
         query = session.query(shown)
     except (OSError, ValueError) as error:
-        st.error(one_line(error))
+        st.error(plain(error))
         return
     both = dict.fromkeys([st.session_state.pick, shown.opened.full])
     draw_strips(shown, query, list(both), key="chosen")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from app.console import one_line
 from app.page.choice import Unit, blocks_of, budget_range, measured, spent, units
 from app.page.link import NAMES, Link, read_link, write_link
 from app.page.opened import Opened
+from app.page.plain import plain
 from app.page.query import Query, stored_query, uploaded_query
 from matvit.submodel import Granularity
 from retrieval import ParetoFrontier
@@ -175,7 +175,7 @@ def take_upload() -> None:
     try:
         state.upload = uploaded_query(sent.name, sent.getvalue())
     except ValueError as error:
-        state.refused = f"{sent.name}: {one_line(error)}"
+        state.refused = f"{plain(sent.name)}: {plain(error)}"
     state.turn += 1
 
 

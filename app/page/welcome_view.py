@@ -6,8 +6,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from app.console import one_line
 from app.demo import run_demo
+from app.page.plain import plain
 from matvit import checkpoint
 from matvit.model import MatViT
 
@@ -27,6 +27,6 @@ def draw_welcome(demo: Path) -> None:
             with st.spinner("Indexing and measuring; this takes about a minute …", show_time=True):
                 run_demo(MatViT.load(checkpoint.DEFAULT), demo, None, progress=False)
         except (ValueError, OSError) as error:
-            st.error(one_line(error))
+            st.error(plain(error))
             return
         st.rerun()
