@@ -123,12 +123,6 @@ def test_more_hits_are_not_another_question_and_the_query_is_not_decoded_again(p
     assert len(html(page, "cell")) == 36
 
 
-def test_every_picture_says_what_file_it_is(page):
-    button = page.button(key="ask-strip-3-2")
-    name = button.label.removeprefix("Ask with ")
-    assert button.help == f"{name} · class {name.split('/')[0]}"
-
-
 def test_nothing_is_embedded_again_when_the_page_is_drawn_again(page, monkeypatch):
     monkeypatch.setattr(Retriever, "search", None)
     monkeypatch.setattr(ImageIndex, "open", None)

@@ -132,7 +132,7 @@ def _draw_cells(shown: Shown, strip: Strip, scale: tuple[float, float], *, key: 
             with st.container(key=f"hit-{verdict}-{key}-{cell.rank}", gap=None):
                 draw_picture(cell.picture, cell.path, _ALT.format(path=cell.path, rank=cell.rank))
                 _draw_caption(shown, strip, cell, scale)
-                ask_button(cell.id, cell.path, cell.label, key=f"{key}-{cell.rank}")
+                ask_button(cell.id, cell.path, key=f"{key}-{cell.rank}")
 
 
 def _draw_caption(shown: Shown, strip: Strip, cell: Cell, scale: tuple[float, float]) -> None:
@@ -147,13 +147,6 @@ def draw_picture(picture: bytes | None, path: str, alt: str) -> None:
         st.image(picture, width="stretch", alt=alt)
 
 
-def ask_button(number: int, path: str, label: str | None = None, *, key: str) -> None:
+def ask_button(number: int, path: str, *, key: str) -> None:
     """Put a button over a picture that asks with it; the style sheet lays it there."""
-    name = plain(path)
-    st.button(
-        f"Ask with {name}",
-        key=f"ask-{key}",
-        on_click=session.ask,
-        args=(number,),
-        help=name if label is None else f"{name} · class {plain(label)}",
-    )
+    st.button(f"Ask with {plain(path)}", key=f"ask-{key}", on_click=session.ask, args=(number,))
