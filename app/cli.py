@@ -220,7 +220,8 @@ def app(
         sys.executable, "-P", "-m", "streamlit", "run", str(page),
         "--server.address", "127.0.0.1", "--server.port", str(port),
         "--server.maxUploadSize", "20", "--browser.gatherUsageStats", "false",
-        "--client.toolbarMode", "minimal", "--server.fileWatcherType", "none", *theme_options(),
+        "--client.toolbarMode", "minimal", "--client.showErrorDetails", "none",
+        "--server.fileWatcherType", "none", *theme_options(),
         "--", *given,
     ]  # fmt: skip
     environment = {

@@ -83,7 +83,7 @@ def run_demo(model: MatViT, out: Path, images: Path | None, *, progress: bool) -
     mixes, recommended = mix_n_match(model.config, _MIXES), None
     say("Finding out which encoder sizes keep most of it, with altered images of the index.")
     try:
-        tuning = retriever.tune(size=_TUNED_WITH, latency=False, progress=progress)
+        tuning = retriever.tune(size=_TUNED_WITH, progress=progress)
     except TooFewQueriesError as error:
         say(f"No size is recommended: {one_line(error)}")
     else:

@@ -10,15 +10,22 @@ from pathlib import Path
 
 import streamlit as st
 
-from app.console import one_line
 from app.demo import INDEX
 from app.opening import encoder_name_for
 from app.page import corpus_facts, looks, session
 from app.page.choose_view import draw_choose
 from app.page.corpus_view import draw_corpus
-from app.page.evaluate_view import draw_evaluate
+from app.page.evaluate_view import draw_evaluate, take_judged
 from app.page.frontiers import find_measured
-from app.page.opened import Opened, Stamp, open_all, out_of_the_collector, stamp
+from app.page.opened import (
+    Opened,
+    Stamp,
+    encoder_stamp,
+    open_all,
+    out_of_the_collector,
+    stamp,
+)
+from app.page.plain import plain
 from app.page.search_view import draw_search, draw_unseen_uploader
 from app.page.session import Shown
 from app.page.welcome_view import draw_welcome, is_built
@@ -43,19 +50,20 @@ def main() -> None:
     try:
         opened = _open(index, given.encoder)
     except (ValueError, OSError) as error:
-        st.error(one_line(error))
+        st.error(plain(error))
         return
     _draw(opened, index, given.report or index.parent / "report" / "report.json")
 
 
 def _draw(opened: Opened, index: Path, report: Path) -> None:
+    take_judged()
     judged = st.session_state.get("judged")
     found = find_measured(opened, report, None if judged is None else judged.frontier)
     shown = Shown(opened=opened, found=found)
     wrong = session.begin(shown, index.name)
     st.markdown(corpus_facts.banner(opened.info))
     if wrong:
-        st.warning(f"Some of this link was left out: {'; '.join(wrong)}.")
+        st.warning(f"Some of this link was left out: {plain('; '.join(wrong))}.")
     if refused := st.session_state.pop("refused", None):
         st.error(refused)
     views: dict[str, Callable[[], None]] = {
@@ -83,21 +91,28 @@ def _arguments() -> argparse.Namespace:
 
 
 def _open(index: Path, encoder: str | None) -> Opened:
-    """Open the index once for all visitors, and again whenever it has changed."""
-    return _opened(str(index), encoder, stamp(index))
+    """Open the index once for all visitors, and again whenever it or its encoder has changed."""
+    # One that is named is a folder where somebody may train; a bundled one stays what it is.
+    weights = () if encoder is None else encoder_stamp(Path(encoder))
+    return _opened(str(index), encoder, stamp(index), weights)
 
 
 @st.cache_resource(max_entries=1, show_spinner="Opening the index …")
-def _opened(path: str, encoder: str | None, state: Stamp) -> Opened:  # noqa: ARG001
+def _opened(
+    path: str,
+    encoder: str | None,
+    state: Stamp,  # noqa: ARG001
+    weights: Stamp,
+) -> Opened:
     index = ImageIndex.open(path)
-    opened = open_all(index, _encoder(encoder_name_for(index, encoder)))
+    return open_all(index, _encoder(encoder_name_for(index, encoder), weights))
+
+
+@st.cache_resource(max_entries=1, show_spinner="Loading the encoder …")
+def _encoder(name: str, weights: Stamp) -> MatViT | ExtractedViT:  # noqa: ARG001
+    encoder = load_encoder(name)
     out_of_the_collector()
-    return opened
-
-
-@st.cache_resource(max_entries=2, show_spinner="Loading the encoder …")
-def _encoder(name: str) -> MatViT | ExtractedViT:
-    return load_encoder(name)
+    return encoder
 
 
 main()

@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_MS = 120_000
+PICTURES = "[class*='st-key-hit-'] img"
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 _ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic", "--disable-sync",
@@ -62,6 +63,13 @@ def chromium() -> Iterator[Browser]:
 
 def look(browser: Browser, address: str, *, scheme: str = "light", size: tuple[int, int]) -> Page:
     """Open the page and wait until every picture of it is there."""
+    page = new_page(browser, scheme=scheme, size=size)
+    visit(page, address)
+    return page
+
+
+def new_page(browser: Browser, *, scheme: str = "light", size: tuple[int, int]) -> Page:
+    """Open an empty page."""
     width, height = size
     page = browser.new_page(
         viewport={"width": width, "height": height},
@@ -69,10 +77,14 @@ def look(browser: Browser, address: str, *, scheme: str = "light", size: tuple[i
     )
     page.set_default_timeout(PATIENCE_MS)
     expect.set_options(timeout=PATIENCE_MS)
+    return page
+
+
+def visit(page: Page, address: str) -> None:
+    """Go to an address and wait until every picture is there."""
     page.goto(address)
     page.locator(".mv-legend").wait_for()  # `expect` would look once a second only
     settle(page)
-    return page
 
 
 def settle(page: Page) -> None:

@@ -110,8 +110,7 @@ class Preprocess:
             with _QUIET_PILLOW:
                 return self._decode(source)
         except Exception as error:  # a damaged file makes Pillow raise almost anything
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"not a readable image: {_strip_address(reason)}") from error
+            raise _unreadable(error) from error
 
     def pixels(self, source: ImageLike) -> NDArray[np.uint8]:
         """Read an image as uint8 RGB of shape (image_size, image_size, 3); see `decode`."""
@@ -168,6 +167,19 @@ class Preprocess:
         return np.array(ImageOps.fit(image, size, method, bleed=border))
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """Read width and height of a file, before orientation, from its header: nothing is decoded.
+
+    Raises:
+        ValueError: If it is not an image; the message says why.
+    """
+    try:
+        with _QUIET_PILLOW, _open(data) as image:
+            return image.size
+    except Exception as error:
+        raise _unreadable(error) from error
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Bring an opened image to 8-bit RGB: orientation applied, transparency on white.
 
@@ -179,9 +191,10 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return _to_rgb(ImageOps.exif_transpose(image))
 
 
-def _strip_address(message: str) -> str:
-    """Drop the `<_io.BytesIO object at 0x...>` that Pillow puts into its messages."""
-    return message.split(" <_io")[0]
+def _unreadable(error: Exception) -> ValueError:
+    """Say why, without the `<_io.BytesIO object at 0x...>` that Pillow puts into its messages."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"not a readable image: {reason.split(' <_io')[0]}")
 
 
 @cache

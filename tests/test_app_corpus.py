@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from threading import Event
+
 import pytest
 from page_driver import address, press, titles, turn_to
 
+from app.page.judging import judge
 from indexing import Corpus, ImageIndex
 
 
@@ -52,12 +55,21 @@ def test_failures_are_listed_with_reasons_page_by_page(open_page, place, tiny_mo
     assert "not a readable image" in page.dataframe[0].value["reason"].iloc[0]
 
 
-def test_a_folder_is_evaluated_and_the_numbers_can_be_taken_home(page, photo_folder):
-    turn_to(page, "eval")
-    page.text_input[0].set_value(str(photo_folder))
-    page.text_input[1].set_value("S,M")
+def evaluate(page, folder, sizes: str):
+    """Fill in the form, press the button, and wait for the end of what it starts."""
+    page.text_input[0].set_value(str(folder))
+    page.text_input[1].set_value(sizes)
     page.number_input[0].set_value(3)
     page.button[0].click().run()
+    if "judging" in page.session_state:
+        page.session_state["judging"].wait()
+        page.run()
+    return page
+
+
+def test_a_folder_is_evaluated_and_the_numbers_can_be_taken_home(page, photo_folder):
+    turn_to(page, "eval")
+    evaluate(page, photo_folder, "S,M")
     assert not page.exception
     assert not page.error
     assert [row["submodel"] for _, row in page.dataframe[0].value.iterrows()] == ["S", "M", "XL"]
@@ -66,6 +78,42 @@ def test_a_folder_is_evaluated_and_the_numbers_can_be_taken_home(page, photo_fol
     ]  # fmt: skip
     turn_to(page, "choose")
     assert any("Measured on this page" in text.value for text in page.caption)
+
+
+def test_an_evaluation_survives_that_its_visitor_looks_elsewhere(page, photo_folder, monkeypatch):
+    begun, go_on = Event(), Event()
+
+    def held(*arguments):
+        begun.set()
+        assert go_on.wait(60)
+        return judge(*arguments)
+
+    monkeypatch.setattr("app.page.judging.judge", held)
+    turn_to(page, "eval")
+    page.text_input[0].set_value(str(photo_folder))
+    page.text_input[1].set_value("S")
+    page.button[0].click().run()
+    assert begun.wait(60)
+    assert not page.dataframe
+    turn_to(page, "search")
+    assert titles(page) == ["S", "M", "L", "XL"]
+    go_on.set()
+    page.session_state["judging"].wait()
+    turn_to(page, "eval")
+    assert not page.exception
+    assert [row["submodel"] for _, row in page.dataframe[0].value.iterrows()] == ["S", "XL"]
+
+
+def test_results_are_marked_once_the_index_has_changed(page, photo_folder, place):
+    turn_to(page, "eval")
+    evaluate(page, photo_folder, "S")
+    assert not page.warning
+    ImageIndex.open(place / "i.index").remove([0])
+    page.run()
+    assert not page.exception
+    assert "The index has changed since" in page.warning[0].value
+    turn_to(page, "choose")
+    assert not any("measured on this page" in text.value for text in page.caption)
 
 
 @pytest.mark.parametrize(
@@ -78,9 +126,7 @@ def test_a_folder_is_evaluated_and_the_numbers_can_be_taken_home(page, photo_fol
 )
 def test_what_cannot_be_evaluated_is_one_friendly_line(page, queries, sizes, line):
     turn_to(page, "eval")
-    page.text_input[0].set_value(queries)
-    page.text_input[1].set_value(sizes)
-    page.button[0].click().run()
+    evaluate(page, queries, sizes)
     assert not page.exception
     (error,) = page.error
     assert line in error.value

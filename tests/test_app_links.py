@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from page_driver import address, go_back, html, press, titles, turn_to
 
 from indexing import Corpus, ImageIndex
+from matvit.model import MatViT
 
 
 def test_what_is_shown_is_in_the_address(page):
@@ -97,6 +99,17 @@ def test_an_index_that_changed_is_opened_again(page, place, tiny_model, photo_fo
     page.run()
     assert not page.exception
     assert f"**{len(index)} images**" in page.markdown[0].value
+
+
+def test_an_encoder_that_was_trained_again_is_noticed(page, place, tiny_model):
+    torch.manual_seed(1)
+    MatViT(tiny_model.config, tiny_model.preprocess, "tiny").save(place / "encoder")
+    page.run()
+    assert not page.exception
+    assert "index was built by encoder" in page.error[0].value
+    tiny_model.save(place / "encoder")
+    page.run()
+    assert not page.error
 
 
 def test_without_an_index_the_page_says_how_to_make_one(open_page):

@@ -141,6 +141,26 @@ def test_an_upload_that_is_too_large_is_one_friendly_line(page, monkeypatch):
     assert not page.run().error
 
 
+def test_an_upload_of_too_many_pixels_is_one_friendly_line(page, photo_folder, monkeypatch):
+    monkeypatch.setattr("app.page.query.MAX_UPLOAD_PIXELS", 400)
+    data = (photo_folder / "bread" / "01.png").read_bytes()
+    page.file_uploader[0].set_value(("mine.png", data, "image/png")).run()
+    assert not page.exception
+    assert [error.value for error in page.error] == [
+        "mine.png: the image has 24 x 20 pixels; at most 400 altogether please, so send a smaller "
+        "copy"
+    ]
+    assert html(page, "query") == ["apple/00.png class apple"]
+
+
+def test_more_hits_are_not_another_question_and_the_query_is_not_decoded_again(page, monkeypatch):
+    monkeypatch.setattr(Retriever, "search", None)
+    monkeypatch.setattr("app.page.sight.portrait", None)
+    page.slider(key="k").set_value(9).run()
+    assert not page.exception
+    assert len(html(page, "cell")) == 36
+
+
 def test_nothing_is_embedded_again_when_the_page_is_drawn_again(page, monkeypatch):
     monkeypatch.setattr(Retriever, "search", None)
     monkeypatch.setattr(ImageIndex, "open", None)

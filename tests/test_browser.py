@@ -325,6 +325,24 @@ def test_a_hit_is_reached_and_asked_with_by_keyboard_alone(page):
     sync_api.expect(page.locator(".mv-name")).to_have_text(name)
 
 
+def test_a_picture_is_named_to_whoever_points_at_it(page):
+    button = page.locator("[class*='st-key-ask-strip-0-1 '] button")
+    name = button.locator("p")
+    sync_api.expect(name).to_have_css("color", "rgba(0, 0, 0, 0)")
+    button.hover()
+    sync_api.expect(name).to_have_css("color", "rgb(255, 255, 255)")
+    assert re.fullmatch(r"Ask with (china|flower)/\d\d\.jpg", name.inner_text())
+
+
+def test_a_link_shows_no_picture_from_elsewhere(page, server):
+    page.goto(f"{server}?submodel=![](https://evil.example/p.png)&index=:smile:$x$")
+    warning = page.locator("[data-testid=stAlert]")
+    sync_api.expect(warning).to_contain_text("it is about the index ':\u2060smile:$x$'")
+    page.goto(f"{server}?submodel=![](https://evil.example/p.png)")
+    sync_api.expect(warning).to_contain_text("![](https:\u2060//evil.example/p.png)")
+    assert warning.locator("img, a").count() == 0  # that nothing was fetched is seen at the end
+
+
 def test_nothing_is_wider_than_a_telephone(page):
     page.set_viewport_size({"width": 400, "height": 900})
     for tab in ("Choose a size", "Corpus", "Evaluate", "Search"):

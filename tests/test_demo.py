@@ -10,6 +10,19 @@ from indexing import Corpus, ImageIndex
 from retrieval import Retriever
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def test_budgets_can_be_given_in_milliseconds_after_the_demo(tmp_path):
+    model = small_encoder()
+    photos(tmp_path / "photos", 120)
+    made = run_demo(model, tmp_path / "demo", tmp_path / "photos", progress=False)
+    tuning = Retriever(model, ImageIndex.open(made.index)).tuning
+    assert all(point.latency_ms_p50 > 0 for point in tuning.frontier)
+
+
 def test_own_photos_are_judged_by_overlap_without_labels(tiny_model, photo_folder, tmp_path):
     out = tmp_path / "demo"
     made = run_demo(tiny_model, out, photo_folder, progress=False)

@@ -81,3 +81,20 @@ def test_an_unreadable_query_and_an_unknown_size_are_errors(opened, query):
         compare(opened, Query(data=b"text", name="a"), ["S"], k=3)
     with pytest.raises(ValueError, match="unknown size 'huge'"):
         compare(opened, query, ["huge"], k=3)
+
+
+def test_a_comparison_that_nobody_waits_for_ends_between_two_sizes(opened, query):
+    class ReplacedError(Exception):
+        pass
+
+    asked: list[int] = []
+
+    def give_way() -> None:
+        asked.append(len(opened.answers))
+        if len(asked) == 3:
+            raise ReplacedError
+
+    with pytest.raises(ReplacedError):
+        compare(opened, query, ["S", "M", "L"], k=3, before_each=give_way)
+    assert asked == [0, 1, 2]  # the full one and S were asked, and nothing else
+    assert len(opened.answers) == 2

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import io
 import json
+from threading import Event, Thread
 
 import numpy as np
 import pytest
-from photo_index import open_photos
+from photo_index import open_photos, upload
 from PIL import Image
 
-from app.page.judging import WatchedCorpus, downloads, judge, results_table
+from app.page.judging import Judging, WatchedCorpus, judge, results_table
 from app.page.opened import Opened
 from indexing import Corpus
 from retrieval import ParetoFrontier, evaluate
+from retrieval.speed import Speed
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def test_a_watched_corpus_reads_the_same_images_and_tells_how_far_it_is(
 
 def test_judging_is_an_evaluation(opened, photo_folder):
     told: list[float] = []
-    judged = judge(opened.retriever, f" {photo_folder} ", "S,1xS,1xXL", 5, told.append)
+    judged = judge(opened, f" {photo_folder} ", "S,1xS,1xXL", 5, told.append)
     wanted = evaluate(
         opened.retriever, Corpus.open(photo_folder), ["S", "1xS,1xXL"], k=5, latency_queries=0
     )
@@ -53,7 +55,7 @@ def test_judging_is_an_evaluation(opened, photo_folder):
 
 def test_queries_that_cannot_be_read_are_counted(opened, photo_folder, tmp_path):
     (photo_folder / "apple" / "bad.jpg").write_text("text")
-    assert judge(opened.retriever, str(photo_folder), "S", 5, ignore).unreadable == 1
+    assert judge(opened, str(photo_folder), "S", 5, ignore).unreadable == 1
 
 
 @pytest.mark.parametrize(
@@ -66,29 +68,78 @@ def test_queries_that_cannot_be_read_are_counted(opened, photo_folder, tmp_path)
 )
 def test_what_cannot_be_evaluated_is_an_error(opened, photo_folder, queries, sizes, error, message):
     with pytest.raises(error, match=message):
-        judge(opened.retriever, str(photo_folder) if queries is None else queries, sizes, 5, ignore)
+        judge(opened, str(photo_folder) if queries is None else queries, sizes, 5, ignore)
 
 
 def test_downloads_hold_what_was_measured(opened, photo_folder):
-    judged = judge(opened.retriever, str(photo_folder), "S,M", 5, ignore)
-    csv, report, plot = (content for _, _, content in downloads(judged))
+    judged = judge(opened, str(photo_folder), "S,M", 5, ignore)
+    csv, report, plot = (content for _, _, content in judged.downloads)
     lines = csv.decode().splitlines()
     assert [line.split(",")[0] for line in lines] == ["submodel", "S", "M", "XL"]
     assert ParetoFrontier.from_json(report.decode()) == judged.frontier
     assert len(json.loads(report)["points"]) == 3
     assert Image.open(io.BytesIO(plot)).format == "PNG"
-    assert [name for name, _, _ in downloads(judged)] == [
+    assert [name for name, _, _ in judged.downloads] == [
         "report.csv", "report.json", "frontier.png",
     ]  # fmt: skip
 
 
 def test_the_table_leaves_out_what_was_not_measured(opened, photo_folder, tmp_path):
-    labelled = results_table(judge(opened.retriever, str(photo_folder), "S", 5, ignore).frontier)
+    labelled = results_table(judge(opened, str(photo_folder), "S", 5, ignore).frontier)
     assert "hit_rate@1" in labelled.columns
     flat = tmp_path / "flat"
     flat.mkdir()
     for number, file in enumerate(sorted(photo_folder.rglob("*.png"))):
         (flat / f"{number}.png").write_bytes(file.read_bytes())
-    plain = results_table(judge(opened.retriever, str(flat), "S", 5, ignore).frontier)
+    plain = results_table(judge(opened, str(flat), "S", 5, ignore).frontier)
     assert "hit_rate@1" not in plain.columns
     assert list(plain["overlap@5"])[-1] == 1
+
+
+def test_an_evaluation_goes_on_by_itself_and_tells_how_far_it_is(opened, photo_folder):
+    begun, go_on = Event(), Event()
+
+    def work(tell):
+        tell(0.5)
+        begun.set()
+        assert go_on.wait(60)
+        return judge(opened, str(photo_folder), "S", 5, tell)
+
+    judging = Judging(work)
+    assert begun.wait(60)
+    assert (judging.share, judging.done, judging.judged) == (0.5, False, None)
+    go_on.set()
+    judging.wait()
+    assert judging.done
+    assert judging.error is None
+    assert judging.share == 1
+    assert {point.submodel for point in judging.judged.frontier} == {"S", "XL"}
+
+
+def test_an_evaluation_that_fails_says_why(opened):
+    judging = Judging(lambda tell: judge(opened, "/nowhere/at/all", "S", 5, tell))
+    judging.wait()
+    assert isinstance(judging.error, FileNotFoundError)
+    assert judging.judged is None
+
+
+def test_nobody_asks_while_sizes_are_timed(opened, photo_folder, monkeypatch):
+    query = upload(photo_folder / "bread" / "01.png")
+    asked: list[bool] = []
+
+    def speed(_, submodels, *__, **___):
+        asker = Thread(target=opened.answers.to, args=(query, "S", 3))
+        asker.start()
+        asker.join(0.2)
+        asked.append(not asker.is_alive())
+        return [Speed(number, 9, 9) for number, _ in enumerate(submodels, start=1)]
+
+    monkeypatch.setattr("app.page.judging.measure_speed", speed)
+    judged = judge(opened, str(photo_folder), "S", 5, ignore)
+    assert asked == [False]
+    assert sorted(point.latency_ms_p50 for point in judged.frontier) == [1, 2]
+
+
+def test_files_to_take_home_are_made_once(opened, photo_folder):
+    judged = judge(opened, str(photo_folder), "S", 5, ignore)
+    assert judged.downloads is judged.downloads

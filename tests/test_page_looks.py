@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from app.page import looks
+from app.page import chart, looks
 
 
 def luminance(colour: str) -> float:
@@ -32,13 +33,48 @@ def pairs() -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("name", "light", "dark"), pairs())
 def test_colours_can_be_told_from_both_backgrounds(name, light, dark):
-    wanted = 4.5 if name in ("good", "bad", "trained", "blue") else 3  # text, and mere bars
+    wanted = 4.5 if name in ("good", "bad", "trained", "blue", "name") else 3  # text, and mere bars
     assert contrast(light, "#ffffff") >= wanted
     assert contrast(dark, "#171614") >= wanted
 
 
+def mixed(colour: str, with_other: str, share: float) -> str:
+    """What `color-mix` makes of two colours, as a colour."""
+    parts = [
+        round(share * int(colour[i : i + 2], 16) + (1 - share) * int(with_other[i : i + 2], 16))
+        for i in (1, 3, 5)
+    ]
+    return "#" + "".join(f"{part:02x}" for part in parts)
+
+
+def tints() -> list[tuple[str, str, float]]:
+    """Light and dark colour of text that stands on a tint of itself, and how strong that is."""
+    style = looks.STYLE.read_text(encoding="utf-8")
+    found = re.findall(
+        r"(?<!-)color: var\(--mv-(\w+)\); background: color-mix\(in srgb, var\(--mv-(\w+)\) (\d+)%",
+        style,
+    )
+    known = {name: (light, dark) for name, light, dark in pairs()}
+    assert all(text == tint for text, tint, _ in found)
+    return [(*known[text], int(percent) / 100) for text, _, percent in found]
+
+
+def test_text_can_be_told_from_a_tint_of_itself():
+    assert len(tints()) == 3
+    for light, dark, share in tints():
+        assert contrast(light, mixed(light, "#ffffff", share)) >= 4.5
+        assert contrast(dark, mixed(dark, "#171614", share)) >= 4.5
+
+
+def test_marks_of_the_chart_can_be_told_from_both_backgrounds():
+    colours = re.findall(r'"(#\w{6})"', Path(chart.__file__).read_text(encoding="utf-8"))
+    assert len(colours) == 4
+    for colour in colours:
+        assert min(contrast(colour, "#ffffff"), contrast(colour, "#171614")) >= 3
+
+
 def test_there_are_colours_to_check():
-    assert {name for name, _, _ in pairs()} >= {"good", "bad", "trained", "blue"}
+    assert {name for name, _, _ in pairs()} >= {"good", "bad", "trained", "blue", "name"}
 
 
 def test_both_themes_are_named_for_streamlit():

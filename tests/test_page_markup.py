@@ -95,9 +95,9 @@ def test_the_way_of_a_query_that_chose_for_itself_is_told():
 @pytest.mark.parametrize(
     ("change", "right", "text"),
     [
-        (0, None, "2 0.500 ="),
-        (3, True, "2 0.500 ▲3 ✓"),
-        (-1, False, "2 0.500 ▼1 ✗"),
+        (0, None, "2 0.500 = same rank as full"),
+        (3, True, "2 0.500 ▲ up 3 ✓ right class"),
+        (-1, False, "2 0.500 ▼ down 1 ✗ wrong class"),
         (None, None, "2 0.500 new"),
     ],
 )
@@ -160,3 +160,20 @@ def test_a_cost_says_whether_it_was_measured_what_it_buys():
 def test_names_from_files_stay_text(html):
     assert "img" not in tags(html)
     assert EVIL in read(html)
+
+
+def test_no_span_has_a_name_that_nobody_reads_out():
+    """A label is for what has a role; other elements are read by their text."""
+    pieces = [
+        head(STRIP),
+        *(
+            markup.cell_caption(replace(CELL, change=change, right=right), (0, 1), is_full=False)
+            for change, right in ((2, True), (-2, False), (0, None), (None, None))
+        ),
+    ]
+    for tag in re.findall(r"<[^>]*aria-label[^>]*>", "".join(pieces)):
+        assert "role=" in tag
+
+
+def test_the_legend_says_what_milliseconds_leave_out():
+    assert "decoding the query is not in it" in read(markup.legend((0, 1), labelled=False))

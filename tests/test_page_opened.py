@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
 
 import pytest
 from photo_index import open_photos
+from PIL import Image
 
-from app.page.opened import open_all, out_of_the_collector, stamp
-from indexing import ImageIndex, IndexMismatchError
+from app.page.comparison import compare
+from app.page.opened import encoder_stamp, open_all, out_of_the_collector, stamp
+from app.page.query import stored_query
+from indexing import Corpus, ImageIndex, IndexMismatchError, add
+from indexing.storage import commit
 from matvit.extract import extract
 
 
@@ -58,6 +63,47 @@ def test_no_index_has_no_stamp(tmp_path):
         stamp(tmp_path / "gone.index")
 
 
+def test_an_unfinished_addition_does_not_change_the_stamp(
+    tiny_model, photo_folder, tmp_path, monkeypatch
+):
+    """It stores shard after shard, none of which is searched before all are there."""
+    path, seen = tmp_path / "i.index", []
+    index = open_photos(tiny_model, photo_folder, path).index
+    before = stamp(path)
+    for number in range(4):
+        Image.new("L", (9, 9), 60 * number).save(photo_folder / "apple" / f"new{number}.png")
+    monkeypatch.setattr(add, "SHARD_SIZE", 1)
+
+    def noted(folder, manifest):
+        commit(folder, manifest)
+        seen.append((stamp(folder) == before, len(manifest.staged)))
+
+    monkeypatch.setattr(add, "commit", noted)
+    index.add(tiny_model, Corpus.open(photo_folder))
+    assert (True, 2) in seen
+    assert all(same == (staged > 0) for same, staged in seen)
+    assert stamp(path) != before
+
+
+def test_another_index_in_the_same_place_is_another_stamp(tiny_model, photo_folder, tmp_path):
+    path = tmp_path / "i.index"
+    open_photos(tiny_model, photo_folder, path)
+    before = stamp(path)
+    shutil.rmtree(path)
+    shutil.rmtree(photo_folder / "apple")
+    open_photos(tiny_model, photo_folder, path)
+    assert stamp(path) != before
+
+
+def test_an_encoder_that_was_saved_again_has_another_stamp(tiny_model, tmp_path):
+    tiny_model.save(tmp_path / "encoder")
+    before = encoder_stamp(tmp_path / "encoder")
+    assert encoder_stamp(tmp_path / "encoder") == before
+    tiny_model.save(tmp_path / "encoder")
+    assert encoder_stamp(tmp_path / "encoder") != before
+    assert encoder_stamp(tmp_path / "nowhere") == ()
+
+
 class Ring:
     """Garbage that only the collector can find."""
 
@@ -67,8 +113,10 @@ class Ring:
 
 @pytest.fixture
 def collector():
+    out_of_the_collector.cache_clear()
     yield gc
     gc.unfreeze()
+    out_of_the_collector.cache_clear()
 
 
 def test_what_is_loaded_is_spared_by_the_collector(collector):
@@ -78,12 +126,24 @@ def test_what_is_loaded_is_spared_by_the_collector(collector):
     assert not any(each is loaded for each in collector.get_objects())
 
 
-def test_what_was_replaced_is_collected_before(collector):
-    replaced = Ring()
+def test_what_is_loaded_later_is_collected(collector):
     out_of_the_collector()
-    gone = weakref.ref(replaced)
-    del replaced
+    later = Ring()
+    out_of_the_collector()
+    gone = weakref.ref(later)
+    del later
     collector.collect()
-    assert gone() is not None  # frozen: nobody looks at it any more
-    out_of_the_collector()
     assert gone() is None
+
+
+def test_an_index_that_is_replaced_goes_without_the_collector(tiny_model, photo_folder, tmp_path):
+    opened = open_photos(tiny_model, photo_folder, tmp_path / "i.index")
+    compare(opened, stored_query(opened.index, 3), ["S", "XL"], k=3)
+    gone = [weakref.ref(each) for each in (opened.index, opened.answers, opened.pictures)]
+    gc.collect()
+    gc.disable()
+    try:
+        del opened
+        assert [each() for each in gone] == [None] * 3
+    finally:
+        gc.enable()

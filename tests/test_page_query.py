@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import struct
+import zlib
 
 import pytest
 
@@ -33,6 +35,26 @@ def test_what_the_index_does_not_have_cannot_be_asked_with(index, photo_folder):
     (photo_folder / "apple" / "00.png").write_bytes(b"something else")
     with pytest.raises(ValueError, match="has changed since it was indexed"):
         stored_query(index, index.paths.index("apple/00.png"))
+
+
+def png(width: int, height: int) -> bytes:
+    """A flat picture: some kilobytes, whatever room it takes once it is decoded."""
+    rows = zlib.compress(bytes(height * (1 + -(-width // 8))))
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def test_an_upload_may_not_have_too_many_pixels(monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)  # nothing is decoded to find out
+    assert uploaded_query("a.png", png(8000, 6000)).name == "a.png"
+    with pytest.raises(ValueError, match=r"has 9,000 x 6,000 pixels; at most 51,000,000 altogeth"):
+        uploaded_query("a.png", png(9000, 6000))
+    with pytest.raises(ValueError, match="far more than the 51,000,000 pixels"):
+        uploaded_query("a.png", png(40_000, 10_000))
 
 
 def test_an_upload_has_neither_id_nor_class_and_may_not_be_too_large():

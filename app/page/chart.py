@@ -13,7 +13,7 @@ from retrieval import OperatingPoint, ParetoFrontier
 CLICK = "click"
 """Name of the selection: what was clicked."""
 
-_LINE, _OTHER, _TRAINED, _CHOSEN = "#3b82c4", "#8a97a8", "#d6604d", "#e08a00"
+_LINE, _OTHER, _TRAINED, _CHOSEN = "#3b82c4", "#7d8a9c", "#d6604d", "#c27700"
 _TRAINED_NAMES = {size.value for size in Granularity}
 
 
@@ -40,7 +40,9 @@ def frontier_chart(
         size=380, color=_CHOSEN, strokeWidth=3, filled=False, opacity=1
     )
     names = base.transform_filter("datum.name != ''").mark_text(
-        dy=-16, fontWeight="bold", fontSize=13, color=_OTHER
+        dy=-16,
+        fontWeight="bold",
+        fontSize=13,  # the style sheet gives them the theme's colour
     )
     points = _points(base, frontier, clickable=clickable)
     layers = [line, rings, points, names.encode(text="name:N")]

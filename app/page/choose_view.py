@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app.console import one_line
 from app.page import chart, markup, session
 from app.page.choice import Unit, cost_of, from_blocks, measured, units, within
-from app.page.pictures import portrait
+from app.page.plain import plain
 from app.page.search_view import draw_strips
 from app.page.session import Shown
 from matvit.submodel import Granularity
@@ -40,7 +39,7 @@ def _draw_frontier(shown: Shown) -> None:
     found = shown.found
     st.subheader("What each size finds, and what it costs", anchor=False)
     if found.problem:
-        st.warning(found.problem)
+        st.warning(plain(found.problem))
     if found.frontier is None:
         st.markdown("Nothing was measured on this index yet. Do it here, under **Evaluate**, or:")
         st.code(
@@ -62,7 +61,7 @@ def _draw_frontier(shown: Shown) -> None:
         f"{len(found.frontier)} submodels",
     )
     _draw_list(shown, found.frontier)
-    told = " · ".join(filter(None, [found.source, found.conditions]))
+    told = " · ".join(filter(None, [found.source, plain(found.conditions)]))
     st.caption(told[:1].upper() + told[1:])
 
 
@@ -91,9 +90,9 @@ def _use_listed(shown: Shown) -> None:
 def _draw_advice(shown: Shown) -> None:
     """What tuning recommends, and what a query does that chooses for itself."""
     tuned = shown.opened.tuned
-    lines = [f"★ {tuned.summary[0].upper()}{tuned.summary[1:]}."] if tuned.summary else []
+    lines = [f"★ {plain(tuned.summary[0].upper() + tuned.summary[1:])}."] if tuned.summary else []
     if tuned.auto is not None:
-        lines.append(f"**auto**: {tuned.auto}.")
+        lines.append(f"**auto**: {plain(tuned.auto)}.")
     if lines:
         st.markdown("  \n".join(lines))
 
@@ -150,7 +149,7 @@ def _use_budget(shown: Shown) -> None:
     try:
         session.use(shown, within(found, unit, limit).submodel)
     except ValueError as error:
-        st.session_state.refused = one_line(error)
+        st.session_state.refused = plain(error)
     st.session_state.budget = limit  # what was asked for, not what it costs
 
 
@@ -186,9 +185,9 @@ def _draw_answers(shown: Shown) -> None:
     """What the pick finds for the current query, above what the full encoder finds."""
     try:
         query = session.query(shown)
-        whole = portrait(query.data, shown.opened.retriever.encoder.preprocess)
+        whole = shown.opened.sights.of(query).whole
     except (OSError, ValueError) as error:
-        st.error(f"This cannot be used as a query: {one_line(error)}")
+        st.error(f"This cannot be used as a query: {plain(error)}")
         return
     with st.container(key="asked", horizontal=True, vertical_alignment="center", wrap=False):
         st.image(whole, width=64, alt=f"the query, {query.name}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from app.page.opened import Opened
@@ -79,7 +79,14 @@ class Strip:
         return sum(judged) if judged else None
 
 
-def compare(opened: Opened, query: Query, submodels: Sequence[str], k: int) -> list[Strip]:
+def compare(
+    opened: Opened,
+    query: Query,
+    submodels: Sequence[str],
+    k: int,
+    *,
+    before_each: Callable[[], object] = lambda: None,
+) -> list[Strip]:
     """Ask with several submodels, the cheapest first, `auto` last.
 
     A query that is an image of the index is not among its own hits.
@@ -89,14 +96,17 @@ def compare(opened: Opened, query: Query, submodels: Sequence[str], k: int) -> l
         query: The query.
         submodels: As people write them; `auto` chooses for itself.
         k: Hits of each.
+        before_each: Called before each is asked; what it raises ends the comparison.
 
     Raises:
         ValueError: If the query cannot be read or a submodel is not one of the encoder's.
     """
     asked = k + (query.id is not None)  # it finds itself
+    before_each()
     full = _others(opened.answers.to(query, opened.full, asked), query, k)
     strips = []
     for name in submodels:
+        before_each()
         answer = opened.answers.to(query, name, asked)
         strips.append(_strip(opened, name, _others(answer, query, k), full, query.label))
     return sorted(strips, key=lambda strip: (strip.title == AUTO, strip.macs, strip.title))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from app.page.plain import plain
 from indexing import Failure, ImageIndex
 
 FAILURES_PER_PAGE = 20
@@ -41,7 +42,8 @@ def banner(info: dict[str, Any]) -> str:
     """Say in one sentence how many images are indexed by what, and how many failed."""
     encoder, failures = info["encoder"], info["failures"]
     text = (
-        f"**{info['images']:,} images** embedded once at full size by **{encoder['name']}**, "
+        f"**{info['images']:,} images** embedded once at full size by "
+        f"**{plain(encoder['name'])}**, "
         f"{encoder['macs'] / 1e9:.2f} GMACs an image. Ask with a smaller part of it."
     )
     if failures == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app.page import corpus_facts
+from app.page.plain import plain
 from app.page.search_view import ask_button, draw_picture
 from app.page.session import Shown
 
@@ -29,7 +30,8 @@ def draw_corpus(shown: Shown) -> None:
         _draw_failures(shown)
     with right:
         st.subheader("What this index is", anchor=False)
-        st.table(dict(corpus_facts.facts(info)), border="horizontal")
+        facts = {name: plain(value) for name, value in corpus_facts.facts(info)}
+        st.table(facts, border="horizontal")
 
 
 def _draw_sample(shown: Shown) -> None:
@@ -57,7 +59,7 @@ def _draw_failures(shown: Shown) -> None:
         st.caption("Every image of the corpus could be read.")
         return
     reasons = shown.opened.info["failures_by_error"]
-    st.caption(", ".join(f"{count:,} {error}" for error, count in reasons.items()))
+    st.caption(", ".join(f"{count:,} {plain(error)}" for error, count in reasons.items()))
     pages = corpus_facts.pages(failures)
     page = st.session_state.get("failures", 1)
     st.dataframe(

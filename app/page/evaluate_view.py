@@ -6,10 +6,12 @@ from pathlib import Path
 
 import streamlit as st
 
-from app.console import one_line
 from app.page import chart, judging
+from app.page.plain import plain
 from app.page.session import Shown
 from retrieval.report import format_conditions
+
+_LOOK_EVERY_S = 1.0
 
 
 def draw_evaluate(shown: Shown) -> None:
@@ -28,32 +30,48 @@ def draw_evaluate(shown: Shown) -> None:
         )
         k = right.number_input("Hits that count", 1, 100, 10)
         wanted = st.form_submit_button("Evaluate", type="primary")
-    if wanted:
-        _evaluate(shown, queries, sizes, int(k))
+    if wanted and "judging" not in st.session_state:
+        opened = shown.opened
+        st.session_state.judging = judging.Judging(
+            lambda tell: judging.judge(opened, queries, sizes, int(k), tell)
+        )
+    if "judging" in st.session_state:
+        _watch()
+    if error := st.session_state.pop("judging_error", None):
+        st.error(plain(error))
     judged = st.session_state.get("judged")
     if judged is not None:
-        _draw_results(judged)
+        _draw_results(shown, judged)
 
 
-def _evaluate(shown: Shown, queries: str, sizes: str, k: int) -> None:
-    bar = st.progress(0.0, "Asking …")
-
-    def tell(share: float) -> None:
-        bar.progress(share, f"Asking … {share:.0%}" if share < 1 else "Timing every size …")
-
-    try:
-        st.session_state.judged = judging.judge(shown.opened.retriever, queries, sizes, k, tell)
-    except (OSError, ValueError) as error:
-        st.error(one_line(error))
+def take_judged() -> None:
+    """Go by what an evaluation found, if one has ended since."""
+    state = st.session_state
+    work = state.get("judging")
+    if work is None or not work.done:
+        return
+    del state.judging
+    if work.judged is not None:
+        state.judged = work.judged
     else:
-        st.rerun()  # so that the whole page goes by what was measured
-    finally:
-        bar.empty()
+        state.judging_error = work.error
 
 
-def _draw_results(judged: judging.Judged) -> None:
+@st.fragment(run_every=_LOOK_EVERY_S)
+def _watch() -> None:
+    """Say how far the evaluation is, and draw the whole page again at its end."""
+    work = st.session_state.get("judging")
+    if work is None or work.done:
+        st.rerun()
+    told = f"Asking … {work.share:.0%}" if work.share < 1 else "Timing every size …"
+    st.progress(work.share, f"{told} You can look at the other tabs meanwhile.")
+
+
+def _draw_results(shown: Shown, judged: judging.Judged) -> None:
     frontier = judged.frontier
-    st.subheader(f"Results for {Path(judged.queries).name}", anchor=False)
+    st.subheader(f"Results for {plain(Path(judged.queries).name)}", anchor=False)
+    if judged.generation != shown.opened.info["generation"]:
+        st.warning("The index has changed since; evaluate again to see what it finds now.")
     if judged.unreadable:
         st.warning(f"{judged.unreadable:,} queries could not be read and were left out.")
     left, right = st.columns([3, 2], gap="large")
@@ -71,9 +89,9 @@ def _draw_results(judged: judging.Judged) -> None:
             chart.frontier_chart(frontier, height=320), width="stretch", key="judged-chart"
         )
     if frontier.conditions is not None:
-        st.caption(format_conditions(frontier.conditions))
+        st.caption(plain(format_conditions(frontier.conditions)))
     with st.container(horizontal=True):
-        for name, media, content in judging.downloads(judged):
+        for name, media, content in judged.downloads:
             st.download_button(
                 name, content, file_name=name, mime=media, icon=":material/download:",
                 on_click="ignore",

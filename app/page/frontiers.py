@@ -8,6 +8,7 @@ from pathlib import Path
 from app.console import one_line
 from app.page.choice import Unit
 from app.page.opened import Opened
+from app.page.plain import plain
 from app.page.tuned import Tuned
 from retrieval import Conditions, ParetoFrontier
 from retrieval.report import format_conditions
@@ -71,7 +72,8 @@ def find_measured(opened: Opened, report: Path, own: ParetoFrontier | None = Non
         return Measured(
             problem=f"{report} was measured on another index or encoder; it is not shown."
         )
-    return Measured(frontier=frontier, source=f"from {report.parent.name}/{report.name}")
+    source = f"from {plain(f'{report.parent.name}/{report.name}')}"
+    return Measured(frontier=frontier, source=source)
 
 
 def _is_of(measured: Conditions, opened: Opened) -> bool:

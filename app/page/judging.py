@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from threading import Thread
 
 import matplotlib as mpl
 import pandas as pd
 
+from app.page.opened import Opened
 from app.sizes import parse_sizes
 from indexing import Corpus, DecodedBatch
 from matvit.preprocess import Preprocess
-from retrieval import ParetoFrontier, Retriever, evaluate
+from retrieval import OperatingPoint, ParetoFrontier, Retriever, evaluate
 from retrieval.plot import plot
 from retrieval.report import format_conditions, to_csv
+from retrieval.speed import measure_speed
 
-_BATCH = 128
+_BATCH, _TIMED = 128, 50
 _PIXELS_PER_INCH = 200
 
 
@@ -26,11 +30,23 @@ class Judged:
 
     Attributes:
         queries: What was asked with, as it was typed.
+        generation: Of the index that was asked.
         frontier: What was measured.
     """
 
     queries: str
+    generation: int
     frontier: ParetoFrontier
+
+    @cached_property
+    def downloads(self) -> list[tuple[str, str, bytes]]:
+        """The files of a report: name, media type and content of each; made once."""
+        frontier = self.frontier
+        return [
+            ("report.csv", "text/csv", to_csv(frontier).encode()),
+            ("report.json", "application/json", frontier.to_json().encode()),
+            ("frontier.png", "image/png", _picture(frontier)),
+        ]
 
     @property
     def unreadable(self) -> int:
@@ -73,13 +89,52 @@ class WatchedCorpus(Corpus):
             self._tell(done / len(self))
 
 
+class Judging:
+    """An evaluation at work: it goes on whatever its visitor clicks on meanwhile.
+
+    Args:
+        work: Evaluates; it is given what to call with the share that is done.
+
+    Attributes:
+        share: How much is done.
+        judged: What was found, once it is.
+        error: Why nothing was found.
+    """
+
+    def __init__(self, work: Callable[[Callable[[float], None]], Judged]) -> None:
+        self.share = 0.0
+        self.judged: Judged | None = None
+        self.error: Exception | None = None
+        self._work = work
+        self._thread = Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, in one way or the other."""
+        return not self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Wait for the end."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self.judged = self._work(self._tell)
+        except Exception as error:  # noqa: BLE001 - whatever it is, its visitor has to be told
+            self.error = error
+
+    def _tell(self, share: float) -> None:
+        self.share = share
+
+
 def judge(
-    retriever: Retriever, queries: str, sizes: str, k: int, tell: Callable[[float], None]
+    opened: Opened, queries: str, sizes: str, k: int, tell: Callable[[float], None]
 ) -> Judged:
     """Ask an index with every image of a folder, at several sizes.
 
     Args:
-        retriever: The index and its encoder.
+        opened: The index and its encoder.
         queries: A folder of images, Parquet files or tar archives.
         sizes: Submodels separated by commas; `mix` stands for a spread of them.
         k: Hits that recall and overlap look at.
@@ -91,19 +146,28 @@ def judge(
     """
     if not queries.strip():
         raise ValueError("a folder of query images is needed")
-    chosen = parse_sizes(sizes, retriever.encoder.config)
-    corpus = WatchedCorpus(Corpus.open(queries.strip()), tell)
-    return Judged(queries=queries.strip(), frontier=evaluate(retriever, corpus, chosen, k=k))
+    chosen = parse_sizes(sizes, opened.retriever.encoder.config)
+    corpus = Corpus.open(queries.strip())
+    found = evaluate(opened.retriever, WatchedCorpus(corpus, tell), chosen, k=k, latency_queries=0)
+    with opened.answers.alone():  # else visitors would be timed along, and so would this for them
+        points = _timed(opened.retriever, corpus, list(found))
+    return Judged(
+        queries=queries.strip(),
+        generation=opened.info["generation"],
+        frontier=ParetoFrontier(points, conditions=found.conditions),
+    )
 
 
-def downloads(judged: Judged) -> list[tuple[str, str, bytes]]:
-    """Make the files of a report: name, media type and content of each."""
-    frontier = judged.frontier
-    return [
-        ("report.csv", "text/csv", to_csv(frontier).encode()),
-        ("report.json", "application/json", frontier.to_json().encode()),
-        ("frontier.png", "image/png", _picture(frontier)),
-    ]
+def _timed(
+    retriever: Retriever, corpus: Corpus, points: list[OperatingPoint]
+) -> list[OperatingPoint]:
+    """Time the submodels of points on the first queries that can be read."""
+    encoder = retriever.encoder
+    batches = corpus.decode(encoder.preprocess, batch_size=_TIMED)
+    pixels = next(batch.pixels for batch in batches if batch.records)
+    submodels = [encoder.submodel(point.submodel) for point in points]
+    speeds = measure_speed(encoder, submodels, pixels, latency_queries=_TIMED)
+    return [replace(point, **speed._asdict()) for point, speed in zip(points, speeds, strict=True)]
 
 
 def results_table(frontier: ParetoFrontier) -> pd.DataFrame:

@@ -52,8 +52,7 @@ def cell_caption(cell: Cell, scale: tuple[float, float], *, is_full: bool) -> st
     verdict = {True: "✓", False: "✗", None: ""}[cell.right]
     said = {True: "right class", False: "wrong class", None: ""}[cell.right]
     mark = (
-        f'<span class="mv-mark mv-{"good" if cell.right else "bad"}" title="{said}" '
-        f'aria-label="{said}">{verdict}</span>'
+        f'<span class="mv-mark mv-{"good" if cell.right else "bad"}">{_sign(verdict, said)}</span>'
         if verdict
         else ""
     )
@@ -73,7 +72,7 @@ def legend(scale: tuple[float, float], *, labelled: bool) -> str:
     parts = [
         f"Thin bars: score (cosine), from {scale[0]:.3f} to {scale[1]:.3f} in every row",
         "▲ ▼ places moved against the full encoder; <b>new</b>: it did not return this",
-        "ms: encode + search + fetch, measured when first asked",
+        "ms: encode + search + fetch, measured when first asked; decoding the query is not in it",
     ]
     if labelled:
         parts.insert(1, "✓ ✗ right or wrong class")
@@ -114,10 +113,15 @@ def _change(change: int | None) -> str:
     if change is None:
         return '<span class="mv-new">new</span>'
     if change == 0:
-        return '<span class="mv-same" title="same rank as full">=</span>'
+        return f'<span class="mv-same">{_sign("=", "same rank as full")}</span>'
     word = "up" if change > 0 else "down"
     arrow = "▲" if change > 0 else "▼"
-    return f'<span class="mv-{word}" aria-label="{word} {abs(change)}">{arrow}{abs(change)}</span>'
+    return f'<span class="mv-{word}">{_sign(arrow, word)}{abs(change)}</span>'
+
+
+def _sign(sign: str, said: str) -> str:
+    """Show a sign to those who see it, and say it to those who listen."""
+    return f'<span aria-hidden="true">{sign}</span><span class="mv-hidden">{said} </span>'
 
 
 def _times(strip: Strip, slowest_ms: float) -> str:

@@ -89,13 +89,13 @@ def thumbnail(data: bytes, preprocess: Preprocess, side: int = SIDE) -> bytes:
     return _jpeg(Image.fromarray(replace(preprocess, image_size=side).pixels(data)))
 
 
-def portrait(data: bytes, preprocess: Preprocess, side: int = 2 * SIDE) -> bytes:
+def portrait(data: bytes, side: int = 2 * SIDE) -> bytes:
     """Make a JPEG of a whole image, shrunk or enlarged to `side` at its longer side.
 
-    Raises:
-        ValueError: If the image cannot be read, or has too many pixels.
+    Args:
+        data: A file that was read as an image before, and was not too large.
+        side: Pixels.
     """
-    preprocess.pixels(data)  # what the encoder may not see, because it is too large, say
     with Image.open(io.BytesIO(data)) as image:
         image.draft("RGB", (2 * side, 2 * side))
         whole = upright_rgb(image)

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from PIL import Image
 
 from indexing import ImageIndex
+from matvit.preprocess import image_size
 
 MAX_UPLOAD_BYTES = 20_000_000
+
+MAX_UPLOAD_PIXELS = 51_000_000
+"""What cameras and telephones of 50 megapixels take; about a gigabyte while it is decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,26 @@ def uploaded_query(name: str, data: bytes) -> Query:
     Raises:
         ValueError: If it is too large.
     """
+    # A flat picture is a small file, whatever room it takes once it is decoded.
     if len(data) > MAX_UPLOAD_BYTES:
         raise ValueError(f"the file has {len(data):,} bytes; at most {MAX_UPLOAD_BYTES:,} please")
+    width, height = _size(data)
+    if width * height > MAX_UPLOAD_PIXELS:
+        raise ValueError(
+            f"the image has {width:,} x {height:,} pixels; at most {MAX_UPLOAD_PIXELS:,} "
+            "altogether please, so send a smaller copy"
+        )
     return Query(data=data, name=name)
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """Read width and height; 0 x 0 of what is no image, which is told when it is looked at."""
+    try:
+        return image_size(data)
+    except ValueError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            raise ValueError(
+                f"the image has far more than the {MAX_UPLOAD_PIXELS:,} pixels that are taken "
+                "here, so send a smaller copy"
+            ) from error
+        return 0, 0

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from app.console import one_line
 from app.page import markup, session
 from app.page.choice import cost_of
 from app.page.comparison import Cell, Strip, compare, scale_of
 from app.page.link import FEWEST_HITS, MOST_HITS
-from app.page.pictures import as_seen, portrait
+from app.page.plain import plain
 from app.page.query import MAX_UPLOAD_BYTES, Query
 from app.page.session import Shown
 
@@ -40,9 +39,9 @@ def draw_strips(shown: Shown, query: Query, submodels: Sequence[str], *, key: st
         key: Tells these strips from others on the page.
     """
     try:
-        strips = compare(shown.opened, query, submodels, st.session_state.k)
+        strips = compare(shown.opened, query, submodels, st.session_state.k, before_each=_give_way)
     except ValueError as error:
-        st.error(f"This cannot be used as a query: {one_line(error)}")
+        st.error(f"This cannot be used as a query: {plain(error)}")
         return
     scale = scale_of(strips)
     slowest_ms = max(strip.total_ms for strip in strips)
@@ -88,22 +87,19 @@ def draw_unseen_uploader(shown: Shown) -> None:
 
 
 def _show_query(shown: Shown) -> Query | None:
-    preprocess = shown.opened.retriever.encoder.preprocess
     try:
         query = session.query(shown)
-        whole = portrait(query.data, preprocess)
-        seen = as_seen(preprocess.pixels(query.data))
+        sight = shown.opened.sights.of(query)
     except (OSError, ValueError) as error:
-        st.error(f"This cannot be used as a query: {one_line(error)}")
+        st.error(f"This cannot be used as a query: {plain(error)}")
         return None
     with st.container(key="portrait"):
-        st.image(whole, alt=f"the query, {query.name}")
+        st.image(sight.whole, alt=f"the query, {query.name}")
     st.html(markup.query_card(query.name, query.label))
     with st.container(key="seen", horizontal=True, vertical_alignment="center", wrap=False):
-        st.image(seen, width=76, alt="the query as the encoder sees it")
-        st.caption(
-            f"All the encoder sees: {preprocess.image_size} by {preprocess.image_size} pixels"
-        )
+        st.image(sight.seen, width=76, alt="the query as the encoder sees it")
+        side = len(sight.pixels)
+        st.caption(f"All the encoder sees: {side} by {side} pixels")
     return query
 
 
@@ -116,6 +112,11 @@ def _draw_controls(shown: Shown) -> None:
             key="sizes",
         )
         st.slider("Hits", FEWEST_HITS, MOST_HITS, key="k", width=180)
+
+
+def _give_way() -> None:
+    """End this run if the visitor has clicked again: Streamlit does it when the state is read."""
+    _ = "k" in st.session_state
 
 
 def _draw_head(shown: Shown, strip: Strip, slowest_ms: float) -> None:
@@ -158,4 +159,4 @@ def draw_picture(picture: bytes | None, path: str, alt: str) -> None:
 
 def ask_button(number: int, path: str, *, key: str) -> None:
     """Put a button over a picture that asks with it; the style sheet lays it there."""
-    st.button(f"Ask with {path}", key=f"ask-{key}", on_click=session.ask, args=(number,))
+    st.button(f"Ask with {plain(path)}", key=f"ask-{key}", on_click=session.ask, args=(number,))

@@ -9,12 +9,12 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from app.console import one_line
 from app.page import chart
 from app.page.choice import Range, Unit, blocks_of, budget_range, measured, spent, units
 from app.page.frontiers import Measured
 from app.page.link import NAMES, Link, read_link, write_link
 from app.page.opened import Opened
+from app.page.plain import plain
 from app.page.query import Query, stored_query, uploaded_query
 from matvit.submodel import Granularity
 from retrieval import ParetoFrontier
@@ -195,7 +195,7 @@ def take_upload(shown: Shown) -> None:
     try:
         state.upload = uploaded_query(sent.name, sent.getvalue())
     except ValueError as error:
-        state.refused = f"{sent.name}: {one_line(error)}"
+        state.refused = f"{plain(sent.name)}: {plain(error)}"
     if state.get("view") != CHOOSE or not shown.has_choice:
         state.view = SEARCH
     state.turn += 1

@@ -7,8 +7,8 @@ from threading import Lock
 
 import streamlit as st
 
-from app.console import one_line
 from app.demo import INDEX, run_demo
+from app.page.plain import plain
 from indexing.storage import read_manifest
 from matvit import checkpoint
 from matvit.model import MatViT
@@ -31,7 +31,7 @@ def draw_welcome(demo: Path) -> None:
             with st.spinner("Indexing and measuring; this takes about a minute …", show_time=True):
                 _build(demo)
         except (ValueError, OSError) as error:
-            st.error(one_line(error))
+            st.error(plain(error))
             return
         st.rerun()
 
