@@ -82,6 +82,7 @@ def _draw_results(shown: Shown, judged: judging.Judged) -> None:
             column_config={
                 "of full": st.column_config.NumberColumn(format="percent"),
                 "retained": st.column_config.NumberColumn(format="percent"),
+                "ms, one image": st.column_config.NumberColumn(format="%.1f"),
             },
         )
     with right:
