@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,13 +51,10 @@ class Choosing:
                 (the message names the nearest), or it is out of range.
         """
         from retrieval.budget import Budget, choose
-        from retrieval.latency import measured_ms
+        from retrieval.latency import named_ms
 
         budget = Budget(max_gmacs=max_gmacs, max_ms=max_ms, min_recall=min_recall)
-
-        def here(names: Sequence[str]) -> dict[str, float]:
-            return measured_ms(self.encoder, [self.encoder.submodel(name) for name in names])
-
+        here = partial(named_ms, self.encoder)
         tuning = self._tuned()
         frontier = tuning.selection if min_recall is not None else tuning.by_overlap
         return self.encoder.submodel(choose(frontier, budget, here).submodel)

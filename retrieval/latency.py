@@ -23,6 +23,11 @@ _TIMES = 30
 _LARGEST = 1 << 24
 
 
+def named_ms(encoder: Encoder, names: Sequence[str]) -> dict[str, float]:
+    """Return what `measured_ms` does for submodels that are given as text."""
+    return measured_ms(encoder, [encoder.submodel(name) for name in names])
+
+
 def measured_ms(
     encoder: Encoder,
     submodels: Sequence[Submodel],

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_ann import stored_embeddings
+from vectors import stored_embeddings
 
 from indexing.kinds import exhaustive
 from indexing.kinds.exhaustive import nearest

@@ -14,13 +14,12 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from test_ann import DIM, ROWS, clustered, sized, stored_embeddings
+from vectors import DIM, NAME, ROWS, clustered, sized, stored_embeddings
 
 from indexing.kinds import AnnIndex, gpu
 from indexing.kinds.gpu import MAX_FETCH, gpu_count
 from indexing.storage import store
 
-NAME = "index/knn_g1.faiss"
 EXACT = ("Flat", "Flat16")
 ON_GPU = (*EXACT, "IVFFlat", "IVFSQ8", "IVFPQ")
 needs_gpu = pytest.mark.skipif(gpu_count() == 0, reason="FAISS sees no GPU")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 
 from app.console import one_line
@@ -42,15 +41,10 @@ class Tuned:
     @cached_property
     def by_ms(self) -> ParetoFrontier | None:
         """What a budget in milliseconds chooses from: `by_gmacs`, timed on this machine."""
-        encoder = self.encoder
-        if self.by_gmacs is None or encoder is None:
+        if self.by_gmacs is None or self.encoder is None:
             return None
-
-        def here(names: Sequence[str]) -> dict[str, float]:
-            return latency.measured_ms(encoder, [encoder.submodel(name) for name in names])
-
         with _ONE_AT_A_TIME:  # what is timed at the same time is timed wrong
-            return timed(self.by_gmacs, here)
+            return timed(self.by_gmacs, partial(latency.named_ms, self.encoder))
 
 
 def read_tuned(retriever: Retriever) -> Tuned:

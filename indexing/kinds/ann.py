@@ -124,18 +124,14 @@ class AnnIndex:
                 f"there are {len(ids):,}; use Flat"
             )
         on_gpu = gpu.resolve(device, kind, embeddings.shape[1])
-        try:
+
+        def make(on_gpu: bool) -> AnnIndex:
             structure = make_structure(
                 embeddings, ids, kind, seed=seed, on_gpu=on_gpu, progress=progress
             )
-            index = cls(structure, embeddings, ids, on_gpu=on_gpu)
-        except gpu.DoesNotFitError:
-            if device == "cuda":
-                raise
-            structure = make_structure(
-                embeddings, ids, kind, seed=seed, on_gpu=False, progress=progress
-            )
-            index = cls(structure, embeddings, ids)
+            return cls(structure, embeddings, ids, on_gpu=on_gpu)
+
+        index = gpu.or_on_cpu(make, device, on_gpu=on_gpu)
         index.calibration = calibrate(index, target=target, seed=seed)
         return index
 
@@ -181,12 +177,11 @@ class AnnIndex:
             if len(np.unique(held)) < len(held) or (ids[rows] != held).any():
                 raise damaged(folder / file.name, "its ids are not those of the metadata")
             embeddings, ids = embeddings.take(rows), held
-        try:
+
+        def make(on_gpu: bool) -> AnnIndex:
             return cls(structure, embeddings, ids, on_gpu=on_gpu, calibration=calibration)
-        except gpu.DoesNotFitError:
-            if device == "cuda":
-                raise
-            return cls(structure, embeddings, ids, calibration=calibration)
+
+        return gpu.or_on_cpu(make, device, on_gpu=on_gpu)
 
     def write(self, stream: BinaryIO) -> None:
         """Write the CPU's copy to a stream, which unlike FAISS's own files notices a full disk."""

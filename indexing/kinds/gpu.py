@@ -8,8 +8,10 @@ what is stored is always the CPU's copy.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import faiss
 import numpy as np
@@ -25,6 +27,7 @@ LOCK = threading.RLock()
 MAX_FETCH = 2_048
 """FAISS's limit of k and nprobe on a GPU."""
 
+_Made = TypeVar("_Made")
 _DEVICE = 0
 _SCALARS = {faiss.ScalarQuantizer.QT_8bit, faiss.ScalarQuantizer.QT_fp16}
 
@@ -87,19 +90,45 @@ def clone(index: faiss.Index) -> faiss.Index:
     options = faiss.GpuClonerOptions()
     options.useFloat16 = True
     options.indicesOptions = faiss.INDICES_64_BIT  # type: ignore[attr-defined]
+    with held():
+        return faiss.index_cpu_to_gpu(_resources(), _DEVICE, index, options)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Keep the GPU from other threads while something is put on it.
+
+    Raises:
+        DoesNotFitError: If FAISS fails; its own error has a stack of C++ in it.
+    """
     with LOCK:
         try:
-            return faiss.index_cpu_to_gpu(_resources(), _DEVICE, index, options)
+            yield
         except RuntimeError as error:
-            raise does_not_fit(error) from error
+            reason = str(error).strip().splitlines() or ["no reason given"]
+            raise DoesNotFitError(
+                "the index cannot be put on the GPU, use device cpu or a smaller kind: "
+                f"{reason[-1]:.200}"
+            ) from error
 
 
-def does_not_fit(error: RuntimeError) -> DoesNotFitError:
-    """Return the error for what FAISS could not do on a GPU; its own has a stack of C++ in it."""
-    reason = str(error).strip().splitlines() or ["no reason given"]
-    return DoesNotFitError(
-        f"the index cannot be put on the GPU, use device cpu or a smaller kind: {reason[-1]:.200}"
-    )
+def or_on_cpu(make: Callable[[bool], _Made], device: str, *, on_gpu: bool) -> _Made:
+    """Make something on the GPU, or on the CPU if it does not fit and nobody asked for `cuda`.
+
+    Args:
+        make: Told whether to use the GPU.
+        device: What was asked for.
+        on_gpu: What `resolve` made of it.
+
+    Raises:
+        DoesNotFitError: If `cuda` was asked for.
+    """
+    try:
+        return make(on_gpu)
+    except DoesNotFitError:
+        if device == "cuda":
+            raise
+        return make(False)
 
 
 def search(

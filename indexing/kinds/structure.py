@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import faiss
@@ -41,37 +42,20 @@ def make_structure(
     Raises:
         gpu.DoesNotFitError: If it fails on the GPU.
     """
-    if not on_gpu:
-        return _make(embeddings, ids, kind, seed=seed, on_gpu=False, progress=progress)
-    with gpu.LOCK:
-        try:
-            return _make(embeddings, ids, kind, seed=seed, on_gpu=True, progress=progress)
-        except RuntimeError as error:
-            raise gpu.does_not_fit(error) from error
-
-
-def _make(
-    embeddings: Embeddings,
-    ids: Int64[ndarray, " images"],
-    kind: Kind,
-    *,
-    seed: int,
-    on_gpu: bool,
-    progress: bool,
-) -> faiss.Index:
-    index = empty_index(kind, embeddings.shape[1])
-    if not index.is_trained:
-        _train(index, _sample(embeddings, index, seed), seed, on_gpu)
-    if not kind.is_ivf:
-        reserve(faiss.downcast_index(getattr(index, "storage", index)), len(ids))
-        index = faiss.IndexIDMap(index)
-    filled = gpu.clone(index) if on_gpu and kind.is_ivf else index
-    with tqdm(total=len(ids), desc="search index", unit="img", disable=not progress) as bar:
-        for start in range(0, len(ids), _ROWS_PER_ADD):
-            run = slice(start, start + _ROWS_PER_ADD)
-            filled.add_with_ids(embeddings[run], np.ascontiguousarray(ids[run]))
-            bar.update(len(ids[run]))
-    return filled if filled is index else faiss.index_gpu_to_cpu(filled)
+    with gpu.held() if on_gpu else nullcontext():
+        index = empty_index(kind, embeddings.shape[1])
+        if not index.is_trained:
+            _train(index, _sample(embeddings, index, seed), seed, on_gpu)
+        if not kind.is_ivf:
+            reserve(faiss.downcast_index(getattr(index, "storage", index)), len(ids))
+            index = faiss.IndexIDMap(index)
+        filled = gpu.clone(index) if on_gpu and kind.is_ivf else index
+        with tqdm(total=len(ids), desc="search index", unit="img", disable=not progress) as bar:
+            for start in range(0, len(ids), _ROWS_PER_ADD):
+                run = slice(start, start + _ROWS_PER_ADD)
+                filled.add_with_ids(embeddings[run], np.ascontiguousarray(ids[run]))
+                bar.update(len(ids[run]))
+        return filled if filled is index else faiss.index_gpu_to_cpu(filled)
 
 
 def _sample(embeddings: Embeddings, index: faiss.Index, seed: int) -> Float32[ndarray, "rows dim"]:
