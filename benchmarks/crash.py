@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -178,6 +179,7 @@ def begin(action: Callable[[], object]) -> int:
     ready, begins = os.pipe()
     child = os.fork()
     if child == 0:
+        tqdm.set_lock(threading.RLock())  # else it may die holding one that it shares with us
         code = 1
         try:
             os.write(begins, b"!")

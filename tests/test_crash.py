@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 import warnings
 
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from faults import every_crash
 from toy import DIM, ToyEncoder, photo
+from tqdm import tqdm
 
 from indexing import Corpus, ImageIndex, add, build, compact, verify
 from indexing.remove import remove_images
@@ -190,6 +192,7 @@ def test_killed_at_a_few_moments_nobody_chose(photos, built, tmp_path):
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
         if child == 0:
+            tqdm.set_lock(threading.RLock())  # else it dies with one that it shares with us
             build_from(photos)(path)
             os._exit(0)
         time.sleep(0.01 * 3**number)
