@@ -70,7 +70,7 @@ def demo(
 ) -> None:
     """Show the whole story in one go, on your own photos with --images."""
     from app.demo import run_demo
-    from retrieval.report import format_table
+    from retrieval import format_table
 
     made = run_demo(load(encoder, device), out, images, progress=show_progress())
     if as_json:
@@ -161,7 +161,7 @@ def evaluate(
     from app.sizes import parse_sizes
     from indexing import Corpus
     from retrieval import evaluate as measure
-    from retrieval.report import format_table, write_report
+    from retrieval import format_table, write_report
 
     retriever = open_retriever(index, encoder, device)
     try:
@@ -207,7 +207,7 @@ def app(
 ) -> None:
     """Open the page in a browser (on this machine only)."""
     if index is not None:
-        from indexing.storage import read_finished
+        from indexing import read_finished
 
         read_finished(index)  # before a server is started for nothing
     from app.page.looks import theme_options

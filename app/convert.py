@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from app.console import say
-from matvit import checkpoint
-from matvit.convert import CUT, REORDERED, TRAINED, conversion_recipe, split
-from matvit.convert import convert as run
-from matvit.cost import count_macs
-from matvit.mix_n_match import trained_sizes
-from matvit.model import MatViT
-from matvit.training_data import LabelledPixels
-from retrieval.agreement import Agreement, Agreements
+from matvit import MatViT, checkpoint, count_macs, trained_sizes
+from matvit.conversion import CUT, REORDERED, TRAINED, conversion_recipe, split
+from matvit.conversion import convert as run
+from matvit.training import LabelledPixels
+from retrieval import Agreement, Agreements
 
 REPORT = "report.json"
 _DATABASE = 5000
@@ -35,7 +32,7 @@ def find_encoder(source: str, img_size: int | None = None) -> MatViT:
         return MatViT.load(source)
     if "/" in source and ":" not in source:
         raise FileNotFoundError(f"no encoder {source!r}: there is no such folder")
-    from matvit.from_timm import from_timm
+    from matvit.conversion import from_timm
 
     return from_timm(source, img_size=img_size)
 
@@ -61,7 +58,7 @@ def run_conversion(
         out: Folder for the encoder and the report.
         training: Whether to train, or only to sort the hidden units.
         settings: Keyword arguments of `conversion_recipe`.
-        seed: See `matvit.convert.convert`.
+        seed: See `matvit.conversion.conversion.convert`.
         device: See there.
         resume: See there.
         progress: Show progress bars.

@@ -11,12 +11,9 @@ import numpy as np
 from app.console import one_line, say
 from app.digits import write_digits
 from indexing import Corpus, ImageIndex
-from matvit.mix_n_match import mix_n_match, trained_sizes
-from matvit.model import MatViT
-from retrieval import ParetoFrontier, Retriever, evaluate
-from retrieval.report import write_report
-from retrieval.tuning.sample import TooFewQueriesError
-from retrieval.tuning.strategies import spread
+from matvit import MatViT, mix_n_match, trained_sizes
+from retrieval import ParetoFrontier, Retriever, evaluate, write_report
+from retrieval.tuning import TooFewQueriesError, spread
 
 MARKER = ".matvit-demo"
 INDEX = "demo.index"

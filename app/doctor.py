@@ -78,7 +78,7 @@ def _torch() -> dict[str, Any]:
     import timm  # noqa: F401 -- fails here if torch and torchvision are of different builds
     import torch
 
-    from matvit.embed import resolve_device, resolve_precision
+    from matvit import resolve_device, resolve_precision
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     precision = resolve_precision(resolve_device("auto"), "auto")
@@ -99,6 +99,6 @@ def _faiss() -> dict[str, Any]:
 
 
 def _encoders() -> dict[str, Any]:
-    from matvit.checkpoint import bundled
+    from matvit import bundled
 
     return {"encoders": bundled()}

@@ -57,10 +57,9 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node 2 --no-python matvit train ...
     """
-    from matvit.distributed import Processes
-    from matvit.recipes import recipe as find_recipe
-    from matvit.train import train as run
-    from matvit.training_data import LabelledPixels
+    from matvit.training import LabelledPixels, Processes
+    from matvit.training import recipe as find_recipe
+    from matvit.training import train as run
 
     try:
         chosen = find_recipe(recipe)
@@ -94,8 +93,8 @@ def extract(
     out: Annotated[Path, typer.Option(help="Folder for the small encoder.")],
 ) -> None:
     """Cut a submodel out of an encoder, as a plain timm ViT that asks the same indexes."""
-    from matvit.extract import extract as cut
-    from matvit.extract import save_extracted
+    from matvit import extract as cut
+    from matvit import save_extracted
 
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another folder")
@@ -141,9 +140,9 @@ def convert(
     An index made with ENCODER stays valid.
     """
     from app.convert import find_encoder, format_rows, run_conversion
-    from matvit.convert import check_target
-    from matvit.embed import resolve_device
-    from matvit.training_data import LabelledPixels
+    from matvit import resolve_device
+    from matvit.conversion import check_target
+    from matvit.training import LabelledPixels
 
     check_target(out, resume=resume)
     where = resolve_device(device.value)

@@ -16,8 +16,8 @@ from app.options import bad_usage
 
 def check_request(kind: str, factory: str | None, max_memory: str | None) -> None:
     """Refuse what cannot be meant before an encoder is loaded for it."""
-    from indexing.kinds import KINDS
-    from indexing.request import AUTO, KindRequest, parse_bytes
+    from indexing import KINDS, KindRequest, parse_bytes
+    from indexing.request import AUTO
 
     try:
         most = None if max_memory is None else parse_bytes(max_memory)
@@ -30,7 +30,7 @@ def check_request(kind: str, factory: str | None, max_memory: str | None) -> Non
 
 def say_kind(index: Path) -> None:
     """Say how well an approximate kind searches, and why it is another one than was asked for."""
-    from indexing.storage import read_manifest
+    from indexing import read_manifest
 
     record = read_manifest(index).index
     if record is not None and record.calibration is not None:
@@ -48,8 +48,7 @@ def check_workers(workers: int | None, *, processes: bool) -> None:
 @contextmanager
 def stoppable(index: Path) -> Iterator[None]:
     """Let Ctrl-C be a clean stop that says what is stored and how to go on."""
-    from indexing.manifest import MANIFEST
-    from indexing.storage import read_manifest
+    from indexing import MANIFEST, read_manifest
 
     try:
         yield

@@ -116,10 +116,7 @@ def index_add(
     as_json: JsonOption = False,
 ) -> None:
     """Embed what is new or changed since the index was built; the rest is not read again."""
-    from indexing import Corpus
-    from indexing.add import add_images
-    from indexing.shards import read_failures
-    from indexing.storage import read_finished
+    from indexing import Corpus, add_images, read_failures, read_finished
 
     check_workers(workers, processes=processes)
     before = read_finished(index)
@@ -165,7 +162,7 @@ def index_remove(
     as_json: JsonOption = False,
 ) -> None:
     """Find some images no more; `compact` gives back their space."""
-    from indexing.remove import remove_images
+    from indexing import remove_images
 
     if not names and not ids:
         bad_usage(ValueError("name the images to remove, or give their ids with --id"))
@@ -184,7 +181,7 @@ def index_remove(
 @index_cli.command("compact")
 def index_compact(index: IndexArgument, as_json: JsonOption = False) -> None:
     """Give back the space of what was removed or left behind."""
-    from indexing.compact import compact_index
+    from indexing import compact_index
 
     report = compact_index(index, progress=show_progress())
     say_kind(index)
@@ -240,10 +237,7 @@ def index_info(
     as_json: JsonOption = False,
 ) -> None:
     """Say what an index holds, and which encoder may ask it."""
-    from indexing.calibration_record import Calibration
-    from indexing.info import describe_index
-    from indexing.shards import read_failures
-    from indexing.storage import read_finished
+    from indexing import Calibration, describe_index, read_failures, read_finished
 
     manifest = read_finished(index)
     listed = read_failures(index, manifest.failure_files)

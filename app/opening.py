@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 
 from indexing import ImageIndex
-from matvit.checkpoint import bundled
-from matvit.extract import ExtractedViT, load_encoder
-from matvit.model import MatViT
+from matvit import ExtractedViT, MatViT, bundled, load_encoder
 
 
 def load_encoder_for(

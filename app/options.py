@@ -13,11 +13,8 @@ import typer
 from app.console import DONE_WITH_FAILURES, say
 
 if TYPE_CHECKING:
-    from indexing import Failure
-    from indexing.manifest import Manifest
-    from matvit.embed import Encoder
-    from matvit.model import MatViT
-    from matvit.submodel import Submodel
+    from indexing import Failure, Manifest
+    from matvit import Encoder, MatViT, Submodel
     from retrieval import Retriever
 
 
@@ -46,9 +43,7 @@ def bad_usage(error: ValueError) -> NoReturn:
 
 def load(encoder: str, device: Device) -> MatViT:
     """Load a whole encoder by bundled name or folder; an empty name is the default one."""
-    from matvit.checkpoint import DEFAULT
-    from matvit.embed import resolve_device
-    from matvit.model import MatViT
+    from matvit import DEFAULT, MatViT, resolve_device
 
     return MatViT.load(encoder or DEFAULT, device=resolve_device(device.value))
 
@@ -57,7 +52,7 @@ def open_retriever(path: Path, encoder: str | None, device: Device) -> Retriever
     """Open an index together with an encoder that may ask it."""
     from app.opening import load_encoder_for
     from indexing import ImageIndex
-    from matvit.embed import resolve_device
+    from matvit import resolve_device
     from retrieval import Retriever
 
     # FAISS uses the GPU where it sees one; nobody has to install it for one.
@@ -81,8 +76,7 @@ def choose(
     min_recall: float | None = None,
 ) -> Submodel | str:
     """Read a submodel as typed, or pick one for a budget; `auto` stays what it is."""
-    from retrieval.budget import Budget
-    from retrieval.escalation import AUTO
+    from retrieval import AUTO, Budget
 
     budget = {"max_gmacs": max_gmacs, "max_ms": max_ms, "min_recall": min_recall}
     budgeted = any(value is not None for value in budget.values())

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 
-from matvit.config import MatViTConfig
-from matvit.mix_n_match import mix_n_match
-from matvit.submodel import Submodel
+from matvit import MatViTConfig, Submodel, mix_n_match
 
 MIXES = 12
 """How many Mix'n'Match submodels the word `mix` stands for."""

@@ -30,8 +30,7 @@ from app.page.search_view import draw_search, draw_unseen_uploader
 from app.page.session import Shown
 from app.page.welcome_view import draw_welcome, is_built
 from indexing import ImageIndex
-from matvit.extract import ExtractedViT, load_encoder
-from matvit.model import MatViT
+from matvit import ExtractedViT, MatViT, load_encoder
 
 DEMO = Path("matvit-demo")
 

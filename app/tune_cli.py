@@ -20,7 +20,7 @@ from app.options import (
 )
 
 if TYPE_CHECKING:
-    from retrieval.tuning.record import Tuning
+    from retrieval.tuning import Tuning
 
 
 def tune(
@@ -50,8 +50,8 @@ def tune(
 ) -> None:
     """Measure which submodels keep the most retrieval on your own images, and remember it."""
     from indexing import Corpus
-    from retrieval.report import format_table
-    from retrieval.tuning.strategies import STRATEGIES
+    from retrieval import format_table
+    from retrieval.tuning import STRATEGIES
 
     if strategy not in STRATEGIES:
         bad_usage(ValueError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}"))

@@ -21,13 +21,18 @@ from numpy.typing import NDArray
 from provenance import provenance, without_paths, write_result
 from torch.nn.functional import normalize
 
-from matvit.checkpoint import DEFAULT
-from matvit.cost import count_macs
-from matvit.embed import embed, resolve_device, resolve_precision, to_input
-from matvit.mix_n_match import trained_sizes
-from matvit.model import MatViT
-from matvit.submodel import Submodel
-from matvit.training_data import LabelledPixels
+from matvit import (
+    DEFAULT,
+    MatViT,
+    Submodel,
+    count_macs,
+    embed,
+    resolve_device,
+    resolve_precision,
+    trained_sizes,
+)
+from matvit.embedding import to_input
+from matvit.training import LabelledPixels
 from retrieval import consistency
 
 _MIXES = ("3xS,3xM", "3xM,3xL", "3xL,3xXL", "3xS,3xXL")

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 
-from matvit.embed import resolve_precision
-from matvit.model import MatViT
+from matvit import MatViT, resolve_precision
 
 
 class TableImages(Dataset[Tensor]):

@@ -34,11 +34,8 @@ from PIL import Image
 from provenance import provenance, without_paths, write_result
 from tqdm import tqdm
 
-from indexing import Corpus, ImageIndex, add, build, compact, verify
-from indexing.storage import read_manifest
-from matvit.config import MatViTConfig
-from matvit.model import MatViT
-from matvit.preprocess import Preprocess
+from indexing import Corpus, ImageIndex, add, build, compact, read_manifest, verify
+from matvit import MatViT, MatViTConfig, Preprocess
 
 SIDE, PHOTOS, SHARD_SIZE = 16, 40, 8
 TIMED = 5

@@ -13,8 +13,7 @@ from time import perf_counter
 from provenance import provenance, write_result
 
 from app.demo import run_demo
-from matvit.checkpoint import DEFAULT
-from matvit.model import MatViT
+from matvit import DEFAULT, MatViT
 
 
 def main() -> None:

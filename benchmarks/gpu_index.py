@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from indexing.kinds import KINDS
+from indexing import KINDS
 from indexing.kinds.gpu import gpu_count
 from indexing.kinds.kind import CPU_ONLY
 

@@ -39,14 +39,10 @@ from by_hand import index_by_hand
 from numpy.typing import NDArray
 from provenance import RESULTS, provenance, without_paths, write_result
 
-from indexing import Corpus, DecodedBatch, ImageIndex, embedding
+from indexing import Corpus, DecodedBatch, ImageIndex, KindRequest, embedding
 from indexing import build as building
-from indexing.request import EXACT, KindRequest
-from matvit.checkpoint import DEFAULT
-from matvit.config import MatViTConfig
-from matvit.embed import embed, resolve_device
-from matvit.model import MatViT
-from matvit.preprocess import Preprocess
+from indexing.request import EXACT
+from matvit import DEFAULT, MatViT, MatViTConfig, Preprocess, embed, resolve_device
 
 PARTS = ["decoding", "ways", "memory"]
 _BATCH = 256

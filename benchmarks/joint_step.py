@@ -24,15 +24,18 @@ from provenance import provenance, write_result
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from matvit.config import MatViTConfig
-from matvit.cost import count_macs
-from matvit.embed import resolve_device, resolve_precision
+from matvit import (
+    MatViT,
+    MatViTConfig,
+    Submodel,
+    count_macs,
+    resolve_device,
+    resolve_precision,
+    trained_sizes,
+)
 from matvit.layers import NestedBlock
-from matvit.losses import joint_cross_entropy
-from matvit.mix_n_match import trained_sizes
-from matvit.model import MatViT
-from matvit.submodel import Submodel
-from matvit.trainer import use_trainable_attention
+from matvit.training.losses import joint_cross_entropy
+from matvit.training.trainer import use_trainable_attention
 
 _SHAPES = [(256, 6, 4, 64, 8), (384, 12, 6, 64, 8), (384, 12, 6, 128, 16)]
 _CLASSES = 200

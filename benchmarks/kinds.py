@@ -34,10 +34,10 @@ import numpy as np
 from numpy.typing import NDArray
 from provenance import RESULTS, provenance, without_paths, write_result
 
-from indexing import ImageIndex
+from indexing import KINDS, Calibration, ImageIndex
 from indexing.embeddings import Embeddings
 from indexing.flat import FlatIndex, unit_queries
-from indexing.kinds import KINDS, AnnIndex, Calibration, Kind, gpu, named_kind
+from indexing.kinds import AnnIndex, Kind, gpu, named_kind
 from indexing.kinds.engine import Engine
 from indexing.kinds.kind import split
 from indexing.request import EXACT

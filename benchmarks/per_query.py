@@ -26,15 +26,19 @@ from numpy.typing import NDArray
 from provenance import provenance, without_paths, write_result
 
 from indexing import Corpus, ImageIndex
-from matvit.checkpoint import DEFAULT
-from matvit.continued import ContinuedEmbedding
-from matvit.cost import count_macs
-from matvit.embed import Precision, embed, resolve_device
-from matvit.embed_each import embed_each
-from matvit.model import MatViT
-from matvit.submodel import Submodel
-from retrieval import Retriever
-from retrieval.escalation import RANKS, Escalation, escalate
+from matvit import (
+    DEFAULT,
+    ContinuedEmbedding,
+    MatViT,
+    Submodel,
+    count_macs,
+    embed,
+    embed_each,
+    resolve_device,
+)
+from matvit.embedding import Precision
+from retrieval import Escalation, Retriever
+from retrieval.escalation import RANKS, escalate
 from retrieval.tuning import calibrate as calibration
 from retrieval.tuning.calibrate import Replies, calibrate, curve, ladders, reply
 from retrieval.tuning.sample import Queries, Sample, draw_sample

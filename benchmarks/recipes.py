@@ -30,15 +30,10 @@ import torch
 from numpy.typing import NDArray
 from provenance import provenance, without_paths, write_result
 
-from matvit.config import MatViTConfig
-from matvit.cost import count_macs
-from matvit.embed import embed, resolve_device
-from matvit.mix_n_match import random_submodel
-from matvit.model import MatViT
-from matvit.recipes import RANDOM, Phase, Recipe
-from matvit.submodel import Submodel
-from matvit.train import train
-from matvit.training_data import LabelledPixels
+from matvit import MatViT, MatViTConfig, Submodel, count_macs, embed, resolve_device
+from matvit.mixes import random_submodel
+from matvit.training import LabelledPixels, train
+from matvit.training.recipes import RANDOM, Phase, Recipe
 
 _SIZES = ("S", "M", "L", "XL")
 _SANDWICH = ("S", "XL", RANDOM, RANDOM)

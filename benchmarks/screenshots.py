@@ -19,8 +19,7 @@ from sklearn.datasets import load_sample_image
 from visitor import chromium, look, serving
 
 from indexing import Corpus, ImageIndex
-from matvit import checkpoint
-from matvit.model import MatViT
+from matvit import MatViT, checkpoint
 from retrieval import Retriever
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -20,12 +20,9 @@ import torch
 from provenance import provenance, without_paths, write_result
 from recipes import measure
 
-from matvit.embed import embed, resolve_device
-from matvit.mix_n_match import trained_sizes
-from matvit.model import MatViT
-from matvit.recipes import RECIPES, recipe
-from matvit.train import train
-from matvit.training_data import LabelledPixels
+from matvit import MatViT, embed, resolve_device, trained_sizes
+from matvit.training import LabelledPixels, recipe, train
+from matvit.training.recipes import RECIPES
 
 
 def main() -> None:

@@ -21,15 +21,11 @@ from numpy.typing import NDArray
 from provenance import provenance, without_paths, write_result
 
 from indexing import Corpus, ImageIndex
-from matvit.checkpoint import DEFAULT
-from matvit.cost import count_macs
-from matvit.embed import embed, resolve_device
-from matvit.embed_each import embed_each
-from matvit.model import MatViT
-from matvit.submodel import Submodel
+from matvit import DEFAULT, MatViT, Submodel, count_macs, embed, embed_each, resolve_device
 from retrieval import Retriever, metrics
+from retrieval.tuning import STRATEGIES
 from retrieval.tuning.sample import Queries, draw_sample
-from retrieval.tuning.strategies import STRATEGIES, Strategy
+from retrieval.tuning.strategies import Strategy
 from retrieval.tuning.trial import Score, Trial, find, hits
 
 K = 10

@@ -17,14 +17,9 @@ from typing import Any
 
 from provenance import provenance, without_paths, write_result
 
-from indexing import Corpus, ImageIndex
-from indexing.storage import read_manifest
-from matvit.checkpoint import DEFAULT
-from matvit.embed import resolve_device
-from matvit.mix_n_match import mix_n_match, neighbouring_mixes, trained_sizes
-from matvit.model import MatViT
-from retrieval import Retriever, evaluate
-from retrieval.report import write_report
+from indexing import Corpus, ImageIndex, read_manifest
+from matvit import DEFAULT, MatViT, mix_n_match, neighbouring_mixes, resolve_device, trained_sizes
+from retrieval import Retriever, evaluate, write_report
 
 _MIXES = 6
 

@@ -22,9 +22,8 @@ from typing import Any
 import torch
 from provenance import provenance, without_paths, write_result
 
-from matvit.recipes import recipe
-from matvit.trainer import Trainer
-from matvit.training_data import LabelledPixels
+from matvit.training import LabelledPixels, recipe
+from matvit.training.trainer import Trainer
 
 _WARM_UP = 2
 

@@ -21,12 +21,9 @@ import numpy as np
 from provenance import provenance, without_paths, write_result
 
 from indexing import Corpus, ImageIndex
-from matvit.checkpoint import DEFAULT
-from matvit.embed import resolve_device
-from matvit.model import MatViT
-from retrieval import ParetoFrontier, Retriever, evaluate
+from matvit import DEFAULT, MatViT, resolve_device
+from retrieval import ParetoFrontier, Retriever, evaluate, measure_speed
 from retrieval.latency import measured_ms
-from retrieval.speed import measure_speed
 
 BUDGETS = 6
 

@@ -17,10 +17,7 @@ from provenance import provenance, without_paths, write_result
 from tiny_imagenet import is_complete
 
 from indexing import Corpus, ImageIndex
-from matvit.checkpoint import DEFAULT
-from matvit.embed import resolve_device
-from matvit.mix_n_match import mix_n_match, trained_sizes
-from matvit.model import MatViT
+from matvit import DEFAULT, MatViT, mix_n_match, resolve_device, trained_sizes
 from retrieval import Retriever, evaluate
 
 _MIXES = 6

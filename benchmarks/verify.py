@@ -23,17 +23,10 @@ import pyarrow as pa
 from provenance import provenance, without_paths, write_result
 from tqdm import tqdm
 
-from indexing import ImageIndex, ImageRecord
+from indexing import ImageIndex, ImageRecord, KindRequest, Manifest
 from indexing.embeddings import Embeddings
-from indexing.manifest import (
-    CorpusRecord,
-    Counts,
-    EncoderRecord,
-    Manifest,
-    PreprocessRecord,
-)
+from indexing.manifest import CorpusRecord, Counts, EncoderRecord, PreprocessRecord
 from indexing.records import RECORDS
-from indexing.request import KindRequest
 from indexing.searcher import store_searcher
 from indexing.shards import SHARD_SIZE, metadata_table, write_shard
 from indexing.storage import commit

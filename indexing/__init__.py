@@ -5,27 +5,6 @@ ids, scores = index.search(vectors, k=10)
 index.add(model, Corpus.from_folder("photos/"))  # what is new or changed since
 """
 
-from __future__ import annotations
+import lazy_loader as lazy
 
-from indexing.compact import CompactReport
-from indexing.corpus import Corpus, DecodedBatch
-from indexing.index import ImageIndex, IndexMismatchError
-from indexing.merge import AddReport
-from indexing.records import Failure, ImageRecord
-from indexing.remove import RemoveReport
-from indexing.verify import Damage, VerifyReport, verify
-
-__all__ = [
-    "AddReport",
-    "CompactReport",
-    "Corpus",
-    "Damage",
-    "DecodedBatch",
-    "Failure",
-    "ImageIndex",
-    "ImageRecord",
-    "IndexMismatchError",
-    "RemoveReport",
-    "VerifyReport",
-    "verify",
-]
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

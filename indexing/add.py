@@ -26,9 +26,7 @@ from indexing.records import RECORDS, Failure
 from indexing.shards import SHARD_SIZE, metadata_table, read_failures, write_shard
 from indexing.storage import commit, read_finished, writer_lock
 from indexing.stored import StoredRows, live_rows
-from matvit.data import NO_LABEL
-from matvit.decoding import DecodePool
-from matvit.embed import Encoder
+from matvit import NO_LABEL, DecodePool, Encoder
 
 
 def add_images(

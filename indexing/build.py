@@ -39,8 +39,7 @@ from indexing.storage import (
     writer_lock,
 )
 from indexing.stored import StoredRows
-from matvit.decoding import DecodePool
-from matvit.embed import Encoder
+from matvit import DecodePool, Encoder
 
 _LEFT_BY_A_KILLED_BUILD = {LOCK, f"{MANIFEST}.tmp", *FOLDERS}
 

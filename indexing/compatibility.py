@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from indexing.manifest import EncoderRecord, Manifest, PreprocessRecord
-from matvit.cost import count_macs
-from matvit.embed import Encoder
+from matvit import Encoder, count_macs
 
 
 class IndexMismatchError(ValueError):

@@ -11,7 +11,7 @@ from indexing.manifest import MANIFEST, Manifest, SearchRecord
 from indexing.searcher import LiveSearcher, Searcher
 from indexing.storage import damaged
 from indexing.stored import StoredRows, column
-from matvit.data import NO_LABEL
+from matvit import NO_LABEL
 
 _SAME_SCORE = 1e-6  # of a duplicate, up to float32 rounding
 

@@ -16,9 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from indexing.records import RECORDS, UNKNOWN, Failure, ImageRecord
-from matvit.data import NO_LABEL, ImageSet, Kind
-from matvit.decoding import DecodeError, DecodePool
-from matvit.preprocess import Preprocess
+from matvit import NO_LABEL, DecodeError, DecodePool, ImageSet, Kind, Preprocess
 
 _PREFETCHED_BATCHES = 2
 _IMAGES_PER_TASK = 16

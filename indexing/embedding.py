@@ -7,7 +7,7 @@ import pyarrow as pa
 from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
-from matvit.embed import Encoder, embed
+from matvit import Encoder, embed
 
 _NORM_TOLERANCE = 1e-3
 

@@ -24,8 +24,8 @@ from indexing.request import AUTO, KindRequest, parse_bytes
 from indexing.searcher import LiveSearcher, read_searcher
 from indexing.storage import check_size, read_finished, read_manifest
 from indexing.stored import StoredRows
-from indexing.verify import VerifyReport, verify
-from matvit.embed import Encoder
+from indexing.verification import VerifyReport, verify
+from matvit import Encoder
 
 __all__ = ["ImageIndex", "IndexMismatchError"]
 
@@ -288,7 +288,7 @@ class ImageIndex(IndexedImages):
         return report
 
     def verify(self, *, progress: bool = False) -> VerifyReport:
-        """Read everything that is stored now and check it; see `indexing.verify`."""
+        """Read everything that is stored now and check it; see `indexing.verification`."""
         return verify(self.path, progress=progress)
 
     def _move_on(self) -> None:

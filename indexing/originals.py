@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from indexing.corpus import Corpus
 from indexing.manifest import CorpusRecord
-from matvit.files import read_file
+from matvit import read_file
 
 
 class Originals:

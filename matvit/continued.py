@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from matvit import backbone
 from matvit.cost import count_macs, count_shared_macs
-from matvit.embed import Precision, precision_of, resolve_precision, to_input, unit_vectors
+from matvit.embedding import Precision, precision_of, resolve_precision, to_input, unit_vectors
 from matvit.layers import NestedBlock
 from matvit.model import MatViT
 from matvit.submodel import Granularity, Submodel

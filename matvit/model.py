@@ -78,7 +78,7 @@ class MatViT(nn.Module):
         if stored.submodel is not None:
             raise ValueError(
                 f"{source} holds the extracted submodel {stored.submodel}, not a whole MatViT; "
-                "load it with matvit.extract.load_extracted"
+                "load it with matvit.extraction.load_extracted"
             )
         return cls.from_checkpoint(stored).to(device)
 

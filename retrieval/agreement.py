@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from numpy import ndarray
 
-from matvit.embed import Encoder, embed
-from matvit.submodel import Submodel
+from matvit import Encoder, Submodel, embed
 from retrieval.consistency import cosine
 from retrieval.metrics import overlap
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from indexing import ImageIndex
-from matvit.embed import Encoder
-from matvit.submodel import Submodel
+from matvit import Encoder, Submodel
 from retrieval.hits import Hits
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
 from numpy import ndarray
 
-from matvit.continued import ContinuedEmbedding
-from matvit.model import MatViT
+from matvit import ContinuedEmbedding, MatViT
 
 AUTO = "auto"
 """What to ask for instead of a submodel, to let each query choose."""

@@ -8,9 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
 
-from matvit.embed import embed
-from matvit.preprocess import Preprocess
-from matvit.submodel import Submodel
+from matvit import Preprocess, Submodel, embed
 from retrieval import metrics
 from retrieval.ground_truth import GroundTruth, Wanted
 from retrieval.retriever import Retriever

@@ -14,9 +14,8 @@ import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from indexing.storage import write_atomically
-from matvit.embed import Encoder, resolve_precision
-from matvit.submodel import Submodel
+from indexing import write_atomically
+from matvit import Encoder, Submodel, resolve_precision
 from retrieval.speed import measure_speed
 
 _TIMES = 30

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 
-from indexing.storage import write_atomically
+from indexing import write_atomically
 from retrieval.frontier import ParetoFrontier
 from retrieval.operating_point import Conditions, OperatingPoint
-from retrieval.plot import plot
+from retrieval.plotting import plot
 
 _PIXELS_PER_INCH = 200
 

@@ -12,10 +12,7 @@ from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 
 from indexing import Corpus, ImageIndex
-from matvit.cost import count_macs
-from matvit.embed import Encoder, embed
-from matvit.preprocess import ImageLike
-from matvit.submodel import Granularity, Submodel
+from matvit import Encoder, Granularity, ImageLike, Submodel, count_macs, embed
 from retrieval.choosing import Choosing
 from retrieval.escalation import AUTO
 from retrieval.hits import Hit, Hits
@@ -147,8 +144,8 @@ class Retriever(Choosing):
         ]
 
     def tune(self, queries: Corpus | None = None, **settings: Any) -> Tuning:  # noqa: ANN401
-        """Measure which submodels are worth asking with; see `retrieval.tuning.tune.tune`."""
-        from retrieval.tuning.tune import tune
+        """Measure which submodels are worth asking with; see `retrieval.tuning.tuner.tune`."""
+        from retrieval.tuning.tuner import tune
 
         return tune(self, queries, **settings)
 

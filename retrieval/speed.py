@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from tqdm import tqdm
 
-from matvit.embed import Encoder, embed
-from matvit.submodel import Submodel
+from matvit import Encoder, Submodel, embed
 
 _BATCHES = 3
 

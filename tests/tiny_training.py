@@ -7,8 +7,8 @@ import torch
 
 from matvit.config import MatViTConfig
 from matvit.model import MatViT
-from matvit.recipes import Phase, Recipe
-from matvit.training_data import LabelledPixels
+from matvit.training.data import LabelledPixels
+from matvit.training.recipes import Phase, Recipe
 
 RECIPE = Recipe(
     name="test",

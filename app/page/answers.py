@@ -14,9 +14,8 @@ from app.page.bounded import Bounded
 from app.page.link import MOST_HITS
 from app.page.query import Query
 from app.page.sight import Sights
-from matvit.preprocess import ImageLike
-from retrieval import Hits, Retriever
-from retrieval.escalation import AUTO
+from matvit import ImageLike
+from retrieval import AUTO, Hits, Retriever
 
 KEPT = 2048
 """Answers of one index that are kept: less than 20 MB."""

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import altair as alt
 import pandas as pd
 
-from matvit.submodel import Granularity
+from matvit import Granularity
 from retrieval import OperatingPoint, ParetoFrontier
 
 CLICK = "click"

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from matvit.config import MatViTConfig
-from matvit.cost import count_macs, count_params
-from matvit.submodel import Granularity, Submodel
+from matvit import Granularity, MatViTConfig, Submodel, count_macs, count_params
 from retrieval import OperatingPoint, ParetoFrontier
 
 _STEPS = 100

@@ -9,7 +9,7 @@ from app.page.choice import Unit, cost_of, from_blocks, measured, units, within
 from app.page.plain import plain
 from app.page.search_view import draw_strips
 from app.page.session import Shown
-from matvit.submodel import Granularity
+from matvit import Granularity
 from retrieval import ParetoFrontier
 
 _BLOCKS_PER_ROW = 3

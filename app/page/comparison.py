@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 from app.page.opened import Opened
 from app.page.query import Query
-from retrieval import Hit, Hits
-from retrieval.escalation import AUTO, Step
+from retrieval import AUTO, Hit, Hits, Step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import streamlit as st
 from app.page import chart, judging
 from app.page.plain import plain
 from app.page.session import Shown
-from retrieval.report import format_conditions
+from retrieval import format_conditions
 
 _LOOK_EVERY_S = 1.0
 

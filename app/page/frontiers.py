@@ -10,8 +10,7 @@ from app.page.choice import Unit
 from app.page.opened import Opened
 from app.page.plain import plain
 from app.page.tuned import Tuned
-from retrieval import Conditions, ParetoFrontier
-from retrieval.report import format_conditions
+from retrieval import Conditions, ParetoFrontier, format_conditions
 
 
 @dataclass(frozen=True, kw_only=True)

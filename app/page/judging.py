@@ -14,11 +14,17 @@ import pandas as pd
 from app.page.opened import Opened
 from app.sizes import parse_sizes
 from indexing import Corpus, DecodedBatch
-from matvit.preprocess import Preprocess
-from retrieval import OperatingPoint, ParetoFrontier, Retriever, evaluate
-from retrieval.plot import plot
-from retrieval.report import format_conditions, to_csv
-from retrieval.speed import measure_speed
+from matvit import Preprocess
+from retrieval import (
+    OperatingPoint,
+    ParetoFrontier,
+    Retriever,
+    evaluate,
+    format_conditions,
+    measure_speed,
+    plot,
+    to_csv,
+)
 
 _BATCH, _TIMED = 128, 50
 _PIXELS_PER_INCH = 200

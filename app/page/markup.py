@@ -7,8 +7,7 @@ from html import escape
 
 from app.page.choice import Cost
 from app.page.comparison import Cell, Strip
-from retrieval import OperatingPoint, ParetoFrontier
-from retrieval.escalation import Step
+from retrieval import OperatingPoint, ParetoFrontier, Step
 
 
 def glyph(widths: Sequence[float]) -> str:

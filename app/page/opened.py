@@ -13,13 +13,10 @@ from app.page.answers import Answers
 from app.page.pictures import Pictures
 from app.page.sight import Sights
 from app.page.tuned import Tuned, read_tuned
-from indexing import ImageIndex
-from indexing.manifest import MANIFEST
-from indexing.storage import read_manifest
-from matvit.extract import ExtractedViT
-from matvit.model import MatViT
+from indexing import MANIFEST, ImageIndex, read_manifest
+from matvit import ExtractedViT, MatViT
 from retrieval import Retriever
-from retrieval.tuning.record import FILE as TUNING
+from retrieval.tuning import FILE as TUNING
 
 _Identity = tuple[int, int, int]
 Stamp = tuple[str | tuple[str, _Identity], ...]

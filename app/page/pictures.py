@@ -12,7 +12,7 @@ from PIL import Image
 
 from app.page.bounded import Bounded
 from indexing import ImageIndex
-from matvit.preprocess import Preprocess, upright_rgb
+from matvit import Preprocess, upright_rgb
 
 SIDE = 224
 """Pixels per side of a thumbnail: sharp at the size it is shown, on most screens."""

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from indexing import ImageIndex
-from matvit.preprocess import image_size
+from matvit import image_size
 
 MAX_UPLOAD_BYTES = 20_000_000
 

@@ -16,9 +16,8 @@ from app.page.link import NAMES, Link, read_link, write_link
 from app.page.opened import Opened
 from app.page.plain import plain
 from app.page.query import Query, stored_query, uploaded_query
-from matvit.submodel import Granularity
-from retrieval import ParetoFrontier
-from retrieval.escalation import AUTO
+from matvit import Granularity
+from retrieval import AUTO, ParetoFrontier
 
 SEARCH, CHOOSE, CORPUS, EVALUATE = "Search", "Choose a size", "Corpus", "Evaluate"
 _FEW_HITS = 6

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from app.page.bounded import Bounded
 from app.page.pictures import as_seen, portrait
 from app.page.query import Query
-from matvit.preprocess import Preprocess
+from matvit import Preprocess
 
 KEPT_BYTES = 16_000_000
 """Sights that are kept: about a hundred."""

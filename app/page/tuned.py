@@ -7,10 +7,8 @@ from functools import cached_property, partial
 from threading import Lock
 
 from app.console import one_line
-from matvit.embed import Encoder
-from retrieval import ParetoFrontier, Retriever, latency
-from retrieval.budget import timed
-from retrieval.escalation import Escalation
+from matvit import Encoder
+from retrieval import Escalation, ParetoFrontier, Retriever, latency, timed
 
 _ONE_AT_A_TIME = Lock()
 

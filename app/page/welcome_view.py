@@ -9,9 +9,8 @@ import streamlit as st
 
 from app.demo import INDEX, run_demo
 from app.page.plain import plain
-from indexing.storage import read_manifest
-from matvit import checkpoint
-from matvit.model import MatViT
+from indexing import read_manifest
+from matvit import MatViT, checkpoint
 
 _ONE_AT_A_TIME = Lock()
 

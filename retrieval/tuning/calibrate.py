@@ -11,11 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from matvit.continued import added_macs
-from matvit.embed_each import embed_each
-from matvit.mix_n_match import trained_sizes
-from matvit.model import MatViT
-from matvit.submodel import Granularity, Submodel
+from matvit import Granularity, MatViT, Submodel, added_macs, embed_each, trained_sizes
 from retrieval import metrics
 from retrieval.escalation import RANKS, Escalation, Operation, confidence_of
 from retrieval.retriever import Retriever

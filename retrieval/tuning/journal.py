@@ -13,8 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from matvit.model import MatViT
-from matvit.submodel import Submodel
+from matvit import MatViT, Submodel
 from retrieval.tuning.record import read_checked, write_checked
 from retrieval.tuning.trial import Score
 

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from indexing import ImageIndex
-from indexing.storage import write_atomically
-from matvit.embed import Encoder
+from indexing import ImageIndex, write_atomically
+from matvit import Encoder
 from retrieval.escalation import Escalation
 from retrieval.frontier import ParetoFrontier
 from retrieval.operating_point import OperatingPoint

@@ -12,7 +12,7 @@ from numpy import ndarray
 from PIL import Image
 
 from indexing import Corpus, ImageIndex, ImageRecord
-from matvit.preprocess import Preprocess
+from matvit import Preprocess
 from retrieval.ground_truth import GroundTruth, Wanted
 from retrieval.retriever import Retriever
 

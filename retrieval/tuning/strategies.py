@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
-from matvit.config import MatViTConfig
-from matvit.cost import count_macs
-from matvit.distortion import best_sums
-from matvit.mix_n_match import mix_n_match, neighbouring_mixes, trained_sizes
-from matvit.submodel import Granularity, Submodel
+from matvit import (
+    Granularity,
+    MatViTConfig,
+    Submodel,
+    best_sums,
+    count_macs,
+    mix_n_match,
+    neighbouring_mixes,
+    trained_sizes,
+)
 from retrieval.tuning.trial import Trial
 
 

@@ -9,12 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from matvit.config import MatViTConfig
-from matvit.cost import count_macs
-from matvit.embed import embed
-from matvit.embed_each import embed_each
-from matvit.model import MatViT
-from matvit.submodel import Submodel
+from matvit import MatViT, MatViTConfig, Submodel, count_macs, embed, embed_each
 from retrieval import metrics
 from retrieval.retriever import Retriever
 from retrieval.score_scale import ScoreScale

@@ -1,0 +1,26 @@
+"""How well each trained size classifies: a quick check during training."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from matvit.embedding import to_input
+from matvit.mixes import trained_sizes
+from matvit.model import MatViT
+from matvit.training.data import LabelledPixels
+
+
+def top1_per_size(
+    model: MatViT, data: LabelledPixels, *, batch_size: int = 256
+) -> dict[str, float]:
+    """Share of images whose most likely class is the right one, for S, M, L and XL."""
+    sizes = trained_sizes(model.config)
+    right = np.zeros(len(sizes), dtype=np.int64)
+    with torch.inference_mode():
+        for start in range(0, len(data), batch_size):
+            images = to_input(data.pixels[start : start + batch_size], model)
+            scores = model.classify(model.pool(model.features(images, sizes)))
+            labels = data.labels[start : start + batch_size]
+            right += (scores.argmax(dim=-1).cpu().numpy() == labels).sum(axis=1)
+    return {str(size): float(count) / len(data) for size, count in zip(sizes, right, strict=True)}

@@ -1,0 +1,269 @@
+"""Named ways to train an encoder, each a frozen configuration.
+
+A recipe is a list of phases. Phases differ in what they train (which sizes, at which weights)
+and at which input size; one learning-rate schedule runs through all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from matvit.config import MatViTConfig
+from matvit.preprocess import Preprocess
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of training.
+
+    Args:
+        epochs: Passes over the data; fractions allowed.
+        img_size: Side of the input in pixels.
+        sizes: Submodels trained, as people write them; `"random"` is one that each step draws
+            anew (see `matvit.mixes.random_submodel`).
+        weights: Weight of each size's loss.
+        sampled: Train one of the sizes in each step, drawn with probabilities in proportion to
+            `weights`, instead of all of them.
+        objective: `"classify"` is cross-entropy on labels; `"align"` draws the embeddings of all
+            sizes to those of the teacher at its full size. The teacher never changes; it is the
+            encoder that the run started from unless another one is named.
+        neighbour_weight: When aligning, weight of the neighbours' divergence beside 1 - cosine.
+        micro_batch: Images per forward pass; gradients of a step are added up over them. This
+            decides speed and memory, the draws of stochastic depth, and among how many images
+            `neighbour_weight` looks for neighbours.
+    """
+
+    epochs: float
+    img_size: int
+    sizes: tuple[str, ...] = ("S", "M", "L", "XL")
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    sampled: bool = False
+    objective: Literal["classify", "align"] = "classify"
+    neighbour_weight: float = 0.0
+    micro_batch: int = 128
+
+    def __post_init__(self) -> None:
+        if not self.sizes or len(self.sizes) != len(self.weights) or min(self.weights) <= 0:
+            raise ValueError(
+                f"a phase needs one weight above 0 for each of its sizes {list(self.sizes)}, "
+                f"got {list(self.weights)}"
+            )
+        if self.objective not in ("classify", "align"):
+            raise ValueError(f"objective must be classify or align, got {self.objective!r}")
+        if self.epochs <= 0 or self.micro_batch < 1 or self.neighbour_weight < 0:
+            raise ValueError(
+                "epochs must be above 0, micro_batch at least 1 and neighbour_weight at least 0, "
+                f"got {self.epochs}, {self.micro_batch} and {self.neighbour_weight}"
+            )
+        if self.neighbour_weight and self.micro_batch < 2:
+            raise ValueError("neighbour_weight needs a micro_batch of at least 2, got 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a training run, but for the data and the seed.
+
+    Args:
+        name: What to call it.
+        model: Architecture; the number of classes is taken from the data.
+        phases: What is trained, in order.
+        batch_size: Images per step.
+        learning_rate: Peak of the schedule.
+        weight_decay: Applied to matrices only, not to biases, norms and embeddings.
+        layer_decay: Learning rate of each layer, as a share of the next one's.
+        warmup_steps: Steps of linear warm-up; a cosine to zero follows.
+        label_smoothing: Of the cross-entropy.
+        clip_norm: Largest gradient norm.
+        drop_path_rate: Stochastic depth.
+        min_area: Smallest share of an image that a random crop keeps.
+        jitter: Strength of the brightness and contrast changes.
+        grayscale: Share of the images that lose their colour.
+        mixup: Parameter of mixup's beta distribution; 0 for no mixup.
+        cutmix: The same for CutMix; with both, each step draws one.
+        ema_decay: Decay of the averaged weights, which are the ones that are kept.
+        needs_init: Whether it goes on from the weights of another encoder.
+    """
+
+    name: str
+    model: MatViTConfig
+    phases: tuple[Phase, ...]
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    warmup_steps: int = 200
+    label_smoothing: float = 0.1
+    clip_norm: float = 1.0
+    drop_path_rate: float = 0.0
+    min_area: float = 0.35
+    jitter: float = 0.2
+    grayscale: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema_decay: float = 0.999
+    needs_init: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mixup < 0 or self.cutmix < 0:
+            raise ValueError(
+                f"mixup and cutmix must be at least 0, got {self.mixup} and {self.cutmix}"
+            )
+
+    @property
+    def aligns(self) -> bool:
+        """Whether some phase needs a teacher."""
+        return any(phase.objective == "align" for phase in self.phases)
+
+    def preprocess(self) -> Preprocess:
+        """Return the preprocessing of the encoder that this recipe trains."""
+        return Preprocess(image_size=self.model.img_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every setting as plain JSON values."""
+        return asdict(self)
+
+
+_VIT = MatViTConfig(
+    img_size=64, patch_size=8, embed_dim=256, depth=6, num_heads=4, dynamic_img_size=True
+)
+
+JOINT64 = Recipe(
+    name="joint64",
+    model=_VIT,
+    phases=(Phase(epochs=30, img_size=64),),
+    drop_path_rate=0.05,
+)
+"""The paper's objective from the first step to the last, at full resolution.
+
+    matvit train DATA --recipe joint64
+
+Not run to its end yet: it wants a GPU. `benchmarks/recipes.py` compares the objective with others
+at a size that two cores manage."""
+
+PLAIN32 = Recipe(
+    name="plain32",
+    model=_VIT,
+    phases=(
+        Phase(epochs=7, img_size=32, sizes=("XL",), weights=(1.0,), micro_batch=256),
+        Phase(epochs=1.5, img_size=32, micro_batch=256),
+        Phase(epochs=0.5, img_size=64),
+    ),
+)
+"""The full size alone at a quarter of the tokens, then a little of everything.
+
+    matvit train DATA --recipe plain32 --seed 0
+
+On Tiny ImageNet, two CPU cores: about half an hour, stopped at step 2,882 of 3,510.
+Its joint phases come when the learning rate is nearly zero, so the small sizes do not catch up:
+after 170 joint steps their losses were 3.95, 3.55, 3.14 and 2.89. `joint-after-plain` goes on
+from here instead."""
+
+JOINT_AFTER_PLAIN = Recipe(
+    name="joint-after-plain",
+    model=_VIT,
+    phases=(Phase(epochs=1.1, img_size=32, micro_batch=256), Phase(epochs=0.4, img_size=64)),
+    learning_rate=1e-3,
+    warmup_steps=50,
+    needs_init=True,
+)
+"""All four sizes jointly, from the weights of a plain ViT, with a learning rate of its own.
+
+    matvit train DATA --recipe joint-after-plain --init PLAIN --seed 1
+
+On Tiny ImageNet from `plain32`, two CPU cores: about half an hour. The four sizes then asked the
+full one's index with hit_rate@1 .243, .271, .300 and .315 (S to XL; see docs/LOG.md)."""
+
+_ALIGN = Phase(
+    epochs=1,
+    img_size=64,
+    sizes=("S", "XL", RANDOM, RANDOM),
+    objective="align",
+    micro_batch=64,
+)
+
+ALIGN = Recipe(
+    name="align",
+    model=_VIT,
+    phases=(
+        replace(_ALIGN, epochs=0.8, img_size=32, micro_batch=128),
+        replace(_ALIGN, epochs=0.6, img_size=48, micro_batch=128),
+        replace(_ALIGN, epochs=0.5),
+    ),
+    batch_size=128,
+    learning_rate=3e-3,
+    warmup_steps=50,
+    min_area=0.5,
+    ema_decay=0.98,
+    needs_init=True,
+)
+"""Bring the embeddings of all sizes to those of the encoder at full size, without labels.
+
+    matvit train DATA --recipe align --init JOINT --seed 2
+
+On Tiny ImageNet from a `joint-after-plain` encoder, two CPU cores that had other work too: 47
+minutes. hit_rate@1 of val against train at full size .303, .308, .311 and .314 (S to XL;
+`benchmarks/results/tiny_imagenet.json`)."""
+
+APART_S = replace(
+    PLAIN32,
+    name="apart-s",
+    model=replace(_VIT, mlp_ratio=0.5),
+    phases=(
+        Phase(epochs=2, img_size=32, sizes=("XL",), weights=(1.0,), micro_batch=256),
+        Phase(epochs=0.2, img_size=64, sizes=("XL",), weights=(1.0,)),
+    ),
+)
+"""An ordinary small ViT of the cost of S, trained on its own: the baseline that cannot ask
+another encoder's index."""
+
+_LARGER_VIT = MatViTConfig(
+    img_size=64, patch_size=8, embed_dim=320, depth=9, num_heads=5, dynamic_img_size=True
+)
+
+PLAIN_GPU = Recipe(
+    name="plain-gpu",
+    model=_LARGER_VIT,
+    phases=(Phase(epochs=60, img_size=64, sizes=("XL",), weights=(1.0,), micro_batch=512),),
+    batch_size=512,
+    learning_rate=3e-3,
+    warmup_steps=500,
+    drop_path_rate=0.1,
+    mixup=0.2,
+    cutmix=1.0,
+    jitter=0.4,
+)
+"""The full size alone, with strong augmentation; the first half of what a GPU should train.
+
+    python benchmarks/ship.py --data DATA --work WORK --chain plain-gpu align-gpu
+
+Not run yet."""
+
+ALIGN_GPU = replace(
+    ALIGN,
+    name="align-gpu",
+    model=_LARGER_VIT,
+    phases=(replace(_ALIGN, epochs=15, micro_batch=512),),
+    batch_size=512,
+    warmup_steps=200,
+    ema_decay=0.999,
+)
+"""The alignment that goes with `plain-gpu`. Not run yet."""
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (JOINT64, PLAIN32, JOINT_AFTER_PLAIN, ALIGN, APART_S, PLAIN_GPU, ALIGN_GPU)
+}
+
+
+def recipe(name: str) -> Recipe:
+    """Look a recipe up by name.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; known: {', '.join(sorted(RECIPES))}")
+    return RECIPES[name]

@@ -1,0 +1,164 @@
+"""The training loop: a recipe, labelled images and a seed become an encoder.
+
+A run folder is an encoder like any other (`model.safetensors`, `config.json`), with the recipe
+(`recipe.json`), the log (`log.jsonl`, one object per report) and the state to resume from
+(`state.pt`) beside it. Everything random is derived from the seed and the step, so a resumed run
+takes the very steps that an uninterrupted one would have taken.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from matvit.embedding import resolve_device
+from matvit.model import MatViT
+from matvit.training.data import LabelledPixels
+from matvit.training.distributed import Processes
+from matvit.training.evaluate_training import top1_per_size
+from matvit.training.recipes import Recipe
+from matvit.training.run_folder import STATE, load_state, log, save_state
+from matvit.training.trainer import Trainer
+
+_REPORT_EVERY = 50
+_VALIDATION_IMAGES = 1000
+
+
+def train(
+    recipe: Recipe,
+    data: LabelledPixels,
+    out: str | Path,
+    *,
+    validation: LabelledPixels | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    init: MatViT | None = None,
+    teacher: MatViT | None = None,
+    workers: int = 1,
+    evaluate_every: float | None = None,
+    resume: bool = False,
+    checkpoint_minutes: float = 5.0,
+    progress: bool = False,
+) -> MatViT:
+    """Run a recipe to its end and leave the encoder (its averaged weights) in `out`.
+
+    Started by `torchrun`, all its processes train this one encoder (see
+    `matvit.training.distributed`); the first of them writes to `out`.
+
+    Args:
+        recipe: What to do.
+        data: Labelled images, at least as large as the recipe's input.
+        out: The run folder.
+        validation: Labelled images to classify with the averaged weights, at every size.
+        seed: Decides initial weights, order and augmentation.
+        device: `auto`, `cpu` or `cuda`.
+        init: Encoder to start from.
+        teacher: Encoder to align to; None is `init`.
+        workers: Threads that fetch images ahead.
+        evaluate_every: Epochs from one evaluation on `validation` to the next; None evaluates
+            at the end only.
+        resume: Go on from the state in `out`.
+        checkpoint_minutes: Time from one saved state to the next.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        FileExistsError: If `out` already holds a run and `resume` is not set.
+        FileNotFoundError: If `resume` is set and there is nothing to resume.
+        ValueError: If the state in `out` belongs to another run, the validation images have
+            classes that the training images lack, or the processes were started differently.
+        ConnectionError: If another process of this run failed.
+    """
+    out, processes = Path(out), Processes.launched()
+    if validation is not None:
+        validation = validation.with_classes(data.class_names).sample(_VALIDATION_IMAGES)
+    with processes.joined(processes.device(resolve_device(device))):
+        trainer = Trainer(
+            recipe, data, seed=seed, device=device, init=init, teacher=teacher, workers=workers,
+            processes=processes,
+        )  # fmt: skip
+        _start(trainer, out, resume=resume)
+        processes.agree(trainer.identity())
+        try:
+            for _ in _steps(trainer, out, checkpoint_minutes, progress=progress):
+                if processes.leads and validation is not None and _is_due(trainer, evaluate_every):
+                    _evaluate(trainer, out, validation)
+        finally:
+            if processes.leads and trainer.is_whole:
+                save_state(trainer.state(), out)
+        return _finish(trainer, out, validation)
+
+
+def _steps(
+    trainer: Trainer, out: Path, checkpoint_minutes: float, *, progress: bool
+) -> Iterator[int]:
+    """Take the steps that are left, and yield the number of those taken after each."""
+    saved, leads = time.monotonic(), trainer.processes.leads
+    steps = range(trainer.step, trainer.schedule.total_steps)
+    bar = tqdm(steps, desc=trainer.recipe.name, unit="step", disable=not (progress and leads))
+    for step in bar:
+        phase = trainer.schedule.phase(step)
+        losses = trainer.train_step()
+        if leads and trainer.step % _REPORT_EVERY == 0:
+            report = {size: loss.item() for size, loss in losses.items()}
+            bar.set_postfix({size: f"{loss:.3f}" for size, loss in report.items()})
+            log(out, {"step": trainer.step, "loss": report, "img_size": phase.img_size})
+        if leads and time.monotonic() - saved > 60 * checkpoint_minutes:
+            save_state(trainer.state(), out)
+            saved = time.monotonic()
+        yield trainer.step
+
+
+def _is_due(trainer: Trainer, evaluate_every: float | None) -> bool:
+    """Whether it is time to evaluate; the end of the run has an evaluation of its own."""
+    if evaluate_every is None or trainer.step == trainer.schedule.total_steps:
+        return False
+    return trainer.step % max(1, round(evaluate_every * trainer.schedule.steps_per_epoch)) == 0
+
+
+def _evaluate(trainer: Trainer, out: Path, validation: LabelledPixels) -> dict[str, float]:
+    """Classify with the averaged weights at every size, and log the result."""
+    top1 = top1_per_size(trainer.averaged, validation)
+    log(out, {"step": trainer.step, "top1": top1})
+    return top1
+
+
+def _start(trainer: Trainer, out: Path, *, resume: bool) -> None:
+    """Make the run folder, or pick up the state in it."""
+    if resume:
+        if not (out / STATE).exists():
+            raise FileNotFoundError(f"nothing to resume in {out}: no {STATE}; start without resume")
+        trainer.restore(load_state(out / STATE))
+        return
+    if not trainer.processes.leads:
+        return
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty; choose another folder, or resume the run in it")
+    out.mkdir(parents=True, exist_ok=True)
+    description = {"recipe": trainer.recipe.to_dict(), "seed": trainer.seed}
+    (out / "recipe.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    save_state(trainer.state(), out)  # from here on there is something to resume
+
+
+def _finish(trainer: Trainer, out: Path, validation: LabelledPixels | None) -> MatViT:
+    """Leave the encoder in the run folder."""
+    model = trainer.averaged
+    if not trainer.processes.leads:
+        return model
+    training: dict[str, Any] = {
+        "recipe": trainer.recipe.to_dict(),
+        "init": trainer.init,
+        "teacher": trainer.teacher,
+        "seed": trainer.seed,
+        "steps": trainer.step,
+        "images": len(trainer.data),
+        "classes": trainer.data.class_names,
+    }
+    if validation is not None:
+        training["top1"] = _evaluate(trainer, out, validation)
+    model.save(out, training=training)
+    return model

@@ -1,0 +1,326 @@
+"""One training step after another: weights, their average and the optimisers.
+
+Everything random is derived from the seed and the step.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from timm.layers.attention import Attention
+from torch import Tensor, nn
+
+from matvit.embedding import resolve_device, resolve_precision
+from matvit.mixes import random_submodel
+from matvit.model import MatViT
+from matvit.submodel import Submodel
+from matvit.training.batches import Batches, derive_seed
+from matvit.training.data import LabelledPixels
+from matvit.training.distributed import Processes
+from matvit.training.losses import alignment, joint_cross_entropy
+from matvit.training.optimizers import build_optimizers
+from matvit.training.recipes import RANDOM, Phase, Recipe
+
+_ALONE = Processes()
+
+
+class _Trained(NamedTuple):
+    """One of the submodels of a step."""
+
+    size: str
+    submodel: Submodel
+    weight: float
+
+
+class Trainer:
+    """A run in progress: weights, their average, the optimiser and the step.
+
+    Attributes:
+        is_whole: Whether all of these belong to the same step, as they do unless a step was
+            interrupted while it changed them.
+
+    Args:
+        recipe: What to do.
+        data: Labelled images, decoded at the recipe's image size.
+        seed: Decides initial weights, order and augmentation.
+        device: `auto`, `cpu` or `cuda`.
+        init: Encoder whose weights to start from; the head is taken over if it has as many
+            classes. None starts from scratch.
+        teacher: Encoder whose vectors an aligning recipe draws all sizes to; None is `init`.
+        workers: Threads that fetch images ahead.
+        processes: Which part of each batch this process computes; they must have joined.
+
+    Raises:
+        ValueError: If `init` is missing and the recipe needs it, or has another architecture,
+            or the teacher sees other images or has vectors of another dimension.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: LabelledPixels,
+        *,
+        seed: int = 0,
+        device: str = "auto",
+        init: MatViT | None = None,
+        teacher: MatViT | None = None,
+        workers: int = 1,
+        processes: Processes = _ALONE,
+    ) -> None:
+        self.recipe, self.data, self.seed, self.processes = recipe, data, seed, processes
+        self.device = processes.device(resolve_device(device))
+        self._batches = Batches(
+            recipe, data, seed, self.device,
+            workers=workers, process=(processes.rank, processes.count),
+        )  # fmt: skip
+        self.schedule = self._batches.schedule
+        self.step = 0
+        self.is_whole = True
+        self.init = _identity(init)
+        self.teacher = _identity(teacher or init) if recipe.aligns else None
+        torch.manual_seed(seed)
+        config = replace(recipe.model, num_classes=len(data.class_names))
+        self.model = MatViT(
+            config, recipe.preprocess(), recipe.name, drop_path_rate=recipe.drop_path_rate
+        ).to(self.device)
+        _check(recipe, self.model, init, teacher)
+        if init is not None:
+            self.model.start_from(init)
+        self._teacher = _frozen(teacher or init, self.model) if recipe.aligns else None
+        self.averaged = copy.deepcopy(self.model).requires_grad_(False)
+        use_trainable_attention(self.model)
+        self.optimizers = build_optimizers(
+            self.model,
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay,
+        )
+
+    def train_step(self) -> dict[str, Tensor]:
+        """Take one step.
+
+        Returns:
+            The loss of each size trained, by its name in the recipe, as a scalar on the device
+            (reading it waits for the step to end).
+
+        Raises:
+            FloatingPointError: If the loss is not finite.
+        """
+        phase = self.schedule.phase(self.step)
+        images, labels = self._batches.load(self.step, phase.img_size)
+        trained = self._trained(phase)
+        losses = torch.zeros(len(trained), device=self.device)
+        self.model.train()
+        mine = self._batches.micro_batches(self.step)
+        for part in mine:
+            chunk = slice(part.start - mine[0].start, part.stop - mine[0].start)
+            share = len(part) / self.schedule.batch_size
+            # Stochastic depth; the first seed is that of the step, whatever the process.
+            torch.manual_seed(derive_seed(self.seed, self.step, 1) + (part.start << 32))
+            losses += share * self._backward(phase, trained, images[chunk], labels[chunk], share)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self.processes.add_up([losses, *gradients])
+        self._update()
+        return _by_name([each.size for each in trained], losses)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything needed to go on from this step."""
+        return {
+            **self.identity(),
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    def identity(self) -> dict[str, int | str]:
+        """Return what a run is known by, and the step that it is at."""
+        return {
+            "step": self.step,
+            "seed": self.seed,
+            "recipe": json.dumps(self.recipe.to_dict(), sort_keys=True),
+            "images": self.data.fingerprint,
+            "init": json.dumps(self.init),
+            "teacher": json.dumps(self.teacher),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: If it belongs to another recipe, seed or data set.
+        """
+        mine = self.identity()
+        for key in ("recipe", "seed", "images", "init", "teacher"):
+            if state[key] != mine[key]:
+                raise ValueError(
+                    f"cannot resume: {_difference(key, state[key], mine[key])}; "
+                    "resume with what the run was started with"
+                )
+        self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
+        self.step = state["step"]
+
+    def _trained(self, phase: Phase) -> list[_Trained]:
+        """Return what this step trains: the name of a size, the submodel and its weight."""
+        chosen = list(range(len(phase.sizes)))
+        if phase.sampled:
+            rng = random.Random(derive_seed(self.seed, self.step, 4))  # noqa: S311 -- no secret
+            chosen = rng.choices(chosen, phase.weights)
+        return [
+            _Trained(
+                phase.sizes[row],
+                self._submodel(phase.sizes[row], row),
+                1.0 if phase.sampled else phase.weights[row],
+            )
+            for row in chosen
+        ]
+
+    def _submodel(self, size: str, row: int) -> Submodel:
+        if size != RANDOM:
+            return self.model.submodel(size)
+        return random_submodel(self.model.config, derive_seed(self.seed, self.step, 5) * 64 + row)
+
+    def _backward(
+        self, phase: Phase, trained: list[_Trained], images: Tensor, labels: Tensor, share: float
+    ) -> Tensor:
+        """Add the gradients of some images, and return each size's mean loss on them."""
+        submodels = [each.submodel for each in trained]
+        weights = [each.weight for each in trained]
+        with self._autocast():
+            if phase.objective == "align":
+                loss, per_size = alignment(
+                    self.model,
+                    images,
+                    self._targets(images),
+                    submodels,
+                    weights,
+                    neighbour_weight=phase.neighbour_weight,
+                )
+            else:
+                loss, per_size = joint_cross_entropy(
+                    self.model,
+                    images,
+                    labels,
+                    submodels,
+                    weights,
+                    label_smoothing=self.recipe.label_smoothing,
+                )
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss.item()} at step {self.step}")
+        torch.autograd.backward(loss * share)
+        return per_size
+
+    def _targets(self, images: Tensor) -> Tensor:
+        """Embed images as the teacher does."""
+        assert self._teacher is not None
+        with torch.no_grad():
+            return self._teacher.encode(images).float()
+
+    def _update(self) -> None:
+        """Apply the gradients and forget them."""
+        self.is_whole = False
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.schedule.learning_rate(self.step) * group["lr_scale"]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.model.eval()
+        self.step += 1
+        self._average()
+        self.is_whole = True
+
+    def _average(self) -> None:
+        """Update the averaged weights; the average starts short and grows to full length."""
+        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for kept, now in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
+                kept.lerp_(now, 1 - decay)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = resolve_precision(self.device, "auto")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def _check(recipe: Recipe, model: MatViT, init: MatViT | None, teacher: MatViT | None) -> None:
+    """Find out before the first step what a later phase would stumble over.
+
+    Raises:
+        ValueError: If there is anything.
+    """
+    if (recipe.needs_init or recipe.aligns) and init is None:
+        raise ValueError(f"recipe {recipe.name} goes on from an encoder; name it with init")
+    if teacher is not None and not recipe.aligns:
+        raise ValueError(f"recipe {recipe.name} aligns nothing; leave the teacher out")
+    for phase in recipe.phases:
+        model.config.tokens(phase.img_size)
+        for size in set(phase.sizes) - {RANDOM}:
+            model.submodel(size)
+        taught_by = [teacher or init] if phase.objective == "align" else []
+        for encoder in [model, *filter(None, taught_by)]:
+            fixed = encoder.config.img_size
+            if phase.img_size != fixed and not encoder.config.dynamic_img_size:
+                raise ValueError(
+                    f"recipe {recipe.name} trains at {phase.img_size} px, but {encoder.name} "
+                    f"takes {fixed} px only; set dynamic_img_size=True or train at {fixed} px"
+                )
+
+
+def _difference(key: str, was: int | str, now: int | str) -> str:
+    """Say what changed; of a recipe only the settings that did."""
+    if key != "recipe":
+        return f"{key} was {was!r} and is now {now!r}"
+    old, new = json.loads(str(was)), json.loads(str(now))
+    changed = [name for name in new if old.get(name) != new[name]]
+    return "; ".join(f"{name} was {old.get(name)!r} and is now {new[name]!r}" for name in changed)
+
+
+def _by_name(names: list[str], losses: Tensor) -> dict[str, Tensor]:
+    """Average the losses that have the same name."""
+    return {
+        name: losses[[row for row, its_name in enumerate(names) if its_name == name]].mean()
+        for name in dict.fromkeys(names)
+    }
+
+
+def _identity(encoder: MatViT | None) -> dict[str, str] | None:
+    if encoder is None:
+        return None
+    # Conversions of one encoder share its fingerprint, but not the weights of their sizes.
+    return {
+        "name": encoder.name,
+        "fingerprint": encoder.fingerprint,
+        "weights": encoder.weights_fingerprint,
+    }
+
+
+def _frozen(teacher: MatViT | None, student: MatViT) -> MatViT:
+    """Copy a teacher to where the student is, once it is certain that the two can be compared.
+
+    Raises:
+        ValueError: If they see other images or have vectors of another dimension.
+    """
+    assert teacher is not None
+    theirs = (teacher.preprocess, teacher.config.embed_dim)
+    if theirs != (student.preprocess, student.config.embed_dim):
+        raise ValueError(
+            f"teacher {teacher.name} has vectors of dimension {teacher.config.embed_dim} and the "
+            f"preprocessing {teacher.preprocess}; what is trained has {student.config.embed_dim} "
+            f"and {student.preprocess}"
+        )
+    return copy.deepcopy(teacher).to(student.device).eval().requires_grad_(False)
+
+
+def use_trainable_attention(model: MatViT) -> None:
+    """On a CPU, the backward pass of fused attention takes about twice that of plain matmuls."""
+    if model.device.type == "cpu":
+        for module in model.modules():
+            if isinstance(module, Attention):
+                setattr(module, "fused_attn", False)  # noqa: B010 -- timm declares it final

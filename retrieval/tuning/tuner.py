@@ -1,0 +1,261 @@
+"""Measuring which submodels are worth asking an index with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from tqdm import tqdm
+
+from indexing import Corpus
+from matvit import MatViT, Submodel, count_macs, count_params, trained_sizes
+from retrieval.escalation import Escalation
+from retrieval.evaluation import describe_precision
+from retrieval.frontier import ParetoFrontier
+from retrieval.latency import describe_device, measured_ms
+from retrieval.metrics import retained
+from retrieval.operating_point import Conditions, OperatingPoint
+from retrieval.retriever import Retriever
+from retrieval.tuning.calibrate import calibrate, check_bound, ladders, reply
+from retrieval.tuning.journal import Journal, only_one
+from retrieval.tuning.record import TunedFor, Tuning, store_tuning
+from retrieval.tuning.sample import FEWEST, Sample, draw_sample
+from retrieval.tuning.strategies import STRATEGIES, Strategy, spread
+from retrieval.tuning.trial import Score, Trial, whole
+
+TARGET_WITH_LABELS = 0.95
+TARGET_WITHOUT_LABELS = 0.8
+MAX_LOSS_WITH_LABELS = 0.02
+MAX_LOSS_WITHOUT_LABELS = 0.1
+PROGRESS = "tuning.progress.json"
+_REPORTED = 20
+_RETAINED = "retained_hit_rate@1"
+_STARTS = 4
+
+
+def tune(
+    retriever: Retriever,
+    queries: Corpus | None = None,
+    *,
+    size: int = 2000,
+    k: int = 10,
+    strategy: Strategy | str = "distortion",
+    target: float | None = None,
+    max_loss: float | None = None,
+    certainty: float = 0.9,
+    seed: int = 0,
+    latency: bool = True,
+    progress: bool = False,
+) -> Tuning:
+    """Find the submodels that keep the most retrieval, and store them with the index.
+
+    What was measured when it is interrupted is kept, and the same call goes on from there.
+
+    Args:
+        retriever: A whole encoder and its index.
+        queries: Images like those that will be asked with; None takes images of the index itself
+            and alters them a little. Their labels are used if the index has labels too.
+        size: Queries to draw: a quarter to select submodels by, half to calibrate the per-query
+            choice by, a quarter to report on.
+        k: Hits that the overlap looks at.
+        strategy: What searches the submodels: one of `STRATEGIES`, or its name.
+        target: What the recommended submodel has to reach, of retained hit rate with labels
+            (default 0.95), of the overlap without (default 0.8).
+        max_loss: Share of right first hits that the per-query choice may lose: of those with the
+            query's label (default 0.02), without labels of the full encoder's (default 0.1).
+        certainty: Of that bound.
+        seed: Of the draw.
+        latency: Whether to time the submodels that are kept.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        What was found, measured on queries that were not used to find it.
+
+    Raises:
+        ValueError: If the encoder is an extracted submodel, there are too few queries, or a
+            setting is out of range.
+        BlockingIOError: If another process is tuning the index.
+        OSError: If it cannot be stored.
+    """
+    model = whole(retriever)
+    retriever.index.check_encoder(model)
+    chosen = _strategy(strategy)
+    _check(k, len(retriever.index), target, max_loss, certainty)
+    folder = retriever.index.path
+    with only_one(folder), tqdm(desc="tuning", unit="submodel", disable=not progress) as bar:
+        sample = draw_sample(retriever, queries, size=size, seed=seed)
+        journal = Journal(folder / PROGRESS, _settings(retriever, sample, chosen, k), model, bar)
+        trial = _search(retriever, sample, chosen, k, journal)
+        reported = _worth_reporting(model, trial.searched)
+        reporting = Trial(retriever, sample.reporting, k)
+        points = _report(model, reporting, len(sample.reporting), reported, k)
+        selected = _report(model, trial, len(sample.selecting), reported, k)
+        escalation = _escalation(retriever, sample, reported, max_loss, certainty)
+        if escalation is not None:
+            reporting.ask(map(model.submodel, escalation.ladder))  # for the scale of their scores
+        if latency:
+            points = _with_latency(model, points, progress=progress)
+        frontier, selection = _of_one_metric(
+            ParetoFrontier(points, conditions=_conditions(retriever, sample)),
+            ParetoFrontier(selected),
+            k,
+        )
+        labelled = frontier.metric == _RETAINED
+        tuning = Tuning(
+            tuned_for=TunedFor.of(retriever.index, model),
+            frontier=frontier,
+            selection=selection,
+            target=_or(target, TARGET_WITH_LABELS, TARGET_WITHOUT_LABELS, labelled),
+            strategy=chosen.name,
+            measured=len(trial.scores),
+            selecting=len(sample.selecting),
+            altered=sample.altered,
+            escalation=escalation,
+            scales={str(each): scale for each, scale in reporting.scales.items()},
+        )
+        store_tuning(folder, tuning)
+        journal.forget()
+    return tuning
+
+
+def _settings(retriever: Retriever, sample: Sample, strategy: Strategy, k: int) -> dict[str, Any]:
+    """Whatever changes a score: who asks what of whom, and in which precision."""
+    model = whole(retriever)
+    return {
+        "pixels": hashlib.sha256(sample.selecting.pixels.tobytes()).hexdigest(),
+        "wanted": [hashlib.sha256(t.tobytes()).hexdigest() for t in sample.selecting.wanted],
+        "k": k,
+        "strategy": repr(strategy),
+        "precision": describe_precision(model.device),
+        **asdict(TunedFor.of(retriever.index, model)),
+    }
+
+
+def _search(
+    retriever: Retriever, sample: Sample, strategy: Strategy, k: int, journal: Journal
+) -> Trial:
+    """Measure what a strategy asks for on the selecting queries; go on where a run stopped."""
+    with journal:
+        trial = Trial(
+            retriever, sample.selecting, k, known=journal.known, on_progress=journal.advance
+        )
+        journal.scores = trial.scores
+        strategy.search(trial)
+    return trial
+
+
+def _escalation(
+    retriever: Retriever,
+    sample: Sample,
+    reported: Sequence[Submodel],
+    max_loss: float | None,
+    certainty: float,
+) -> Escalation | None:
+    """Calibrate the per-query choice, with some of the reported submodels to start from."""
+    labelled = sample.has_labels
+    return calibrate(
+        lambda asked, rungs: reply(retriever, asked, rungs, uses_labels=labelled),
+        sample,
+        ladders(whole(retriever), reported[:: max(1, len(reported) // _STARTS)]),
+        max_loss=_or(max_loss, MAX_LOSS_WITH_LABELS, MAX_LOSS_WITHOUT_LABELS, labelled),
+        certainty=certainty,
+    )
+
+
+def _of_one_metric(
+    frontier: ParetoFrontier, selection: ParetoFrontier, k: int
+) -> tuple[ParetoFrontier, ParetoFrontier]:
+    """Go by the overlap where only one of the two has a hit rate to go by: the other never hits."""
+    if selection.metric == frontier.metric:
+        return frontier, selection
+    first, second = (
+        ParetoFrontier(each, metric=f"overlap@{k}", conditions=each.conditions)
+        for each in (frontier, selection)
+    )
+    return first, second
+
+
+def _strategy(strategy: Strategy | str) -> Strategy:
+    if not isinstance(strategy, str):
+        return strategy
+    if strategy not in STRATEGIES:
+        raise ValueError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
+    return STRATEGIES[strategy]
+
+
+def _check(
+    k: int, images: int, target: float | None, max_loss: float | None, certainty: float
+) -> None:
+    if not 1 <= k <= max(images, FEWEST):  # too few images have an error of their own
+        raise ValueError(f"k must be within 1..{images}, the images of the index; got {k}")
+    if target is not None and not 0 < target < 1:
+        raise ValueError(f"target must be above 0 and below 1, got {target}")
+    check_bound(MAX_LOSS_WITH_LABELS if max_loss is None else max_loss, certainty)
+
+
+def _or(given: float | None, with_labels: float, without: float, labelled: bool) -> float:
+    return given if given is not None else with_labels if labelled else without
+
+
+def _worth_reporting(model: MatViT, searched: Mapping[Submodel, Score]) -> list[Submodel]:
+    """Return the trained sizes, and of the others those that nothing cheaper matches."""
+    front, best = [], -1.0
+    for submodel, score in searched.items():
+        assert score.overlap is not None
+        if score.overlap > best:
+            front.append(submodel)
+            best = score.overlap
+    kept = {*trained_sizes(model.config), *spread(model.config, front, _REPORTED)}
+    return sorted(kept, key=lambda each: (count_macs(model.config, each), each.widths))
+
+
+def _report(
+    model: MatViT, trial: Trial, queries: int, submodels: Sequence[Submodel], k: int
+) -> list[OperatingPoint]:
+    """Measure submodels on the queries of a trial."""
+    scores = dict(zip(submodels, trial.ask(submodels), strict=True))
+    full = scores[model.submodel()]
+    full_macs = count_macs(model.config, model.submodel())
+    return [
+        OperatingPoint(
+            submodel=str(submodel),
+            macs=count_macs(model.config, submodel),
+            macs_fraction=count_macs(model.config, submodel) / full_macs,
+            params=count_params(model.config, submodel),
+            queries=queries,
+            k=k,
+            hit_rate_at_1=score.hit_rate,
+            overlap_at_k=score.overlap or 0.0,
+            retained_hit_rate_at_1=retained(score.hit_rate, full.hit_rate)
+            if score.hit_rate is not None and full.hit_rate
+            else None,
+        )
+        for submodel, score in scores.items()
+    ]
+
+
+def _with_latency(
+    model: MatViT, points: Sequence[OperatingPoint], *, progress: bool
+) -> list[OperatingPoint]:
+    submodels = [model.submodel(point.submodel) for point in points]
+    here = measured_ms(model, submodels, progress=progress)
+    return [replace(point, latency_ms_p50=here[point.submodel]) for point in points]
+
+
+def _conditions(retriever: Retriever, sample: Sample) -> Conditions:
+    encoder = retriever.encoder
+    wanted = sample.reporting.wanted
+    return Conditions(
+        encoder=encoder.name,
+        fingerprint=encoder.fingerprint,
+        images=len(retriever.index),
+        queries=len(sample.reporting),
+        unreadable=sample.unreadable,
+        without_relevant=int((wanted.total == 0).sum()) if sample.has_labels else None,
+        in_index=int((wanted.own >= 0).any(axis=1).sum()),
+        device=describe_device(encoder.device),
+        precision=describe_precision(encoder.device),
+        weights=encoder.weights_fingerprint,
+    )

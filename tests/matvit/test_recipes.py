@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from matvit.mixes import trained_sizes
+from matvit.submodel import Submodel
+from matvit.training.recipes import RANDOM, RECIPES, Phase, recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_found_by_its_name_and_says_what_it_does(name):
+    found = recipe(name)
+    assert found.name == name
+    assert found.preprocess().image_size == found.model.img_size
+    assert json.loads(json.dumps(found.to_dict()))["name"] == name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_phase_fits_its_model(name):
+    model = recipe(name).model
+    for phase in recipe(name).phases:
+        assert phase.img_size % model.patch_size == 0
+        assert len(phase.sizes) == len(phase.weights)
+        for size in set(phase.sizes) - {RANDOM}:
+            Submodel.parse(size, depth=model.depth, hidden_dim=model.hidden_dim)
+
+
+def test_the_joint_recipe_trains_the_four_sizes_of_the_paper_from_the_start():
+    (phase,) = recipe("joint64").phases
+    assert list(phase.sizes) == [str(size) for size in trained_sizes(recipe("joint64").model)]
+    assert set(phase.weights) == {1.0}
+
+
+def test_an_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(
+        ValueError, match="unknown recipe 'magic'; known: align, align-gpu, apart-s"
+    ):
+        recipe("magic")
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), ()])
+def test_a_phase_needs_one_positive_weight_per_size(weights):
+    with pytest.raises(ValueError, match="one weight above 0"):
+        Phase(epochs=1, img_size=16, sizes=("S", "XL"), weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "aligned"}, "classify or align, got 'aligned'"),
+        ({"epochs": 0}, "epochs must be above 0"),
+        ({"micro_batch": 0}, "micro_batch at least 1"),
+        ({"neighbour_weight": -1.0}, "neighbour_weight at least 0"),
+        ({"neighbour_weight": 1.0, "micro_batch": 1}, "micro_batch of at least 2"),
+    ],
+)
+def test_a_phase_that_makes_no_sense_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Phase(**{"epochs": 1, "img_size": 16, **settings})
+
+
+def test_mixing_parameters_cannot_be_negative():
+    with pytest.raises(ValueError, match="got -1 and 0"):
+        replace(recipe("joint64"), mixup=-1)

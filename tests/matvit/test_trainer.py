@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_training import RECIPE, colours, same_weights
+
+from matvit.model import MatViT
+from matvit.training import trainer as trainer_module
+from matvit.training.recipes import Phase
+from matvit.training.trainer import Trainer
+
+
+def test_the_seed_decides_everything():
+    def weights(seed: int) -> torch.Tensor:
+        trainer = Trainer(RECIPE, colours(), seed=seed, device="cpu")
+        for _ in range(4):
+            trainer.train_step()
+        return trainer.model.backbone.blocks[0].mlp.fc1.weight.detach()
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_splitting_a_batch_changes_only_rounding(monkeypatch):
+    monkeypatch.setattr(trainer_module, "resolve_precision", lambda *_: torch.float32)
+    monkeypatch.setattr(Trainer, "_update", lambda self: None)  # keep the gradients
+
+    def step(micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        phase = Phase(epochs=1, img_size=16, micro_batch=micro_batch)
+        trainer = Trainer(replace(RECIPE, phases=(phase,), drop_path_rate=0.0), colours())
+        losses = torch.stack(list(trainer.train_step().values()))
+        gradients = [parameter.grad.flatten() for parameter in trainer.model.parameters()]
+        return losses, torch.cat(gradients)
+
+    (whole, gradients), (parts, added_up) = step(8), step(3)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(added_up, gradients, rtol=1e-4, atol=1e-6)
+    assert gradients.abs().max() > 1e-3
+
+
+def test_a_phase_trains_its_sizes_and_no_others(monkeypatch):
+    monkeypatch.setattr(Trainer, "_update", lambda self: None)
+    phase = Phase(epochs=1, img_size=16, sizes=("S",), weights=(1.0,))
+    trainer = Trainer(replace(RECIPE, phases=(phase,)), colours(), device="cpu")
+    assert list(trainer.train_step()) == ["S"]
+    reached = trainer.model.backbone.blocks[0].mlp.fc1.bias.grad != 0
+    assert reached[:8].all()
+    assert not reached[8:].any()
+
+
+def test_a_recipe_that_goes_on_needs_something_to_go_on_from():
+    with pytest.raises(ValueError, match="goes on from an encoder; name it with init"):
+        Trainer(replace(RECIPE, needs_init=True), colours(), device="cpu")
+
+
+def test_resuming_with_other_images_is_refused():
+    state = Trainer(RECIPE, colours(), device="cpu").state()
+    others = replace(colours(), pixels=255 - colours().pixels)
+    with pytest.raises(ValueError, match="cannot resume: images was"):
+        Trainer(RECIPE, others, device="cpu").restore(state)
+
+
+def test_starting_from_another_architecture_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="cannot start from tiny: its architecture or preproc"):
+        Trainer(RECIPE, colours(), device="cpu", init=tiny_model)
+
+
+def test_the_averaged_weights_are_kept_and_differ_from_the_last(tmp_path):
+    trainer = Trainer(RECIPE, colours(), device="cpu")
+    for _ in range(5):
+        trainer.train_step()
+    assert not same_weights(trainer.averaged, trainer.model)
+    assert not any(parameter.requires_grad for parameter in trainer.averaged.parameters())
+
+
+def test_resuming_another_run_is_refused():
+    state = Trainer(RECIPE, colours(), seed=1, device="cpu").state()
+    with pytest.raises(ValueError, match="cannot resume: seed was 1 and is now 2"):
+        Trainer(RECIPE, colours(), seed=2, device="cpu").restore(state)
+    other = Trainer(replace(RECIPE, learning_rate=1.0), colours(), seed=1, device="cpu")
+    with pytest.raises(ValueError, match="cannot resume: learning_rate was 0.002 and is now 1.0"):
+        other.restore(state)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    trainer = Trainer(RECIPE, colours(), device="cpu")
+    with torch.no_grad():
+        trainer.model.backbone.patch_embed.proj.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
+        trainer.train_step()
+
+
+def widths_trained(phase: Phase, monkeypatch, steps: int = 40) -> list[list[str]]:
+    """Names of the submodels that each step trains."""
+    monkeypatch.setattr(Trainer, "_update", lambda self: setattr(self, "step", self.step + 1))
+    seen: list[list[str]] = []
+
+    def recorded(model, images, labels, submodels, weights, **_):
+        seen.append([str(submodel) for submodel in submodels])
+        scores = model.classify(model.pool(model.features(images, submodels)))
+        return scores.mean(), torch.zeros(len(submodels))
+
+    monkeypatch.setattr(trainer_module, "joint_cross_entropy", recorded)
+    trainer = Trainer(replace(RECIPE, phases=(phase,)), colours(), seed=3, device="cpu")
+    for _ in range(steps):
+        trainer.train_step()
+    return seen
+
+
+def test_sampled_training_takes_one_size_a_step_by_its_probability(monkeypatch):
+    phase = Phase(epochs=200, img_size=16, sizes=("S", "XL"), weights=(1.0, 3.0), sampled=True)
+    seen = widths_trained(phase, monkeypatch, steps=200)
+    assert {len(names) for names in seen} == {1}
+    share = sum(names == ["XL"] for names in seen) / 200
+    assert 0.65 < share < 0.85  # 3/4, give or take three standard deviations
+
+
+def test_random_sizes_change_from_step_to_step_and_place_to_place(monkeypatch):
+    phase = Phase(epochs=50, img_size=16, sizes=("S", "random", "random"), weights=(1.0,) * 3)
+    seen = widths_trained(phase, monkeypatch)
+    assert {names[0] for names in seen} == {"S"}
+    assert len({names[1] for names in seen}) > 3
+    assert sum(names[1] != names[2] for names in seen) > 10
+    assert seen == widths_trained(phase, monkeypatch)
+
+
+def test_losses_of_one_name_are_averaged():
+    losses = trainer_module._by_name(["a", "b", "b"], torch.tensor([1.0, 2.0, 4.0]))
+    assert {name: loss.item() for name, loss in losses.items()} == {"a": 1.0, "b": 3.0}
+    phase = Phase(epochs=1, img_size=16, sizes=("XL", "random", "random"), weights=(1.0,) * 3)
+    trained = Trainer(replace(RECIPE, phases=(phase,)), colours(), device="cpu").train_step()
+    assert list(trained) == ["XL", "random"]
+
+
+def test_a_teacher_of_another_dimension_is_refused():
+    init = MatViT(RECIPE.model)
+    other = MatViT(replace(RECIPE.model, embed_dim=32))
+    phase = Phase(epochs=1, img_size=16, objective="align")
+    with pytest.raises(ValueError, match="vectors of dimension 32"):
+        Trainer(replace(RECIPE, phases=(phase,)), colours(), init=init, teacher=other)
+
+
+def test_layer_decay_reaches_the_update():
+    def moved(layer_decay: float) -> float:
+        trainer = Trainer(replace(RECIPE, layer_decay=layer_decay), colours(), device="cpu")
+        before = trainer.model.backbone.blocks[0].attn.qkv.weight.detach().clone()
+        trainer.train_step()
+        after = trainer.model.backbone.blocks[0].attn.qkv.weight.detach()
+        return float((after - before).norm())
+
+    # Two layers before what follows the blocks: a quarter of the step.
+    assert moved(0.5) == pytest.approx(moved(1.0) / 4, rel=1e-3)
+
+
+def test_a_recipe_that_aligns_nothing_has_no_teacher():
+    init = MatViT(RECIPE.model)
+    assert Trainer(RECIPE, colours(), init=init, device="cpu").teacher is None
+    with pytest.raises(ValueError, match="aligns nothing; leave the teacher out"):
+        Trainer(RECIPE, colours(), init=init, teacher=init, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sizes": ("S", "XXL"), "weights": (1.0, 1.0)}, "unknown size 'XXL'"),
+        ({"img_size": 12}, "multiple of 8, got 12"),
+    ],
+)
+def test_a_later_phase_is_checked_before_the_first_step(settings, message):
+    later = replace(RECIPE.phases[1], **settings)
+    with pytest.raises(ValueError, match=message):
+        Trainer(replace(RECIPE, phases=(RECIPE.phases[0], later)), colours(), device="cpu")
+
+
+def test_an_encoder_of_one_image_size_is_not_trained_at_another():
+    fixed = replace(RECIPE, model=replace(RECIPE.model, dynamic_img_size=False))
+    with pytest.raises(ValueError, match="trains at 8 px, but test takes 16 px only"):
+        Trainer(fixed, colours(), device="cpu")
+
+
+def test_a_resumed_run_with_everything_random_ends_where_the_whole_one_does(tmp_path):
+    phases = (
+        Phase(epochs=2, img_size=16, sizes=("S", "XL"), weights=(1.0, 2.0), sampled=True),
+        Phase(
+            epochs=2, img_size=16, sizes=("S", "random"), weights=(1.0, 1.0), objective="align",
+            neighbour_weight=0.5,
+        ),
+    )  # fmt: skip
+    recipe = replace(RECIPE, phases=phases, mixup=0.5, cutmix=1.0, grayscale=0.3)
+    init = MatViT(replace(RECIPE.model, num_classes=3))
+
+    def start() -> Trainer:
+        return Trainer(recipe, colours(31), seed=5, init=init, device="cpu")
+
+    whole, first, second = start(), start(), start()
+    steps = whole.schedule.total_steps
+    for _ in range(steps):
+        whole.train_step()
+    for _ in range(steps // 3):
+        first.train_step()
+    second.restore(first.state())
+    for _ in range(steps - steps // 3):
+        second.train_step()
+    assert same_weights(second.model, whole.model)
+    assert same_weights(second.averaged, whole.averaged)
