@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec.structs import replace
 
 from app.console import say, show, show_json, show_progress
 from app.options import (
@@ -68,7 +68,7 @@ def train(
     processes = Processes.launched()
     watched = show_progress() and processes.leads
     spec = chosen.preprocess()
-    stored = spec if decode_size is None else replace(spec, image_size=decode_size)
+    stored = spec if decode_size is None else replace(spec, img_size=decode_size)
     images = LabelledPixels.load(data, stored, cache=cache, progress=watched)
     held_out = (
         LabelledPixels.load(validation, spec, cache=cache, progress=watched) if validation else None

@@ -27,7 +27,7 @@ class TableImages(Dataset[Tensor]):
         self._column = pa.concat_tables(tables)["image"].slice(0, images)
         settings = model.preprocess
         self._transform: Any = create_transform(
-            settings.image_size,
+            settings.img_size,
             interpolation=settings.interpolation,
             mean=settings.mean,
             std=settings.std,

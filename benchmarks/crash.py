@@ -91,7 +91,7 @@ def prepare(work: Path) -> dict[str, tuple[Path, Action]]:
     """For each operation, the index it starts from and what it does."""
     model = MatViT(
         MatViTConfig(img_size=SIDE, patch_size=8, embed_dim=16, depth=2, num_heads=2),
-        Preprocess(image_size=SIDE),
+        Preprocess(img_size=SIDE),
         "tiny",
     )
     few, many = work / "few", work / "many"

@@ -267,7 +267,7 @@ def _memory(data: str, rows: int) -> dict[str, Any]:
     """Build an index of so many rows here and say how much memory that took at most."""
     torch.manual_seed(0)
     config = MatViTConfig(img_size=8, patch_size=8, embed_dim=256, depth=1, num_heads=4)
-    model = MatViT(config, Preprocess(image_size=8), "untrained").eval()
+    model = MatViT(config, Preprocess(img_size=8), "untrained").eval()
     corpus = Corpus.open(data)
     positions: NDArray[np.int64] = np.arange(rows) % len(corpus)
     before = _memory_mb("RssAnon")

@@ -84,7 +84,7 @@ def _train(chain: list[str], images: LabelledPixels, work: Path, seed: int, devi
 
 def throughput(encoder: MatViT, batch_size: int = 1024, repeats: int = 5) -> dict[str, float]:
     """Images per second that each trained size embeds, the sizes taking turns; medians."""
-    size = encoder.preprocess.image_size
+    size = encoder.preprocess.img_size
     pixels = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3), dtype=np.uint8)
     seconds: dict[str, list[float]] = {
         str(submodel): [] for submodel in trained_sizes(encoder.config)

@@ -94,7 +94,7 @@ def _budgets(retriever: Retriever, model: MatViT) -> list[dict[str, Any]]:
     assert tuning is not None
     submodels = [model.submodel(point.submodel) for point in tuning.frontier]
     known = measured_ms(model, submodels, again=True)
-    side = model.preprocess.image_size
+    side = model.preprocess.img_size
     picture = np.zeros((1, side, side, 3), dtype=np.uint8)
     rows = []
     for budget in np.linspace(min(known.values()), max(known.values()), BUDGETS):

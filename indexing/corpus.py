@@ -27,7 +27,7 @@ class DecodedBatch:
     """Consecutive images of a corpus, ready to embed.
 
     Attributes:
-        pixels: uint8, shape (len(batch), image_size, image_size, 3).
+        pixels: uint8, shape (len(batch), img_size, img_size, 3).
         columns: What is known about each row of `pixels`, as `RECORDS` says, in corpus order.
         failures: Images of the same run that have no row.
     """
@@ -210,7 +210,7 @@ class Corpus:
 
     def _decode_batches(self, pool: DecodePool, batch_size: int) -> Iterator[DecodedBatch]:
         pending: deque[_Pending] = deque()
-        size = pool.preprocess.image_size
+        size = pool.preprocess.img_size
         for start in range(0, len(self), batch_size):
             run = self._positions[start : start + batch_size]
             pixels = np.empty((len(run), size, size, 3), dtype=np.uint8)

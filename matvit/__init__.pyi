@@ -27,7 +27,7 @@ from .mixes import trained_sizes as trained_sizes
 from .model import MatViT as MatViT
 from .preprocess import ImageLike as ImageLike
 from .preprocess import Preprocess as Preprocess
-from .preprocess import image_size as image_size
+from .preprocess import read_dimensions as read_dimensions
 from .preprocess import upright_rgb as upright_rgb
 from .submodel import Granularity as Granularity
 from .submodel import Submodel as Submodel

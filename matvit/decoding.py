@@ -170,7 +170,7 @@ class _Process:
     """
 
     def __init__(self, preprocess: Preprocess) -> None:
-        size = preprocess.image_size
+        size = preprocess.img_size
         self._shape = (size, size, 3)
         self._process = subprocess.Popen(  # noqa: S603 -- our own program
             [sys.executable, "-P", "-c", _PROGRAM],

@@ -54,10 +54,10 @@ class MatViT(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.preprocess = preprocess or Preprocess(image_size=config.img_size)
-        if self.preprocess.image_size != config.img_size:
+        self.preprocess = preprocess or Preprocess(img_size=config.img_size)
+        if self.preprocess.img_size != config.img_size:
             raise ValueError(
-                f"preprocessing makes images of {self.preprocess.image_size} px, "
+                f"preprocessing makes images of {self.preprocess.img_size} px, "
                 f"the model takes {config.img_size}"
             )
         self.name = name

@@ -11,11 +11,11 @@ import hashlib
 import io
 import json
 import math
-from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -40,7 +40,7 @@ class Decoded(NamedTuple):
     """An image as the encoder sees it, and how large it was.
 
     Attributes:
-        pixels: uint8, shape (image_size, image_size, 3), RGB.
+        pixels: uint8, shape (img_size, img_size, 3), RGB.
         width: Original width in pixels, after orientation.
         height: Original height in pixels, after orientation.
     """
@@ -50,12 +50,11 @@ class Decoded(NamedTuple):
     height: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preprocess:
+class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an image becomes the input of an encoder.
 
     Args:
-        image_size: Side of the square input in pixels.
+        img_size: Side of the square input in pixels; `image_size` in files.
         fit: `"crop"` scales the shorter side and keeps the centre, `"squash"` keeps everything
             and gives up the aspect ratio.
         interpolation: `"bicubic"` or `"bilinear"`, both antialiased.
@@ -65,7 +64,9 @@ class Preprocess:
             around the centre; some encoders were trained to see less than the whole.
     """
 
-    image_size: int = 224
+    img_size: Annotated[int, msgspec.Meta(le=1 << 14)] = msgspec.field(
+        default=224, name="image_size"
+    )
     fit: Literal["crop", "squash"] = "crop"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -73,10 +74,11 @@ class Preprocess:
     crop_pct: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
-        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
-        if self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+        for name in ("mean", "std"):
+            exact = tuple(float(value) for value in getattr(self, name))
+            msgspec.structs.force_setattr(self, name, exact)
+        if self.img_size < 1:
+            raise ValueError(f"img_size must be at least 1, got {self.img_size}")
         if self.fit not in ("crop", "squash"):
             raise ValueError(f"fit must be 'crop' or 'squash', got {self.fit!r}")
         if self.interpolation not in ("bicubic", "bilinear"):
@@ -113,7 +115,7 @@ class Preprocess:
             raise _unreadable(error) from error
 
     def pixels(self, source: ImageLike) -> NDArray[np.uint8]:
-        """Read an image as uint8 RGB of shape (image_size, image_size, 3); see `decode`."""
+        """Read an image as uint8 RGB of shape (img_size, img_size, 3); see `decode`."""
         return self.decode(source).pixels
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,26 +124,25 @@ class Preprocess:
         `crop_pct` came later: it is left out where it changes nothing, so that the fingerprints
         of earlier encoders and indexes stay what they are.
         """
-        return {
+        values = {
             name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-            if (name, value) != ("crop_pct", 1.0)
+            for name, value in msgspec.to_builtins(self).items()
         }
+        if self.crop_pct == 1:
+            del values["crop_pct"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:
         """Read the settings back.
 
         Raises:
-            ValueError: If a key is unknown.
+            ValueError: If a key is unknown, or a value of the wrong kind or size.
         """
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown preprocessing settings {unknown}; known: {sorted(known)}")
         try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"preprocessing settings of a wrong kind: {error}") from error
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"not the settings of a preprocessing: {error}") from error
 
     def _decode(self, source: ImageLike) -> Decoded:
         image = source if isinstance(source, Image.Image) else _open(source)
@@ -152,12 +153,12 @@ class Preprocess:
             width, height = height, width
         if image is not source:  # somebody else's image is left as it is
             # A large JPEG is decoded at a fraction of its size, still twice what is needed.
-            side = math.ceil(2 * self.image_size / self.crop_pct)
+            side = math.ceil(2 * self.img_size / self.crop_pct)
             image.draft("RGB", (side, side))
         return Decoded(self._resize(upright_rgb(image)), width, height)
 
     def _resize(self, image: Image.Image) -> NDArray[np.uint8]:
-        size = (self.image_size, self.image_size)
+        size = (self.img_size, self.img_size)
         method = Image.Resampling[self.interpolation.upper()]
         border = (1 - self.crop_pct) / 2
         if self.fit == "squash":
@@ -167,7 +168,7 @@ class Preprocess:
         return np.array(ImageOps.fit(image, size, method, bleed=border))
 
 
-def image_size(data: bytes) -> tuple[int, int]:
+def read_dimensions(data: bytes) -> tuple[int, int]:
     """Read width and height of a file, before orientation, from its header: nothing is decoded.
 
     Raises:

@@ -78,7 +78,7 @@ def describe_device(device: torch.device) -> str:
 
 def _picture(encoder: Encoder) -> UInt8[ndarray, "images height width 3"]:
     """One picture of noise: what is in it makes no difference to how long it takes."""
-    side = encoder.preprocess.image_size
+    side = encoder.preprocess.img_size
     return np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
 
 

@@ -33,7 +33,7 @@ TINY = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=
 def tiny_model() -> MatViT:
     """An untrained encoder of 16 px images with two blocks of 64 hidden units."""
     torch.manual_seed(0)
-    return MatViT(TINY, Preprocess(image_size=16), "tiny")
+    return MatViT(TINY, Preprocess(img_size=16), "tiny")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ class ToyEncoder:
     name = "toy"
     fingerprint = weights_fingerprint = "70" * 8
     config = MatViTConfig(img_size=SIDE, patch_size=SIDE, embed_dim=DIM, depth=1, num_heads=1)
-    preprocess = Preprocess(image_size=SIDE)
+    preprocess = Preprocess(img_size=SIDE)
     training = False
     device = torch.device("cpu")
 

@@ -37,7 +37,7 @@ def photos(root: Path, count: int, first: int = 0) -> Corpus:
 def small_encoder(seed: int = 0) -> MatViT:
     """Make an untrained encoder of three blocks."""
     torch.manual_seed(seed)
-    return MatViT(CONFIG, Preprocess(image_size=16), "small")
+    return MatViT(CONFIG, Preprocess(img_size=16), "small")
 
 
 def small_retriever(folder: Path, images: int = 90, *, labels: bool = True) -> Retriever:

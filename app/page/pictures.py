@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 from jaxtyping import UInt8
+from msgspec.structs import replace
 from PIL import Image
 
 from app.page.bounded import Bounded
@@ -86,7 +87,7 @@ def thumbnail(data: bytes, preprocess: Preprocess, side: int = SIDE) -> bytes:
     Raises:
         ValueError: If the image cannot be read, or has too many pixels.
     """
-    return _jpeg(Image.fromarray(replace(preprocess, image_size=side).pixels(data)))
+    return _jpeg(Image.fromarray(replace(preprocess, img_size=side).pixels(data)))
 
 
 def portrait(data: bytes, side: int = 2 * SIDE) -> bytes:

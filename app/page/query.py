@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from indexing import ImageIndex
-from matvit import image_size
+from matvit import read_dimensions
 
 MAX_UPLOAD_BYTES = 20_000_000
 
@@ -79,7 +79,7 @@ def uploaded_query(name: str, data: bytes) -> Query:
 def _size(data: bytes) -> tuple[int, int]:
     """Read width and height; 0 x 0 of what is no image, which is told when it is looked at."""
     try:
-        return image_size(data)
+        return read_dimensions(data)
     except ValueError as error:
         if isinstance(error.__cause__, Image.DecompressionBombError):
             raise ValueError(

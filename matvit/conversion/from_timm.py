@@ -124,7 +124,7 @@ def preprocess_of(vit: nn.Module) -> Preprocess:
     """
     size = config_of(vit).img_size
     if not getattr(vit, "pretrained_cfg", None):
-        return Preprocess(image_size=size)
+        return Preprocess(img_size=size)
     resolve: Any = resolve_data_config
     wanted = resolve({}, model=vit)
     fits = {"center": "crop", "squash": "squash"}
@@ -134,7 +134,7 @@ def preprocess_of(vit: nn.Module) -> Preprocess:
             f"{wanted['interpolation']!r}; give a preprocess of your own"
         )
     return Preprocess(
-        image_size=size,
+        img_size=size,
         fit=cast(Literal["crop", "squash"], fits[wanted["crop_mode"]]),
         interpolation=wanted["interpolation"],
         mean=wanted["mean"],

@@ -87,7 +87,7 @@ class LabelledPixels:
 
         Args:
             path: What `ImageSet.open` takes.
-            preprocess: Decides the pixels; its `image_size` the room needed, 3 * size^2 bytes
+            preprocess: Decides the pixels; its `img_size` the room needed, 3 * size^2 bytes
                 an image.
             labels: Without, every image is taken, and all are of one class of no meaning.
             limit: Decode at most this many, evenly spaced over all that there are.
@@ -119,7 +119,7 @@ class LabelledPixels:
         if cache is not None:
             pixels, kept = PixelCache(cache).open(images, labelled, preprocess, decoded)
         else:
-            pixels, kept = _in_memory(images, labelled, decoded, preprocess.image_size)
+            pixels, kept = _in_memory(images, labelled, decoded, preprocess.img_size)
         return cls(pixels, number[kept], names, len(rows) - len(kept))
 
 

@@ -75,8 +75,8 @@ class PixelCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{entry}.lock"):
             if not entry.exists():
-                _check_room(self.folder, len(rows) * 3 * preprocess.image_size**2)
-                _write(entry, images, rows, decoded, preprocess.image_size)
+                _check_room(self.folder, len(rows) * 3 * preprocess.img_size**2)
+                _write(entry, images, rows, decoded, preprocess.img_size)
         return CachedPixels(np.load(entry / _PIXELS, mmap_mode="r"), np.load(entry / _ROWS))
 
 

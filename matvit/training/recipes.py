@@ -6,8 +6,10 @@ and at which input size; one learning-rate schedule runs through all of them.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+import msgspec
 
 from matvit.config import MatViTConfig
 from matvit.preprocess import Preprocess
@@ -119,11 +121,12 @@ class Recipe:
 
     def preprocess(self) -> Preprocess:
         """Return the preprocessing of the encoder that this recipe trains."""
-        return Preprocess(image_size=self.model.img_size)
+        return Preprocess(img_size=self.model.img_size)
 
     def to_dict(self) -> dict[str, Any]:
         """Return every setting as plain JSON values."""
-        return asdict(self)
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return values
 
 
 _VIT = MatViTConfig(

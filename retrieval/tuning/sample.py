@@ -219,7 +219,7 @@ def _decode(
 def _stack(
     found: Sequence[tuple[ndarray, ImageRecord]], preprocess: Preprocess, unreadable: int
 ) -> _Drawn:
-    side = preprocess.image_size
+    side = preprocess.img_size
     empty = np.empty((0, side, side, 3), dtype=np.uint8)
     pixels = np.stack([image for image, _ in found]) if found else empty
     return pixels, [record for _, record in found], unreadable

@@ -192,7 +192,7 @@ def test_a_gpu_that_is_not_there_is_an_error(matvit, index, encoder, photo_folde
 def test_another_encoder_is_refused_naming_both(matvit, index, photo_folder, tmp_path):
     torch.manual_seed(9)
     config = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
-    other = MatViT(config, Preprocess(image_size=16), "other").save(tmp_path / "other")
+    other = MatViT(config, Preprocess(img_size=16), "other").save(tmp_path / "other")
     photo = photo_folder / "apple" / "00.png"
     code, _, err = matvit("search", index, photo, "--encoder", other)
     assert code == 1

@@ -27,7 +27,7 @@ from indexing.corpus import Corpus
 from indexing.records import RECORDS
 from matvit.preprocess import Preprocess
 
-PREPROCESS = Preprocess(image_size=8)
+PREPROCESS = Preprocess(img_size=8)
 NAMES = [
     f"{name}/{number:02}.png"
     for first, name in enumerate(("apple", "bread", "cheese"))
@@ -296,6 +296,6 @@ def test_failure_knows_size_and_time_of_its_file(tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     os.utime(bad, ns=(7, 7))
-    (batch,) = Corpus.open(tmp_path).decode(Preprocess(image_size=8))
+    (batch,) = Corpus.open(tmp_path).decode(Preprocess(img_size=8))
     (failure,) = batch.failures
     assert (failure.bytes, failure.mtime_ns) == (8, 7)

@@ -18,7 +18,7 @@ from PIL import Image
 from indexing.corpus import Corpus
 from matvit.preprocess import Preprocess
 
-PREPROCESS = Preprocess(image_size=8)
+PREPROCESS = Preprocess(img_size=8)
 FORMATS = {
     "jpg": {"format": "JPEG"},
     "progressive.jpg": {"format": "JPEG", "progressive": True},

@@ -194,7 +194,7 @@ def test_other_weights_are_refused(index, tiny_model, other_model):
 
 
 def test_other_preprocessing_is_refused_though_the_weights_are_the_same(index, tiny_model):
-    other = MatViT(tiny_model.config, Preprocess(image_size=16, fit="squash"), "squashing")
+    other = MatViT(tiny_model.config, Preprocess(img_size=16, fit="squash"), "squashing")
     other.load_state_dict(tiny_model.state_dict())
     assert other.fingerprint == tiny_model.fingerprint
     message = (

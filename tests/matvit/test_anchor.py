@@ -26,7 +26,7 @@ SIZES = ["M", "XL", "1xXL,2xS", "S", "XL"]
 
 def build(seed: int, config: MatViTConfig = BASE) -> MatViT:
     torch.manual_seed(seed)
-    model = MatViT(config, Preprocess(image_size=16), f"model {seed}")
+    model = MatViT(config, Preprocess(img_size=16), f"model {seed}")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -17,7 +17,7 @@ def model() -> MatViT:
     config = MatViTConfig(
         img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3
     )
-    return MatViT(config, Preprocess(image_size=16, fit="squash", mean=(0.1, 0.2, 0.3)), "little")
+    return MatViT(config, Preprocess(img_size=16, fit="squash", mean=(0.1, 0.2, 0.3)), "little")
 
 
 def test_what_is_loaded_equals_what_was_saved_bit_for_bit(model, tmp_path):

@@ -30,7 +30,7 @@ from matvit.training.recipes import recipe as find_recipe
 from matvit.training.trainer import Trainer
 
 CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3)
-SEEN = Preprocess(image_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), crop_pct=0.9)
+SEEN = Preprocess(img_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), crop_pct=0.9)
 
 
 def build() -> MatViT:
@@ -257,7 +257,7 @@ def test_the_recipe_is_fitted_to_the_encoder():
         CONFIG, img_size=448, patch_size=14, embed_dim=1024, depth=24, dynamic_img_size=True
     )
     with torch.device("meta"):
-        large = MatViT(config, Preprocess(image_size=448))
+        large = MatViT(config, Preprocess(img_size=448))
     fitted = conversion_recipe(large, 1_000_000)
     assert fitted.phases[-1].img_size == 448
     assert all(phase.img_size % 14 == 0 for phase in fitted.phases)

@@ -23,7 +23,7 @@ from matvit import decoding
 from matvit.decoding import DecodeError, DecodePool
 from matvit.preprocess import Preprocess
 
-PREPROCESS = Preprocess(image_size=8)
+PREPROCESS = Preprocess(img_size=8)
 
 # A worker whose decoder dies over some files, as one with a bug in C would.
 FRAGILE = """
@@ -138,7 +138,7 @@ from matvit.decoding import DecodePool
 from matvit.preprocess import Preprocess
 
 data = Path(sys.argv[1]).read_bytes()
-with DecodePool(Preprocess(image_size=8), 2, processes=True) as pool:
+with DecodePool(Preprocess(img_size=8), 2, processes=True) as pool:
     while True:
         for future in [pool.submit(pool.decode, data) for _ in range(8)]:
             future.result()

@@ -75,7 +75,7 @@ def test_what_would_embed_something_else_is_refused(tiny_model):
 
 
 def test_normalisation_is_mean_and_deviation_per_channel(tiny_model):
-    spec = Preprocess(image_size=16, mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25))
+    spec = Preprocess(img_size=16, mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25))
     white = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
     assert normalize_pixels(white, spec).flatten().tolist() == [1.0, 1.0, 0.0]
     assert to_input(pixels(2), tiny_model).shape == (2, 3, 16, 16)

@@ -45,7 +45,7 @@ def test_fifos_sockets_and_devices_are_failures_and_not_waited_for(photo_folder)
         server.bind("c.jpg")
         os.chdir(here)
     corpus = Corpus.open(photo_folder)
-    (batch,) = corpus.decode(Preprocess(image_size=8))
+    (batch,) = corpus.decode(Preprocess(img_size=8))
     assert len(batch) == 12
     assert [(failure.path, failure.message) for failure in batch.failures] == [
         ("a.jpg", "not a file but a FIFO"),
@@ -53,13 +53,13 @@ def test_fifos_sockets_and_devices_are_failures_and_not_waited_for(photo_folder)
         ("c.jpg", "not a file but a socket"),
     ]
     with pytest.raises(ValueError, match="not a readable image: not a file but a FIFO"):
-        Preprocess(image_size=8).decode(photo_folder / "a.jpg")
+        Preprocess(img_size=8).decode(photo_folder / "a.jpg")
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read")
 def test_file_that_cannot_be_read_is_a_failure(photo_folder):
     (photo_folder / "a.jpg").symlink_to("/proc/self/mem")
-    (batch,) = Corpus.open(photo_folder).decode(Preprocess(image_size=8))
+    (batch,) = Corpus.open(photo_folder).decode(Preprocess(img_size=8))
     assert len(batch) == 12
     assert batch.failures[0].error == "OSError"
 
@@ -67,7 +67,7 @@ def test_file_that_cannot_be_read_is_a_failure(photo_folder):
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="this user may read everything")
 def test_file_that_may_not_be_read_is_a_failure(photo_folder):
     (photo_folder / "a.jpg").touch(mode=0)
-    (batch,) = Corpus.open(photo_folder).decode(Preprocess(image_size=8))
+    (batch,) = Corpus.open(photo_folder).decode(Preprocess(img_size=8))
     assert batch.failures[0].error == "PermissionError"
 
 
@@ -75,6 +75,6 @@ def test_ending_of_a_name_says_nothing_about_the_format(tmp_path):
     red = Image.new("RGB", (9, 9), "red")
     for format in ("PNG", "BMP", "GIF", "WEBP", "TIFF"):  # noqa: A001 -- Pillow's word
         red.save(tmp_path / f"{format}.jpg", format)
-    (batch,) = Corpus.open(tmp_path).decode(Preprocess(image_size=8))
+    (batch,) = Corpus.open(tmp_path).decode(Preprocess(img_size=8))
     assert len(batch) == 5
     assert np.abs(batch.pixels.astype(int) - (255, 0, 0)).max() <= 2  # WebP loses a little

@@ -96,7 +96,7 @@ def test_known_encoders_can_be_represented(name):
     assert (config.embed_dim, config.depth) == (vit.embed_dim, len(vit.blocks))
     assert config.hidden_dim == vit.blocks[0].mlp.fc1.out_features
     assert config.tokens() == vit.patch_embed.num_patches + vit.num_prefix_tokens
-    assert preprocess_of(vit).image_size == config.img_size
+    assert preprocess_of(vit).img_size == config.img_size
 
 
 @pytest.mark.parametrize(
@@ -195,16 +195,16 @@ def test_names_without_weights_and_networks_that_fail_are_one_clear_error(monkey
 
 def test_preprocessing_follows_the_model(monkeypatch):
     vit = build(img_size=64)
-    assert preprocess_of(vit) == Preprocess(image_size=64)
+    assert preprocess_of(vit) == Preprocess(img_size=64)
     clip = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 1.0}
     vit.pretrained_cfg = {**clip, "interpolation": "bilinear", "crop_mode": "squash"}
     assert preprocess_of(vit) == Preprocess(
-        image_size=64, fit="squash", interpolation="bilinear", mean=clip["mean"], std=clip["std"]
+        img_size=64, fit="squash", interpolation="bilinear", mean=clip["mean"], std=clip["std"]
     )
     vit.pretrained_cfg = {"crop_mode": "border"}
     with pytest.raises(ValueError, match="cropped as 'border' and scaled as 'bicubic'; give a pre"):
         from_timm(vit)
-    own = Preprocess(image_size=64, fit="squash")
+    own = Preprocess(img_size=64, fit="squash")
     assert from_timm(vit, preprocess=own).preprocess == own
 
 
@@ -221,5 +221,5 @@ def test_pixels_are_nearly_timms(crop_pct):
     expected = transform(image).permute(1, 2, 0).numpy() * 255
     difference = np.abs(preprocess_of(vit).pixels(image) - expected)
     assert difference.mean() < 0.7  # levels of 255; another crop is several off
-    whole = Preprocess(image_size=56, crop_pct=0.95).pixels(image)
+    whole = Preprocess(img_size=56, crop_pct=0.95).pixels(image)
     assert np.abs(whole - expected).mean() > 1.5

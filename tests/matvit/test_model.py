@@ -123,7 +123,7 @@ def test_an_encoder_without_classes_does_not_classify():
 
 def test_preprocessing_of_another_size_is_refused():
     with pytest.raises(ValueError, match="makes images of 32 px, the model takes 16"):
-        MatViT(BASE, Preprocess(image_size=32))
+        MatViT(BASE, Preprocess(img_size=32))
 
 
 def test_fingerprint_changes_with_any_weight_and_not_with_the_head():

@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from matvit.data import ImageSet
 from matvit.preprocess import Preprocess
 from matvit.training.pixel_cache import CachedPixels, PixelCache
 
-SPEC = Preprocess(image_size=16)
+SPEC = Preprocess(img_size=16)
 
 
 def fill(folder: Path, images: ImageSet, spec: Preprocess = SPEC) -> CachedPixels:
@@ -40,7 +40,7 @@ def test_images_that_are_left_out_leave_no_gap(photo_folder, tmp_path):
 def test_other_images_or_another_size_are_another_entry(photo_folder, tmp_path):
     cache = tmp_path / "cache"
     fill(cache, ImageSet.open(photo_folder))
-    larger = fill(cache, ImageSet.open(photo_folder), replace(SPEC, image_size=24))
+    larger = fill(cache, ImageSet.open(photo_folder), replace(SPEC, img_size=24))
     assert larger.pixels.shape == (12, 24, 24, 3)
     os.utime(photo_folder / "apple" / "00.png", ns=(1, 1))
     fill(cache, ImageSet.open(photo_folder))

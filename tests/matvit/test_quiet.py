@@ -13,7 +13,7 @@ from PIL import Image
 from matvit.preprocess import Preprocess
 from matvit.quiet import QuietPillow
 
-PREPROCESS = Preprocess(image_size=8)
+PREPROCESS = Preprocess(img_size=8)
 
 
 def photo_with_damaged_exif():

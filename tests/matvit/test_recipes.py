@@ -14,7 +14,7 @@ from matvit.training.recipes import RANDOM, RECIPES, Phase, recipe
 def test_every_recipe_is_found_by_its_name_and_says_what_it_does(name):
     found = recipe(name)
     assert found.name == name
-    assert found.preprocess().image_size == found.model.img_size
+    assert found.preprocess().img_size == found.model.img_size
     assert json.loads(json.dumps(found.to_dict()))["name"] == name
 
 

@@ -19,7 +19,7 @@ CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=2, num_head
 
 def build(config: MatViTConfig = CONFIG) -> MatViT:
     torch.manual_seed(0)
-    model = MatViT(config, Preprocess(image_size=16), "untrained")
+    model = MatViT(config, Preprocess(img_size=16), "untrained")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -9,7 +9,7 @@ from matvit.preprocess import Preprocess
 from matvit.training import data as training_data
 from matvit.training.data import LabelledPixels
 
-SPEC = Preprocess(image_size=16)
+SPEC = Preprocess(img_size=16)
 
 
 def test_images_come_decoded_with_their_labels(photo_folder):
@@ -71,14 +71,14 @@ def test_fingerprint_follows_labels_classes_and_pixels(photo_folder):
 def test_without_labels_every_readable_image_counts(photo_folder):
     (photo_folder / "loose.png").write_bytes((photo_folder / "apple" / "00.png").read_bytes())
     (photo_folder / "broken.png").write_text("no image")
-    data = LabelledPixels.load(photo_folder, Preprocess(image_size=8), labels=False)
+    data = LabelledPixels.load(photo_folder, Preprocess(img_size=8), labels=False)
     assert (len(data), data.skipped, data.class_names) == (13, 1, ["unlabelled"])
     assert (data.labels == 0).all()
 
 
 def test_a_limit_takes_images_from_the_whole_set(photo_folder):
-    everything = LabelledPixels.load(photo_folder, Preprocess(image_size=8))
-    some = LabelledPixels.load(photo_folder, Preprocess(image_size=8), limit=4)
+    everything = LabelledPixels.load(photo_folder, Preprocess(img_size=8))
+    some = LabelledPixels.load(photo_folder, Preprocess(img_size=8), limit=4)
     expected = [0, 3, 7, 11]
     assert np.array_equal(some.pixels, everything.pixels[expected])
     assert np.array_equal(some.labels, everything.labels[expected])
@@ -86,7 +86,7 @@ def test_a_limit_takes_images_from_the_whole_set(photo_folder):
 
 
 def test_a_subset_keeps_pixels_and_labels_together(photo_folder):
-    everything = LabelledPixels.load(photo_folder, Preprocess(image_size=8))
+    everything = LabelledPixels.load(photo_folder, Preprocess(img_size=8))
     chosen = everything.subset(np.array([5, 2]))
     assert np.array_equal(chosen.pixels[0], everything.pixels[5])
     assert chosen.labels.tolist() == everything.labels[[5, 2]].tolist()

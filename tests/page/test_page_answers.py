@@ -41,7 +41,7 @@ def test_an_encoder_that_sees_a_part_only_is_not_given_a_part_of_it(
     tiny_model, photo_folder, tmp_path, query
 ):
     """An image decoded once and cropped again would lose its border twice."""
-    model = MatViT(tiny_model.config, Preprocess(image_size=16, crop_pct=0.7), "part")
+    model = MatViT(tiny_model.config, Preprocess(img_size=16, crop_pct=0.7), "part")
     retriever = open_photos(model, photo_folder, tmp_path / "part.index").retriever
     wanted = retriever.search(query.data, "S", 5)
     assert untimed(make(retriever).to(query, "S", 5)) == untimed(wanted)

@@ -10,7 +10,7 @@ from app.page.pictures import SIDE, Pictures, as_seen, portrait, thumbnail
 from indexing import Corpus, ImageIndex
 from matvit.preprocess import Preprocess
 
-SPEC = Preprocess(image_size=16)
+SPEC = Preprocess(img_size=16)
 
 
 def png(image: Image.Image, **more: object) -> bytes:
@@ -51,7 +51,7 @@ def test_a_thumbnail_shows_the_part_that_the_encoder_sees():
     wide = Image.new("L", (90, 30), 0)
     wide.paste(255, (30, 0, 60, 30))
     assert np.asarray(opened(thumbnail(png(wide), SPEC)))[:, 8:-8].min() > 200
-    whole = Preprocess(image_size=16, fit="squash")
+    whole = Preprocess(img_size=16, fit="squash")
     assert np.asarray(opened(thumbnail(png(wide), whole)))[:, :40].max() < 50
 
 

@@ -13,7 +13,7 @@ from app.page.query import Query
 from app.page.sight import Sights
 from matvit.preprocess import Preprocess
 
-SPEC = Preprocess(image_size=16)
+SPEC = Preprocess(img_size=16)
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ def test_another_encoder_is_refused(index, tiny_model):
 
 def test_another_preprocessing_is_refused(index, tiny_model):
     other = copy.deepcopy(tiny_model)
-    other.preprocess = Preprocess(image_size=16, fit="squash")
+    other.preprocess = Preprocess(img_size=16, fit="squash")
     with pytest.raises(IndexMismatchError, match="preprocessing"):
         Retriever(other, index)
 
