@@ -39,11 +39,11 @@ from matvit import (
 from matvit.embedding import Precision
 from retrieval import Escalation, Retriever
 from retrieval.escalation import RANKS, escalate
+from retrieval.ground_truth import find_others
 from retrieval.tuning import calibrate as calibration
 from retrieval.tuning.calibrate import Replies, calibrate, curve, ladders, reply
 from retrieval.tuning.sample import Queries, Sample, draw_sample
 from retrieval.tuning.strategies import paper_rule
-from retrieval.tuning.trial import find_scored
 
 BOUNDS = {True: (0.02, 0.01), False: (0.3, 0.2, 0.1)}
 LOST = (0.001, 0.005)
@@ -224,7 +224,7 @@ def _voting(
     of_rows = np.append(retriever.index.labels, -1)
     rates = {}
     for submodel, vectors in embed_each(model, judged.pixels, submodels):
-        rows, scores = find_scored(retriever, vectors, judged, RANKS)
+        rows, scores = find_others(retriever.index, vectors, judged.wanted.own, RANKS)
         labels = of_rows[rows]
         weight = np.exp(20 * (scores - scores[:, :1]))
         support = [(weight * (labels == labels[:, j : j + 1])).sum(axis=1) for j in range(RANKS)]

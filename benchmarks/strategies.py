@@ -23,10 +23,11 @@ from provenance import provenance, without_paths, write_result
 from indexing import Corpus, ImageIndex
 from matvit import DEFAULT, MatViT, Submodel, count_macs, embed, embed_each, resolve_device
 from retrieval import Retriever, metrics
+from retrieval.ground_truth import find_others
 from retrieval.tuning import STRATEGIES
 from retrieval.tuning.sample import Queries, draw_sample
 from retrieval.tuning.strategies import Strategy
-from retrieval.tuning.trial import Score, Trial, find, hits
+from retrieval.tuning.trial import Score, Trial, hits
 
 K = 10
 BUDGETS = (0.45, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -123,10 +124,11 @@ def _measure(
     """Overlap and hit rate of each submodel, query by query."""
     model = retriever.encoder
     assert isinstance(model, MatViT)
-    reference = find(retriever, embed(model, queries.pixels), queries, K)
+    own = queries.wanted.own
+    reference, _ = find_others(retriever.index, embed(model, queries.pixels), own, K)
     measured = {}
     for submodel, vectors in embed_each(model, queries.pixels, [s for s in submodels if s]):
-        rows = find(retriever, vectors, queries, K)
+        rows, _ = find_others(retriever.index, vectors, own, K)
         measured[submodel] = (metrics.overlap(rows, reference, K), hits(retriever, rows, queries))
     return measured
 

@@ -22,8 +22,7 @@ from provenance import provenance, without_paths, write_result
 
 from indexing import Corpus, ImageIndex
 from matvit import DEFAULT, MatViT, resolve_device
-from retrieval import ParetoFrontier, Retriever, evaluate, measure_speed
-from retrieval.latency import measured_ms
+from retrieval import ParetoFrontier, Retriever, evaluate, measure_speed, measured_ms
 
 BUDGETS = 6
 

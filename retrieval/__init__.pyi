@@ -6,11 +6,11 @@ from .escalation import AUTO as AUTO
 from .escalation import Escalation as Escalation
 from .escalation import Step as Step
 from .evaluation import evaluate as evaluate
+from .frontier import Conditions as Conditions
+from .frontier import OperatingPoint as OperatingPoint
 from .frontier import ParetoFrontier as ParetoFrontier
 from .hits import Hit as Hit
 from .hits import Hits as Hits
-from .operating_point import Conditions as Conditions
-from .operating_point import OperatingPoint as OperatingPoint
 from .plotting import plot as plot
 from .report import format_conditions as format_conditions
 from .report import format_table as format_table
@@ -18,3 +18,4 @@ from .report import to_csv as to_csv
 from .report import write_report as write_report
 from .retriever import Retriever as Retriever
 from .speed import measure_speed as measure_speed
+from .speed import measured_ms as measured_ms

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from retrieval.frontier import ParetoFrontier
-from retrieval.operating_point import OperatingPoint
+from retrieval.frontier import OperatingPoint, ParetoFrontier
 
 MeasureMs = Callable[[Sequence[str]], dict[str, float]]
 

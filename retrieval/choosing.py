@@ -50,10 +50,10 @@ class Choosing:
                 (the message names the nearest), or it is out of range.
         """
         from retrieval.budget import Budget, choose
-        from retrieval.latency import named_ms
+        from retrieval.speed import measured_ms
 
         budget = Budget(max_gmacs=max_gmacs, max_ms=max_ms, min_recall=min_recall)
-        here = partial(named_ms, self.encoder)
+        here = partial(measured_ms, self.encoder)
         tuning = self._tuned()
         frontier = tuning.selection if min_recall is not None else tuning.by_overlap
         return self.encoder.submodel(choose(frontier, budget, here).submodel)

@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Int64, UInt8
 from tqdm import tqdm
 
 from indexing import Corpus, DecodedBatch, Failure
-from matvit import Encoder, Granularity, Submodel, count_macs, count_params, resolve_precision
-from retrieval.frontier import ParetoFrontier
-from retrieval.ground_truth import GroundTruth, Wanted
-from retrieval.judge import Judge, Quality
-from retrieval.latency import describe_device
-from retrieval.metrics import retained, summarize
-from retrieval.operating_point import Conditions, OperatingPoint
+from matvit import Encoder, Granularity, Submodel, count_macs, count_params, embed
+from retrieval import metrics
+from retrieval.frontier import Conditions, OperatingPoint, ParetoFrontier
+from retrieval.ground_truth import GroundTruth, Wanted, find_others
 from retrieval.retriever import Retriever
-from retrieval.speed import Speed, measure_speed
+from retrieval.speed import Speed, describe_device, describe_precision, measure_speed
 
+_QUERIES_PER_BATCH = 1024  # FAISS takes a third of the time per query that it takes with 256
+_CELLS_PER_TABLE = 1 << 22  # 32 MB of row numbers, however many images are relevant
 _TIMED_TOGETHER = 256
+
+
+class _Quality(NamedTuple):
+    """Every metric of one submodel, one value per query, NaN where it cannot be judged."""
+
+    hit_rate_at_1: Float[np.ndarray, " queries"]
+    recall_at_k: Float[np.ndarray, " queries"]
+    map_at_r: Float[np.ndarray, " queries"]
+    overlap_at_k: Float[np.ndarray, " queries"]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[_Quality]) -> _Quality:
+        """Join the queries of several batches."""
+        return cls(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
 @dataclass
 class _Tally:
     """What came out so far."""
 
-    qualities: dict[Submodel, list[Quality]]
+    qualities: dict[Submodel, list[_Quality]]
     failures: list[Failure] = field(default_factory=list)
     queries: int = 0
     in_index: int = 0
@@ -85,8 +98,8 @@ def evaluate(
     retriever.index.check_encoder(encoder)
     chosen = _full_first(encoder, submodels)
     truth = GroundTruth(retriever.index, queries.class_names)
-    tally = _ask(Judge(retriever, truth, k), queries, chosen, progress=progress)
-    qualities = _qualities(tally, queries)
+    tally = _ask(retriever, truth, queries, chosen, k, progress=progress)
+    qualities = _joined(tally, queries)
     speeds: Sequence[Speed | None] = [None] * len(chosen)
     if latency_queries and tally.sample is not None:
         speeds = measure_speed(
@@ -96,7 +109,38 @@ def evaluate(
         _point(encoder, submodel, quality, qualities[0], k, speed)
         for submodel, quality, speed in zip(chosen, qualities, speeds, strict=True)
     ]
-    return ParetoFrontier(points, conditions=_conditions(retriever, truth, tally))
+    conditions = conditions_of(
+        retriever,
+        queries=tally.queries,
+        unreadable=len(tally.failures),
+        without_relevant=tally.without_relevant if truth.has_labels else None,
+        in_index=tally.in_index,
+    )
+    return ParetoFrontier(points, conditions=conditions)
+
+
+def conditions_of(
+    retriever: Retriever,
+    *,
+    queries: int,
+    unreadable: int,
+    without_relevant: int | None,
+    in_index: int,
+) -> Conditions:
+    """Say who asked what of whom, and where."""
+    encoder = retriever.encoder
+    return Conditions(
+        encoder=encoder.name,
+        fingerprint=encoder.fingerprint,
+        images=len(retriever.index),
+        queries=queries,
+        unreadable=unreadable,
+        without_relevant=without_relevant,
+        in_index=in_index,
+        device=describe_device(encoder.device),
+        precision=describe_precision(encoder.device),
+        weights=encoder.weights_fingerprint,
+    )
 
 
 def _full_first(
@@ -112,26 +156,69 @@ def _full_first(
     return list(dict.fromkeys([full, *map(encoder.submodel, submodels)]))
 
 
-def _ask(judge: Judge, queries: Corpus, submodels: Sequence[Submodel], *, progress: bool) -> _Tally:
-    """Ask all queries with all submodels."""
+def _ask(
+    retriever: Retriever,
+    truth: GroundTruth,
+    queries: Corpus,
+    submodels: Sequence[Submodel],
+    k: int,
+    *,
+    progress: bool,
+) -> _Tally:
+    """Ask all queries with all submodels, and judge what they find."""
     tally = _Tally({submodel: [] for submodel in submodels})
+    ranks = max(k, truth.most_relevant)  # fewer queries at a time where MAP@R looks at many ranks
+    batch_size = max(1, min(_QUERIES_PER_BATCH, _CELLS_PER_TABLE // ranks))
     work = len(queries) * len(submodels)
     with tqdm(total=work, desc="evaluating", unit="img", disable=not progress) as bar:
-        for batch in queries.decode(judge.preprocess, batch_size=judge.batch_size):
+        for batch in queries.decode(retriever.encoder.preprocess, batch_size=batch_size):
             tally.failures += batch.failures
             bar.update(len(batch.failures) * len(submodels))
             if not batch.records:
                 continue
-            wanted = judge.truth.wanted(batch.records)
-            qualities = judge.qualities(batch.pixels, wanted, submodels)
-            for submodel, quality in zip(submodels, qualities, strict=True):
-                tally.qualities[submodel].append(quality)
+            wanted = truth.wanted(batch.records)
+            found = _find(retriever, batch.pixels, wanted, submodels, k)
+            reference: Int64[np.ndarray, "queries ranks"] | None = None
+            for submodel, rows in found:
+                reference = rows if reference is None else reference
+                tally.qualities[submodel].append(_judge(rows, reference, truth, wanted, k))
                 bar.update(len(batch.records))
             tally.count(batch, wanted)
     return tally
 
 
-def _qualities(tally: _Tally, queries: Corpus) -> list[Quality]:
+def _find(
+    retriever: Retriever,
+    pixels: UInt8[np.ndarray, "queries height width 3"],
+    wanted: Wanted,
+    submodels: Sequence[Submodel],
+    k: int,
+) -> Iterator[tuple[Submodel, Int64[np.ndarray, "queries ranks"]]]:
+    """Yield as many rows as the metrics look at: k, and for MAP@R all that are relevant."""
+    ranks = max(k, int(wanted.total.max()))
+    for submodel in submodels:
+        vectors = embed(retriever.encoder, pixels, submodel)
+        yield submodel, find_others(retriever.index, vectors, wanted.own, ranks)[0]
+
+
+def _judge(
+    rows: Int64[np.ndarray, "queries ranks"],
+    reference: Int64[np.ndarray, "queries ranks"],
+    truth: GroundTruth,
+    wanted: Wanted,
+    k: int,
+) -> _Quality:
+    """Compare what a submodel found with what is right, and with what the full encoder found."""
+    relevant = metrics.relevance(truth.labels_of(rows), wanted.labels)
+    return _Quality(
+        hit_rate_at_1=metrics.hit_rate(relevant, wanted.total, 1),
+        recall_at_k=metrics.recall(relevant, wanted.total, k),
+        map_at_r=metrics.map_at_r(relevant, wanted.total),
+        overlap_at_k=metrics.overlap(rows, reference, k),
+    )
+
+
+def _joined(tally: _Tally, queries: Corpus) -> list[_Quality]:
     """Join the batches of each submodel, the full one first.
 
     Raises:
@@ -140,7 +227,7 @@ def _qualities(tally: _Tally, queries: Corpus) -> list[Quality]:
     if not tally.queries:
         reasons = [f"; {failure.path}: {failure.message}" for failure in tally.failures[:1]]
         raise ValueError(f"none of the {len(queries):,} queries could be read{''.join(reasons)}")
-    qualities = [Quality.concatenate(parts) for parts in tally.qualities.values()]
+    qualities = [_Quality.concatenate(parts) for parts in tally.qualities.values()]
     if np.isnan(qualities[0].overlap_at_k).all():
         raise ValueError("nothing to find: the index holds only the image that is asked with")
     return qualities
@@ -149,14 +236,15 @@ def _qualities(tally: _Tally, queries: Corpus) -> list[Quality]:
 def _point(
     encoder: Encoder,
     submodel: Submodel,
-    quality: Quality,
-    full: Quality,
+    quality: _Quality,
+    full: _Quality,
     k: int,
     speed: Speed | None,
 ) -> OperatingPoint:
     """Put cost, quality and speed of a submodel together."""
     macs = count_macs(encoder.config, submodel)
-    hit_rate = summarize(quality.hit_rate_at_1).mean
+    hit_rate = metrics.summarize(quality.hit_rate_at_1).mean
+    full_hit_rate = metrics.summarize(full.hit_rate_at_1).mean
     return OperatingPoint(
         submodel=str(submodel),
         macs=macs,
@@ -165,10 +253,10 @@ def _point(
         queries=len(quality.overlap_at_k),
         k=k,
         hit_rate_at_1=_known(hit_rate),
-        recall_at_k=_known(summarize(quality.recall_at_k).mean),
-        map_at_r=_known(summarize(quality.map_at_r).mean),
-        overlap_at_k=summarize(quality.overlap_at_k).mean,
-        retained_hit_rate_at_1=_known(retained(hit_rate, summarize(full.hit_rate_at_1).mean)),
+        recall_at_k=_known(metrics.summarize(quality.recall_at_k).mean),
+        map_at_r=_known(metrics.summarize(quality.map_at_r).mean),
+        overlap_at_k=metrics.summarize(quality.overlap_at_k).mean,
+        retained_hit_rate_at_1=_known(metrics.retained(hit_rate, full_hit_rate)),
         latency_ms_p50=speed.latency_ms_p50 if speed else None,
         latency_ms_p95=speed.latency_ms_p95 if speed else None,
         images_per_s=speed.images_per_s if speed else None,
@@ -178,28 +266,3 @@ def _point(
 def _known(value: float) -> float | None:
     """Turn what could not be measured from NaN, which JSON does not have, into None."""
     return None if math.isnan(value) else value
-
-
-def _conditions(retriever: Retriever, truth: GroundTruth, tally: _Tally) -> Conditions:
-    """Say who asked what of whom, and where."""
-    encoder = retriever.encoder
-    return Conditions(
-        encoder=encoder.name,
-        fingerprint=encoder.fingerprint,
-        images=len(retriever.index),
-        queries=tally.queries,
-        unreadable=len(tally.failures),
-        without_relevant=tally.without_relevant if truth.has_labels else None,
-        in_index=tally.in_index,
-        device=describe_device(encoder.device),
-        precision=describe_precision(encoder.device),
-        weights=encoder.weights_fingerprint,
-    )
-
-
-def describe_precision(device: torch.device) -> str:
-    """Name the format of matrix products; single images may have one of their own."""
-    many, one = (
-        str(resolve_precision(device, images=count)).removeprefix("torch.") for count in (None, 1)
-    )
-    return many if many == one else f"{many}, single images {one}"

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from indexing import ImageIndex, ImageRecord
+from retrieval import metrics
 
 _NONE = -1
 
@@ -83,3 +84,35 @@ class GroundTruth:
         table = np.full((len(distinct), copies.max(initial=0)), _NONE, dtype=np.int64)
         table[np.arange(table.shape[1]) < copies[:, None]] = rows
         return np.asarray(table[query_of])
+
+
+def find_others(
+    index: ImageIndex,
+    vectors: Float32[np.ndarray, "queries dim"],
+    own: Int64[np.ndarray, "queries copies"],
+    k: int,
+) -> tuple[Int64[np.ndarray, "queries k"], Float32[np.ndarray, "queries k"]]:
+    """Ask an index with queries that may be in it themselves, and leave those out.
+
+    Args:
+        index: The images that are searched.
+        vectors: The queries, embedded.
+        own: Rows that are the query itself; see `Wanted`.
+        k: Hits per query.
+
+    Returns:
+        Rows, best first, and their scores; -1 and -inf where there are fewer.
+    """
+    ids, scores = index.search(vectors, k + own.shape[1])
+    found = index.rows_of(ids)
+    is_own = np.zeros(found.shape, dtype=bool)
+    for copy in own.T:  # a table of all copies at once could be large
+        is_own |= found == copy[:, None]
+    rows = metrics.drop_self(found, own)[:, :k]
+    # What was dropped moves to the end, as it does in `rows`.
+    kept = -np.sort(np.where(is_own, np.inf, -scores), axis=1)[:, :k]
+    missing = ((0, 0), (0, k - rows.shape[1]))  # an index may hold fewer than k images
+    return (
+        np.pad(rows, missing, constant_values=-1),
+        np.pad(kept, missing, constant_values=-np.inf).astype(np.float32),
+    )

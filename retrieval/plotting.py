@@ -12,8 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from matvit import Granularity
-from retrieval.frontier import ParetoFrontier
-from retrieval.operating_point import OperatingPoint
+from retrieval.frontier import OperatingPoint, ParetoFrontier
 
 _INK, _FAINT, _GRID = "#1c2430", "#66717f", "#e6e9ed"
 _DOMINATED, _BEST, _TRAINED = "#a9b8c9", "#2166ac", "#d6604d"

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 
 from indexing import write_atomically
-from retrieval.frontier import ParetoFrontier
-from retrieval.operating_point import Conditions, OperatingPoint
+from retrieval.frontier import Conditions, OperatingPoint, ParetoFrontier
 from retrieval.plotting import plot
 
 _PIXELS_PER_INCH = 200

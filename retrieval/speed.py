@@ -1,18 +1,28 @@
-"""How long embedding takes, measured so that submodels can be compared."""
+"""How long embedding a query takes on this machine: measured fairly, and remembered."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float64, UInt8
+from numpy import ndarray
 from tqdm import tqdm
 
-from matvit import Encoder, Submodel, embed
+from indexing import write_atomically
+from matvit import Encoder, Submodel, embed, resolve_precision
 
 _BATCHES = 3
+_TIMES = 30
+_LARGEST = 1 << 24
 
 
 class Speed(NamedTuple):
@@ -32,7 +42,7 @@ class Speed(NamedTuple):
 def measure_speed(
     encoder: Encoder,
     submodels: Sequence[Submodel],
-    pixels: UInt8[np.ndarray, "images height width 3"],
+    pixels: UInt8[ndarray, "images height width 3"],
     *,
     latency_queries: int,
     batches: int = _BATCHES,
@@ -71,12 +81,70 @@ def measure_speed(
     return [Speed(*map(float, row)) for row in zip(p50, p95, per_second, strict=True)]
 
 
+def measured_ms(
+    encoder: Encoder,
+    submodels: Iterable[Submodel | str],
+    *,
+    progress: bool = False,
+    again: bool = False,
+) -> dict[str, float]:
+    """Return the median milliseconds that embedding one query takes on this machine.
+
+    What was measured before on the same device, with as many threads and the same version of
+    torch, is read from a file in the user's cache folder (`$XDG_CACHE_HOME/matvit`, else
+    `~/.cache/matvit`). That file is only a memory: it may be deleted, and where it cannot be
+    written the next call measures again.
+
+    Args:
+        encoder: The encoder, on the device where it answers.
+        submodels: What to time; those that are missing are timed in turns.
+        progress: Show a progress bar on stderr.
+        again: Measure anew what is known.
+
+    Returns:
+        Milliseconds by the submodel as text, from decoded pixels to the vector.
+    """
+    key = _conditions(encoder)
+    path = _cache_file(key)
+    known = {} if again else _read(path, key)
+    wanted = list(dict.fromkeys(map(encoder.submodel, submodels)))
+    missing = [each for each in wanted if str(each) not in known]
+    if missing:
+        speeds = measure_speed(
+            encoder,
+            missing,
+            _picture(encoder),
+            latency_queries=_TIMES,
+            batches=0,
+            progress=progress,
+        )
+        new = {str(each): speed.latency_ms_p50 for each, speed in zip(missing, speeds, strict=True)}
+        known = {**_read(path, key), **known, **new}
+        _write(path, key, known)
+    return {str(each): known[str(each)] for each in wanted}
+
+
+def describe_device(device: torch.device) -> str:
+    """Name a device; on a CPU the number of threads decides as much as the model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def describe_precision(device: torch.device) -> str:
+    """Name the format of matrix products; single images may have one of their own."""
+    many, one = (
+        str(resolve_precision(device, images=count)).removeprefix("torch.") for count in (None, 1)
+    )
+    return many if many == one else f"{many}, single images {one}"
+
+
 def _time_in_turns(
     work: Callable[[Submodel, int], None],
     submodels: Sequence[Submodel],
     turns: int,
     advance: Callable[[int], object],
-) -> Float64[np.ndarray, "turns submodels"]:
+) -> Float64[ndarray, "turns submodels"]:
     """Time `work` once per turn and submodel, in seconds."""
     for submodel in submodels if turns else ():
         work(submodel, 0)  # the first call allocates memory, selects kernels and fills caches
@@ -89,3 +157,68 @@ def _time_in_turns(
             seconds[turn, column] = perf_counter() - start
             advance(1)
     return seconds
+
+
+def _picture(encoder: Encoder) -> UInt8[ndarray, "images height width 3"]:
+    """One picture of noise: what is in it makes no difference to how long it takes."""
+    side = encoder.preprocess.img_size
+    return np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+
+
+def _conditions(encoder: Encoder) -> dict[str, str]:
+    """Everything that a latency depends on, besides the submodel."""
+    return {
+        "encoder": encoder.name,
+        "weights": encoder.weights_fingerprint,
+        "device": describe_device(encoder.device),
+        "processor": _processor(),
+        "cpus": str(os.cpu_count()),
+        "precision": str(resolve_precision(encoder.device, images=1)),
+        "torch": str(torch.__version__),
+    }
+
+
+def _processor() -> str:
+    """Model of the processor, such as `AMD EPYC`; a home folder may be shared by several."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{platform.machine()} {models[0] if models else platform.processor()}".strip()
+
+
+def _cache_file(key: dict[str, str]) -> Path | None:
+    """Where latencies are kept; None for a user without a home."""
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    text = json.dumps(key, sort_keys=True)
+    return root / "matvit" / f"latency-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def _read(path: Path | None, key: dict[str, str]) -> dict[str, float]:
+    """Read what is known; nothing if there is no file or it is not what was written."""
+    if path is None:
+        return {}
+    try:
+        if path.stat().st_size > _LARGEST:
+            return {}
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["conditions"] != key:
+            return {}
+        known = {str(name): float(ms) for name, ms in document["milliseconds"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return {name: ms for name, ms in known.items() if 0 < ms < float("inf")}
+
+
+def _write(path: Path | None, key: dict[str, str], known: dict[str, float]) -> None:
+    """Remember, if there is a place to."""
+    if path is None:
+        return
+    text = json.dumps({"conditions": key, "milliseconds": known}, indent=2) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda stream: stream.write(text.encode()))
+    except OSError:
+        return

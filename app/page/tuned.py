@@ -8,7 +8,7 @@ from threading import Lock
 
 from app.console import one_line
 from matvit import Encoder
-from retrieval import Escalation, ParetoFrontier, Retriever, latency, timed
+from retrieval import Escalation, ParetoFrontier, Retriever, measured_ms, timed
 
 _ONE_AT_A_TIME = Lock()
 
@@ -42,7 +42,7 @@ class Tuned:
         if self.by_gmacs is None or self.encoder is None:
             return None
         with _ONE_AT_A_TIME:  # what is timed at the same time is timed wrong
-            return timed(self.by_gmacs, partial(latency.named_ms, self.encoder))
+            return timed(self.by_gmacs, partial(measured_ms, self.encoder))
 
 
 def read_tuned(retriever: Retriever) -> Tuned:

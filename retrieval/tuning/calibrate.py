@@ -14,9 +14,10 @@ from numpy import ndarray
 from matvit import Granularity, MatViT, Submodel, added_macs, embed_each, trained_sizes
 from retrieval import metrics
 from retrieval.escalation import RANKS, Escalation, Operation, confidence_of
+from retrieval.ground_truth import find_others
 from retrieval.retriever import Retriever
 from retrieval.tuning.sample import Queries, Sample
-from retrieval.tuning.trial import find_scored, whole
+from retrieval.tuning.trial import whole
 
 Ladder = tuple[Submodel, ...]
 
@@ -92,7 +93,7 @@ def reply(
     # In float32, as single queries are embedded: thresholds are small differences of scores.
     wanted = [full, *submodels]
     for submodel, vectors in embed_each(model, judged.pixels, wanted, precision="float32"):
-        rows, scores = find_scored(retriever, vectors, judged, RANKS)
+        rows, scores = find_others(retriever.index, vectors, judged.wanted.own, RANKS)
         confidence[submodel] = confidence_of(scores, labels[rows] if uses_labels else None)
         first[submodel] = rows
         if uses_labels:

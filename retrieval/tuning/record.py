@@ -12,9 +12,8 @@ from typing import Any
 from indexing import ImageIndex, write_atomically
 from matvit import Encoder
 from retrieval.escalation import Escalation
-from retrieval.frontier import ParetoFrontier
-from retrieval.operating_point import OperatingPoint
-from retrieval.score_scale import ScoreScale
+from retrieval.frontier import OperatingPoint, ParetoFrontier
+from retrieval.tuning.score_scale import ScoreScale
 
 FILE = "tuning.json"
 _VERSION = 1

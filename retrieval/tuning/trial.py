@@ -11,9 +11,10 @@ from numpy import ndarray
 
 from matvit import MatViT, MatViTConfig, Submodel, count_macs, embed, embed_each
 from retrieval import metrics
+from retrieval.ground_truth import find_others
 from retrieval.retriever import Retriever
-from retrieval.score_scale import ScoreScale
 from retrieval.tuning.sample import Queries
+from retrieval.tuning.score_scale import ScoreScale
 
 _NEIGHBOURS = 32
 
@@ -72,7 +73,9 @@ class Trial:
         self._on_progress = on_progress
         self.scores: dict[Submodel, Score] = dict(known or {})
         self._full = embed(self._model, queries.pixels)
-        nearest, scores = find_scored(retriever, self._full, queries, max(k, _NEIGHBOURS))
+        nearest, scores = find_others(
+            retriever.index, self._full, queries.wanted.own, max(k, _NEIGHBOURS)
+        )
         self._reference, self._reference_scores = nearest[:, :k], scores[:, :k]
         self.scales: dict[Submodel, ScoreScale] = {}
         self._neighbours = _centred(retriever, nearest[:, :_NEIGHBOURS])
@@ -102,9 +105,9 @@ class Trial:
 
     def ask(self, submodels: Iterable[Submodel]) -> list[Score]:
         """Ask the index with submodels."""
-        wanted = list(submodels)
+        wanted, index = list(submodels), self._retriever.index
         for submodel, vectors in self._embed(wanted, lambda score: score.overlap is not None):
-            rows, scores = find_scored(self._retriever, vectors, self._queries, self._k)
+            rows, scores = find_others(index, vectors, self._queries.wanted.own, self._k)
             if (scale := ScoreScale.fit(scores, self._reference_scores)) is not None:
                 self.scales[submodel] = scale
             self.scores[submodel] = Score(
@@ -161,33 +164,6 @@ def whole(retriever: Retriever) -> MatViT:
             "choosing among submodels needs the whole encoder"
         )
     return encoder
-
-
-def find(
-    retriever: Retriever, vectors: Float32[ndarray, "queries dim"], queries: Queries, k: int
-) -> Int64[ndarray, "queries k"]:
-    """Rows of the index that queries find, themselves left out; -1 where there are fewer."""
-    return find_scored(retriever, vectors, queries, k)[0]
-
-
-def find_scored(
-    retriever: Retriever, vectors: Float32[ndarray, "queries dim"], queries: Queries, k: int
-) -> tuple[Int64[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
-    """Rows that queries find and their scores, -inf where there are fewer; see `find`."""
-    own = queries.wanted.own
-    ids, scores = retriever.search_vectors(vectors, k + own.shape[1])
-    found = retriever.index.rows_of(ids)
-    rows = metrics.drop_self(found, own)
-    is_own = np.zeros(found.shape, dtype=bool)
-    for copy in own.T:  # a table of all copies at once could be large
-        is_own |= found == copy[:, None]
-    kept = np.where(is_own, -np.inf, scores)
-    ordered = -np.sort(-kept, axis=1)  # what was dropped moves to the end, as in `rows`
-    missing = ((0, 0), (0, max(0, k - rows.shape[1])))
-    return (
-        np.pad(rows[:, :k], missing, constant_values=-1),
-        np.pad(ordered[:, :k], missing, constant_values=-np.inf).astype(np.float32),
-    )
 
 
 def hits(

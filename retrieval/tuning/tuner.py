@@ -12,12 +12,11 @@ from tqdm import tqdm
 from indexing import Corpus
 from matvit import MatViT, Submodel, count_macs, count_params, trained_sizes
 from retrieval.escalation import Escalation
-from retrieval.evaluation import describe_precision
-from retrieval.frontier import ParetoFrontier
-from retrieval.latency import describe_device, measured_ms
+from retrieval.evaluation import conditions_of
+from retrieval.frontier import Conditions, OperatingPoint, ParetoFrontier
 from retrieval.metrics import retained
-from retrieval.operating_point import Conditions, OperatingPoint
 from retrieval.retriever import Retriever
+from retrieval.speed import describe_precision, measured_ms
 from retrieval.tuning.calibrate import calibrate, check_bound, ladders, reply
 from retrieval.tuning.journal import Journal, only_one
 from retrieval.tuning.record import TunedFor, Tuning, store_tuning
@@ -245,17 +244,11 @@ def _with_latency(
 
 
 def _conditions(retriever: Retriever, sample: Sample) -> Conditions:
-    encoder = retriever.encoder
     wanted = sample.reporting.wanted
-    return Conditions(
-        encoder=encoder.name,
-        fingerprint=encoder.fingerprint,
-        images=len(retriever.index),
+    return conditions_of(
+        retriever,
         queries=len(sample.reporting),
         unreadable=sample.unreadable,
         without_relevant=int((wanted.total == 0).sum()) if sample.has_labels else None,
         in_index=int((wanted.own >= 0).any(axis=1).sum()),
-        device=describe_device(encoder.device),
-        precision=describe_precision(encoder.device),
-        weights=encoder.weights_fingerprint,
     )

@@ -17,7 +17,7 @@ from app.page.opened import open_all
 from indexing import Corpus, ImageIndex
 from matvit.extraction import extract, save_extracted
 from matvit.model import MatViT
-from retrieval import ParetoFrontier, Retriever, latency
+from retrieval import ParetoFrontier, Retriever
 from retrieval.tuning.record import store_tuning
 
 
@@ -224,10 +224,11 @@ def test_a_budget_picks_what_the_command_picks(open_page, place, tiny_model, mon
         place / "i.index",
         replace(stored, selection=ParetoFrontier(selection), frontier=ParetoFrontier(told)),
     )
-    monkeypatch.setattr(
-        latency, "measured_ms",
-        lambda encoder, submodels: {str(each): found[str(each)][1] for each in submodels},
-    )  # fmt: skip
+    for place_of_use in ("app.page.tuned", "retrieval.speed"):
+        monkeypatch.setattr(
+            f"{place_of_use}.measured_ms",
+            lambda encoder, submodels: {str(each): found[str(each)][1] for each in submodels},
+        )
     page = open_page("--index", place / "i.index", "--encoder", place / "encoder")
     turn_to(page, "choose")
     for unit, option in (("GMACs", "max_gmacs"), ("ms", "max_ms")):

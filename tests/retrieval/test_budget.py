@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from retrieval.budget import Budget, choose
-from retrieval.frontier import ParetoFrontier
-from retrieval.operating_point import OperatingPoint
+from retrieval.frontier import OperatingPoint, ParetoFrontier
 
 MACS = {"S": 1_000_000_000, "M": 2_000_000_000, "L": 3_000_000_000, "XL": 4_000_000_000}
 OVERLAP = {"S": 0.7, "M": 0.8, "L": 0.75, "XL": 1.0}

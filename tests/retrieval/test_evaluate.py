@@ -19,7 +19,7 @@ from matvit.cost import count_macs, count_params
 from matvit.embedding import cpu_has_bfloat16, embed
 from matvit.extraction import extract
 from matvit.mixes import mix_n_match
-from retrieval import Retriever, evaluate, judge, speed
+from retrieval import Retriever, evaluate, evaluation
 
 K = 5
 
@@ -174,9 +174,9 @@ def test_batches_make_no_difference(retriever, questions, monkeypatch):
             [embed(encoder, pixels[[row]], submodel) for row in range(len(pixels))]
         )
 
-    monkeypatch.setattr(judge, "embed", embed_one_by_one)
+    monkeypatch.setattr(evaluation, "embed", embed_one_by_one)
     whole = measure(retriever, questions)
-    monkeypatch.setattr(judge, "_QUERIES_PER_BATCH", 3)
+    monkeypatch.setattr(evaluation, "_QUERIES_PER_BATCH", 3)
     assert measure(retriever, questions) == whole
 
 
@@ -189,7 +189,7 @@ def test_batches_shrink_where_answers_are_long(retriever, questions, monkeypatch
         return decode(corpus, preprocess, batch_size=batch_size)
 
     monkeypatch.setattr(Corpus, "decode", watched)
-    monkeypatch.setattr(judge, "_CELLS_PER_TABLE", 30)
+    monkeypatch.setattr(evaluation, "_CELLS_PER_TABLE", 30)
     measure(retriever, questions)
     assert sizes == [5]  # the largest class has 6 images
 
@@ -238,23 +238,6 @@ def test_speed_is_measured_unless_it_is_not_wanted(retriever, questions):
         assert point.images_per_s > 0
     for point in evaluate(retriever, corpus, ["S"], K, latency_queries=0):
         assert (point.latency_ms_p50, point.latency_ms_p95, point.images_per_s) == (None,) * 3
-
-
-def test_submodels_take_turns_while_they_are_timed(retriever, monkeypatch):
-    runs = []
-    clock = iter(range(1000))
-    monkeypatch.setattr(speed, "perf_counter", lambda: float(next(clock)))
-    monkeypatch.setattr(
-        speed, "embed", lambda _, pixels, submodel, **__: runs.append((str(submodel), len(pixels)))
-    )
-    submodels = [retriever.encoder.submodel(size) for size in ("S", "XL")]
-    pixels = np.zeros((4, 16, 16, 3), dtype=np.uint8)
-    speeds = speed.measure_speed(retriever.encoder, submodels, pixels, latency_queries=2)
-    warm_up, turn, next_turn = ["S", "XL"], ["S", "XL"], ["XL", "S"]
-    batches = [*warm_up, *turn, *next_turn, *turn]
-    singles = [*warm_up, *turn, *next_turn]
-    assert runs == [(s, 4) for s in batches] + [(s, 1) for s in singles]
-    assert speeds == [(1000.0, 1000.0, 4.0)] * 2  # every run took one second of this clock
 
 
 def test_conditions_name_the_encoder_and_the_machine(retriever, questions):

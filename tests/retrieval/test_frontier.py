@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.frontier import ParetoFrontier
-from retrieval.operating_point import Conditions, OperatingPoint
+from retrieval.frontier import Conditions, OperatingPoint, ParetoFrontier
 
 
 def point(submodel="S", macs=100, recall=0.9, **changes):

@@ -18,8 +18,7 @@ import pytest
 from PIL import Image
 
 from retrieval import report
-from retrieval.frontier import ParetoFrontier
-from retrieval.operating_point import Conditions, OperatingPoint
+from retrieval.frontier import Conditions, OperatingPoint, ParetoFrontier
 from retrieval.plotting import plot
 
 CONDITIONS = Conditions(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.score_scale import ScoreScale
+from retrieval.tuning.score_scale import ScoreScale
 
 
 def made_up(seed=0, count=5000):

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from matvit.config import MatViTConfig
 from matvit.model import MatViT
-from retrieval import latency
-from retrieval.latency import measured_ms
-from retrieval.speed import Speed
+from retrieval import speed
+from retrieval.speed import Speed, measured_ms
 
 
 @pytest.fixture
@@ -27,12 +27,29 @@ def timed(monkeypatch):
         asked.append([str(each) for each in submodels])
         return [Speed(float(sum(each.widths)), 0.0, 0.0) for each in submodels]
 
-    monkeypatch.setattr(latency, "measure_speed", measure)
+    monkeypatch.setattr(speed, "measure_speed", measure)
     return asked
 
 
 def sizes(model, *names):
     return [model.submodel(name) for name in names]
+
+
+def test_submodels_take_turns_while_they_are_timed(tiny_model, monkeypatch):
+    runs = []
+    clock = iter(range(1000))
+    monkeypatch.setattr(speed, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(
+        speed, "embed", lambda _, pixels, submodel, **__: runs.append((str(submodel), len(pixels)))
+    )
+    submodels = [tiny_model.submodel(size) for size in ("S", "XL")]
+    pixels = np.zeros((4, 16, 16, 3), dtype=np.uint8)
+    speeds = speed.measure_speed(tiny_model, submodels, pixels, latency_queries=2)
+    warm_up, turn, next_turn = ["S", "XL"], ["S", "XL"], ["XL", "S"]
+    batches = [*warm_up, *turn, *next_turn, *turn]
+    singles = [*warm_up, *turn, *next_turn]
+    assert runs == [(s, 4) for s in batches] + [(s, 1) for s in singles]
+    assert speeds == [(1000.0, 1000.0, 4.0)] * 2  # every run took one second of this clock
 
 
 def test_what_was_measured_is_not_measured_again(tiny_model, cache, timed):
@@ -96,7 +113,7 @@ def test_a_user_without_a_home_is_measured_every_time(tiny_model, monkeypatch, t
     def homeless():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(latency.Path, "home", homeless)
+    monkeypatch.setattr(speed.Path, "home", homeless)
     for _ in range(2):
         assert measured_ms(tiny_model, sizes(tiny_model, "S")) == {"S": 16.0}
     assert len(timed) == 2
