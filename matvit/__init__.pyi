@@ -20,7 +20,11 @@ from .extraction import ExtractedViT as ExtractedViT
 from .extraction import extract as extract
 from .extraction import load_encoder as load_encoder
 from .extraction import save_extracted as save_extracted
+from .files import FileContent as FileContent
+from .files import parse_json as parse_json
 from .files import read_file as read_file
+from .files import read_json as read_json
+from .files import read_part as read_part
 from .mixes import mix_n_match as mix_n_match
 from .mixes import neighbouring_mixes as neighbouring_mixes
 from .mixes import trained_sizes as trained_sizes

@@ -1,13 +1,20 @@
-"""Reading files that somebody else put there: whole, regular, and of a size that fits."""
+"""Reading files that somebody else put there: whole, regular, of a size and shape that fit."""
 
 from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import msgspec
 
 MAX_BYTES = 1 << 30
 """A larger file is refused instead of read; the largest image that is decoded needs less."""
+
+MAX_JSON_BYTES = 1 << 24
+"""The same for JSON, which takes many times as much memory as it has bytes."""
+
+_Read = TypeVar("_Read")
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -38,17 +45,84 @@ class FileContent(NamedTuple):
     mtime_ns: int
 
 
-def read_file(path: str | bytes | os.PathLike[str]) -> FileContent:
+class _Version(msgspec.Struct):
+    """Of a file that may have any other keys."""
+
+    format_version: int
+
+
+def read_json(
+    path: str | os.PathLike[str],
+    kind: type[_Read],
+    what: str,
+    *,
+    version: int | None = None,
+    max_bytes: int = MAX_JSON_BYTES,
+) -> _Read:
+    """Read a JSON file as `kind`, strictly: nothing is converted, NaN is no number.
+
+    A `kind` that is a `msgspec.Struct` with `forbid_unknown_fields` has exactly its keys, and
+    `msgspec.Meta` in its annotations says within which bounds its values are.
+
+    Args:
+        path: A regular file.
+        kind: What the JSON must describe.
+        what: The same in words, for messages: "the settings of an encoder".
+        version: What its key `format_version` must be; looked at before all others, so that a
+            file of the future is not called damaged. None for files without.
+        max_bytes: A larger file is refused unread.
+
+    Raises:
+        FileNotFoundError: If nothing is there.
+        ValueError: If it cannot be read, or is anything else; the message is one line.
+    """
+    try:
+        data = read_file(path, max_bytes=max_bytes).data
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    return parse_json(data, kind, what, version=version, where=str(path))
+
+
+def parse_json(
+    data: bytes | str,
+    kind: type[_Read],
+    what: str,
+    *,
+    version: int | None = None,
+    where: str = "it",
+) -> _Read:
+    """Read JSON text as `kind`; see `read_json`.
+
+    Raises:
+        ValueError: If it is anything else; the message begins with `where`.
+    """
+    try:
+        found = None if version is None else msgspec.json.decode(data, type=_Version).format_version
+        if found == version:
+            return msgspec.json.decode(data, type=kind)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not {what}: {error}") from error
+    raise ValueError(f"{where} has format version {found}, this program reads version {version}")
+
+
+def read_file(path: str | bytes | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> FileContent:
     """Read a regular file; opening a FIFO would wait for a writer that may never come.
 
     Raises:
         OSError: If it cannot be read, is something else than a file, or is too large.
     """
-    return read_part(path, 0, None)
+    return read_part(path, 0, None, max_bytes=max_bytes)
 
 
 def read_part(
-    path: str | bytes | os.PathLike[str], start: int, size: int | None, mtime_ns: int | None = None
+    path: str | bytes | os.PathLike[str],
+    start: int,
+    size: int | None,
+    mtime_ns: int | None = None,
+    *,
+    max_bytes: int = MAX_BYTES,
 ) -> FileContent:
     """Read `size` bytes from `start` on; None for the rest of the file.
 
@@ -57,6 +131,7 @@ def read_part(
         start: First byte.
         size: How many; all of them must be there.
         mtime_ns: When the file must have been modified last; None for any time.
+        max_bytes: More is refused.
 
     Raises:
         OSError: If that is not possible; the message says why.
@@ -69,8 +144,8 @@ def read_part(
         if mtime_ns is not None and found.st_mtime_ns != mtime_ns:
             raise OSError("the file around the image has changed since it was listed")
         wanted = found.st_size if size is None else size
-        if wanted > MAX_BYTES:
-            raise OSError(f"it has {wanted:,} bytes, more than the limit of {MAX_BYTES:,}")
+        if wanted > max_bytes:
+            raise OSError(f"it has {wanted:,} bytes, more than the limit of {max_bytes:,}")
         stream.seek(start)
         data = stream.read() if size is None else stream.read(size)
     if size is not None and len(data) != size:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
+from msgspec import Meta, Struct
 from PIL import Image
 
 from indexing.corpus import Corpus
 from matvit import files
-from matvit.files import read_file, read_part
+from matvit.files import read_file, read_json, read_part
 from matvit.preprocess import Preprocess
 
 
@@ -33,6 +35,69 @@ def test_file_over_the_limit_is_refused_unread(tmp_path, monkeypatch):
         stream.truncate(files.MAX_BYTES + 1)  # takes no room on the disk
     with pytest.raises(OSError, match="1,073,741,825 bytes, more than the limit of 1,073,741,824"):
         read_file(tmp_path / "huge.tif")
+
+
+class Point(Struct, forbid_unknown_fields=True):
+    """What the JSON of these tests describes."""
+
+    format_version: Literal[1]
+    x: Annotated[int, Meta(ge=0, le=9)]
+    y: float = 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"format_version": 1, "x": 1, "z": 2}', "is not a point: .* unknown field `z`"),
+        ('{"format_version": 1}', "is not a point: .* required field `x`"),
+        ('{"format_version": 1, "x": true}', "Expected `int`, got `bool` - at `.*x`"),
+        ('{"format_version": 1, "x": "1"}', "Expected `int`, got `str`"),
+        ('{"format_version": 1, "x": 1.0}', "Expected `int`, got `float`"),
+        ('{"format_version": 1, "x": 10}', "Expected `int` <= 9"),
+        ('{"format_version": 1, "x": 123456789012345678901234567890}', "Expected `int` <= 9"),
+        ('{"format_version": 1, "x": 1, "y": NaN}', "malformed"),
+        ('{"format_version": 1, "x": 1, "y": 1e999}', "out of range"),
+        ('{"format_version": 1, "x": 1} {}', "trailing characters"),
+        ('{"format_version": 1, "x": 1', "is not a point: .* truncated"),
+        ("", "is not a point: .* truncated"),
+        ("[]", "is not a point: Expected `object`, got `array`"),
+        ("[" * 1_000_000, "is not a point: "),
+        ('{"format_version": 1, "y": ' + "[" * 1_000_000, "is not a point: "),
+        ('{"format_version": 1, "x": 1, "z": ' + "[" * 1_000_000, "is not a point: "),
+        ('{"format_version": 2, "z": 1}', "has format version 2, this program reads version 1"),
+        ('{"format_version": "1", "x": 1}', "is not a point: Expected `int`, got `str`"),
+        ('{"x": 1}', "is not a point: .* required field `format_version`"),
+    ],
+)
+def test_json_of_any_other_shape_is_refused_in_one_line(tmp_path, text, message):
+    path = tmp_path / "point.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as refusal:
+        read_json(path, Point, "a point", version=1)
+    assert str(refusal.value).startswith(str(path))
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_json_is_read_as_what_it_describes(tmp_path):
+    path = tmp_path / "point.json"
+    path.write_text('{"format_version": 1, "x": 3, "y": 0.1}')
+    assert read_json(path, Point, "a point", version=1) == Point(format_version=1, x=3, y=0.1)
+    path.write_bytes(b'{"x": "\xff"}')
+    with pytest.raises(ValueError, match="is not a point: "):
+        read_json(path, Point, "a point")
+
+
+def test_json_that_is_no_small_file_is_refused_unread(tmp_path):
+    path = tmp_path / "point.json"
+    with pytest.raises(FileNotFoundError):
+        read_json(path, Point, "a point")
+    path.mkdir()
+    with pytest.raises(ValueError, match="cannot read .*point.json: not a file but a directory"):
+        read_json(path, Point, "a point")
+    path = tmp_path / "large.json"
+    path.write_text(" " * 100)
+    with pytest.raises(ValueError, match="100 bytes, more than the limit of 99"):
+        read_json(path, Point, "a point", max_bytes=99)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
