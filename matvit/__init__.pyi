@@ -10,7 +10,6 @@ from .data import ImageSet as ImageSet
 from .data import Kind as Kind
 from .decoding import DecodeError as DecodeError
 from .decoding import DecodePool as DecodePool
-from .distortion import best_sums as best_sums
 from .embedding import Encoder as Encoder
 from .embedding import embed as embed
 from .embedding import resolve_device as resolve_device

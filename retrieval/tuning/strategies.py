@@ -12,12 +12,12 @@ from matvit import (
     Granularity,
     MatViTConfig,
     Submodel,
-    best_sums,
     count_macs,
     mix_n_match,
     neighbouring_mixes,
     trained_sizes,
 )
+from retrieval.tuning.distortion import best_sums
 from retrieval.tuning.trial import Trial
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from heapq import merge
 from itertools import islice
 
-from matvit.submodel import Submodel
+from matvit import Submodel
 
 Table = Sequence[Mapping[int, float]]
 """Per block: the distortion of keeping a width there, by width."""

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from matvit.distortion import best_sums
+from retrieval.tuning.distortion import best_sums
 
 WIDTHS = (8, 16, 32, 64)
 
