@@ -16,8 +16,7 @@ from app.options import bad_usage
 
 def check_request(kind: str, factory: str | None, max_memory: str | None) -> None:
     """Refuse what cannot be meant before an encoder is loaded for it."""
-    from indexing import KINDS, KindRequest, parse_bytes
-    from indexing.request import AUTO
+    from indexing import AUTO, KINDS, KindRequest, parse_bytes
 
     try:
         most = None if max_memory is None else parse_bytes(max_memory)

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from indexing import KINDS
-from indexing.kinds.gpu import gpu_count
-from indexing.kinds.kind import CPU_ONLY
+from indexing.search.gpu import gpu_count
+from indexing.search.kinds import CPU_ONLY
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,7 +25,7 @@ def main() -> int:
         return 2
     kinds = [name for name in KINDS if name not in CPU_ONLY]
     for command in (
-        ["-m", "pytest", "-q", "tests/test_gpu_index.py"],
+        ["-m", "pytest", "-q", "tests/indexing/search/test_gpu_index.py"],
         ["benchmarks/kinds.py", "--device", "cuda", "--result", "kinds_gpu", "--kinds", *kinds],
     ):
         if code := subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode:

@@ -41,7 +41,7 @@ from provenance import RESULTS, provenance, without_paths, write_result
 
 from indexing import Corpus, DecodedBatch, ImageIndex, KindRequest, embedding
 from indexing import build as building
-from indexing.request import EXACT
+from indexing.search.request import EXACT
 from matvit import DEFAULT, MatViT, MatViTConfig, Preprocess, embed, resolve_device
 
 PARTS = ["decoding", "ways", "memory"]

@@ -35,14 +35,15 @@ from numpy.typing import NDArray
 from provenance import RESULTS, provenance, without_paths, write_result
 
 from indexing import KINDS, Calibration, ImageIndex
-from indexing.embeddings import Embeddings
-from indexing.flat import FlatIndex, unit_queries
-from indexing.kinds import AnnIndex, Kind, gpu, named_kind
-from indexing.kinds.engine import Engine
-from indexing.kinds.kind import split
-from indexing.request import EXACT
-from indexing.rescore import SPARE
-from indexing.storage import store
+from indexing.search import gpu
+from indexing.search.engine import Engine
+from indexing.search.flat import FlatIndex, unit_queries
+from indexing.search.kinds import Kind, named_kind, split
+from indexing.search.request import EXACT
+from indexing.search.scoring import SPARE
+from indexing.search.searcher import AnnIndex
+from indexing.store.embeddings import Embeddings
+from indexing.store.files import store
 
 DIM = 256
 RANKS = 10

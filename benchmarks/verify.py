@@ -24,12 +24,12 @@ from provenance import provenance, without_paths, write_result
 from tqdm import tqdm
 
 from indexing import ImageIndex, ImageRecord, KindRequest, Manifest
-from indexing.embeddings import Embeddings
-from indexing.manifest import CorpusRecord, Counts, EncoderRecord, PreprocessRecord
 from indexing.records import RECORDS
-from indexing.searcher import store_searcher
-from indexing.shards import SHARD_SIZE, metadata_table, write_shard
-from indexing.storage import commit
+from indexing.search.live import store_searcher
+from indexing.store.embeddings import Embeddings
+from indexing.store.folder import commit
+from indexing.store.manifest import CorpusRecord, Counts, EncoderRecord, PreprocessRecord
+from indexing.store.rows import SHARD_SIZE, metadata_table, write_shard
 
 
 def main() -> None:

@@ -17,15 +17,21 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from indexing.changes import Changes, corpus_names, refuse_shared_names
-from indexing.compatibility import check_encoder, check_whole
+from indexing.checks import check_encoder, check_whole
 from indexing.corpus import Corpus, DecodedBatch
 from indexing.embedding import embed_batch
-from indexing.manifest import CorpusRecord, Manifest
 from indexing.merge import AddReport, merge_staged, staged_failures
 from indexing.records import RECORDS, Failure
-from indexing.shards import SHARD_SIZE, metadata_table, read_failures, write_shard
-from indexing.storage import commit, read_finished, writer_lock
-from indexing.stored import StoredRows, live_rows
+from indexing.store.folder import commit, read_finished, writer_lock
+from indexing.store.manifest import CorpusRecord, Manifest
+from indexing.store.rows import (
+    SHARD_SIZE,
+    StoredRows,
+    live_rows,
+    metadata_table,
+    read_failures,
+    write_shard,
+)
 from matvit import NO_LABEL, DecodePool, Encoder
 
 

@@ -16,29 +16,27 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from indexing.compatibility import check_encoder, check_whole, describe
+from indexing.checks import check_encoder, check_whole, describe
 from indexing.corpus import Corpus
 from indexing.embedding import embed_batch
-from indexing.kinds.gpu import gpu_count
-from indexing.kinds.resolve import resolve
-from indexing.manifest import MANIFEST, CorpusRecord, Counts, Manifest, Plan, Shard
 from indexing.records import Failure
-from indexing.request import KindRequest
-from indexing.searcher import store_searcher
-from indexing.shards import SHARD_SIZE, metadata_table, read_failures, write_shard
-from indexing.storage import (
+from indexing.search.gpu import gpu_count
+from indexing.search.kinds import resolve
+from indexing.search.live import store_searcher
+from indexing.search.request import KindRequest
+from indexing.store.files import check_hash, check_size
+from indexing.store.folder import (
     FOLDERS,
     LOCK,
     PREVIOUS,
-    check_hash,
-    check_size,
     commit,
     read_manifest,
     remove_index,
     way_back,
     writer_lock,
 )
-from indexing.stored import StoredRows
+from indexing.store.manifest import MANIFEST, CorpusRecord, Counts, Manifest, Plan, Shard
+from indexing.store.rows import SHARD_SIZE, StoredRows, metadata_table, read_failures, write_shard
 from matvit import DecodePool, Encoder
 
 _LEFT_BY_A_KILLED_BUILD = {LOCK, f"{MANIFEST}.tmp", *FOLDERS}

@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from indexing.corpus import Corpus
 from indexing.records import UNKNOWN, Failure
-from indexing.stored import StoredRows, column
+from indexing.store.rows import StoredRows, column
 
 _DIGITS = 16  # of a hash, which fit in 64 bits; the rest is compared one by one
 

@@ -13,12 +13,11 @@ from jaxtyping import Bool, Int64
 from numpy import ndarray
 from tqdm import tqdm
 
-from indexing.manifest import Manifest, Shard
 from indexing.merge import relist
-from indexing.searcher import store_searcher
-from indexing.shards import SHARD_SIZE, read_failures, write_shard
-from indexing.storage import commit, double, orphans, read_manifest, sweep, writer_lock
-from indexing.stored import StoredRows
+from indexing.search.live import store_searcher
+from indexing.store.folder import commit, double, orphans, read_manifest, sweep, writer_lock
+from indexing.store.manifest import Manifest, Shard
+from indexing.store.rows import SHARD_SIZE, StoredRows, read_failures, write_shard
 
 
 @dataclass(frozen=True, kw_only=True)

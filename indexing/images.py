@@ -1,7 +1,9 @@
-"""What is known about the images of an opened index, one row for each."""
+"""What is known about an index in plain words, and about its images, one row for each."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,10 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from indexing.info import describe_index
-from indexing.manifest import Manifest
 from indexing.originals import Originals
-from indexing.shards import read_failures
-from indexing.stored import StoredRows, column
+from indexing.records import Failure
+from indexing.store.manifest import Manifest
+from indexing.store.rows import StoredRows, column, read_failures
 
 
 class IndexedImages:
@@ -97,3 +98,34 @@ class IndexedImages:
     @cached_property
     def _originals(self) -> Originals:
         return Originals(self._manifest.corpus)
+
+
+def describe_index(path: Path, manifest: Manifest, failures: Sequence[Failure]) -> dict[str, Any]:
+    """Describe an index in plain JSON values.
+
+    `calibration` is None for the kind Flat, which is exact. `note` says why the kind is not the
+    one of `request`, if it is not. `removed` counts stored rows that nobody finds any more,
+    `staged` images of an unfinished addition.
+    """
+    assert manifest.index is not None
+    corpus, index = manifest.corpus, manifest.index
+    return {
+        "path": str(path),
+        "format_version": manifest.format_version,
+        "generation": manifest.generation,
+        "kind": index.kind,
+        "factory": index.factory,
+        "calibration": None if index.calibration is None else index.calibration.to_dict(),
+        "request": vars(index.request).copy(),
+        "note": index.note,
+        "images": manifest.counts.images,
+        "removed": manifest.counts.removed,
+        "staged": sum(shard.metadata.rows for shard in manifest.staged),
+        "failures": len(failures),
+        "failures_by_error": dict(Counter(f.error for f in failures).most_common()),
+        "classes": None if corpus.class_names is None else len(corpus.class_names),
+        "bytes": sum(file.bytes for file in manifest.files),
+        "encoder": vars(manifest.encoder).copy(),
+        "preprocess": vars(manifest.preprocess).copy(),
+        "corpus": {"root": corpus.root, "kind": corpus.kind, "images": corpus.images},
+    }

@@ -11,19 +11,19 @@ from numpy import ndarray
 
 from indexing.add import add_images
 from indexing.build import build_index, built_on
+from indexing.checks import IndexMismatchError, check_encoder, check_rows, check_search
 from indexing.compact import CompactReport, compact_index
-from indexing.compatibility import IndexMismatchError, check_encoder
-from indexing.consistency import check_rows, check_search
 from indexing.corpus import Corpus
-from indexing.flat import unit_queries
 from indexing.images import IndexedImages
-from indexing.manifest import Manifest
 from indexing.merge import AddReport
 from indexing.remove import RemoveReport, remove_images
-from indexing.request import AUTO, KindRequest, parse_bytes
-from indexing.searcher import LiveSearcher, read_searcher
-from indexing.storage import check_size, read_finished, read_manifest
-from indexing.stored import StoredRows
+from indexing.search.flat import unit_queries
+from indexing.search.live import LiveSearcher, read_searcher
+from indexing.search.request import AUTO, KindRequest, parse_bytes
+from indexing.store.files import check_size
+from indexing.store.folder import read_finished, read_manifest
+from indexing.store.manifest import Manifest
+from indexing.store.rows import StoredRows
 from indexing.verification import VerifyReport, verify
 from matvit import Encoder
 
@@ -83,7 +83,7 @@ class ImageIndex(IndexedImages):
             encoder: A whole encoder; it runs on the device where it lives.
             corpus: The images.
             path: Folder of the index; it must not exist, or be empty or unfinished.
-            kind: Of search structure, one of `indexing.kinds.KINDS`; `"auto"` chooses by count,
+            kind: Of search structure, one of `indexing.KINDS`; `"auto"` chooses by count,
                 memory and device: Flat, which is exact, for up to 50,000 images on a CPU and a
                 million on a GPU. Updates keep to it.
             factory: FAISS factory string instead of a kind.

@@ -13,12 +13,17 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int64
 from numpy import ndarray
 
-from indexing.manifest import Counts, Manifest, Shard
 from indexing.records import Failure
-from indexing.searcher import store_searcher
-from indexing.shards import read_failures, write_failures
-from indexing.storage import commit
-from indexing.stored import StoredRows, live_rows, write_tombstones
+from indexing.search.live import store_searcher
+from indexing.store.folder import commit
+from indexing.store.manifest import Counts, Manifest, Shard
+from indexing.store.rows import (
+    StoredRows,
+    live_rows,
+    read_failures,
+    write_failures,
+    write_tombstones,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from indexing.corpus import Corpus
-from indexing.manifest import CorpusRecord
+from indexing.store.manifest import CorpusRecord
 from matvit import read_file
 
 

@@ -13,12 +13,11 @@ import pyarrow.compute as pc
 from jaxtyping import Int64
 from numpy import ndarray
 
-from indexing.manifest import Counts
 from indexing.merge import relist
 from indexing.records import Failure
-from indexing.shards import read_failures
-from indexing.storage import commit, read_finished, writer_lock
-from indexing.stored import StoredRows, write_tombstones
+from indexing.store.folder import commit, read_finished, writer_lock
+from indexing.store.manifest import Counts
+from indexing.store.rows import StoredRows, read_failures, write_tombstones
 
 
 @dataclass(frozen=True, kw_only=True)

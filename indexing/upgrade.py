@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from indexing.request import EXACT, KindRequest
+from indexing.search.request import EXACT, KindRequest
 
 FORMAT_VERSION = 4
 

@@ -10,21 +10,13 @@ from typing import ParamSpec
 
 from tqdm import tqdm
 
-from indexing.consistency import check_rows, check_search
-from indexing.embeddings import Embeddings
-from indexing.manifest import MANIFEST, Manifest, StoredFile
-from indexing.searcher import check_searcher_file, read_searcher, store_searcher
-from indexing.shards import METADATA, read_failures, read_tables
-from indexing.storage import (
-    REMEDY,
-    check_size,
-    commit,
-    orphans,
-    read_finished,
-    read_manifest,
-    writer_lock,
-)
-from indexing.stored import StoredRows, read_tombstones
+from indexing.checks import check_rows, check_search
+from indexing.search.live import check_searcher_file, read_searcher, store_searcher
+from indexing.store.embeddings import Embeddings
+from indexing.store.files import REMEDY, StoredFile, check_size
+from indexing.store.folder import commit, orphans, read_finished, read_manifest, writer_lock
+from indexing.store.manifest import MANIFEST, Manifest
+from indexing.store.rows import METADATA, StoredRows, read_failures, read_tables, read_tombstones
 
 _Arguments = ParamSpec("_Arguments")
 

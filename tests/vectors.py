@@ -6,9 +6,9 @@ from functools import partial
 
 import numpy as np
 
-from indexing.embeddings import Embeddings
-from indexing.kinds import KINDS, factory_kind, named_kind
-from indexing.storage import store
+from indexing.search.kinds import KINDS, factory_kind, named_kind
+from indexing.store.embeddings import Embeddings
+from indexing.store.files import store
 
 NAME = "index/knn_g1.faiss"
 DIM = 32

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from indexing import build as building
-from indexing.storage import commit, writer_lock
+from indexing.store.folder import commit, writer_lock
 from matvit.decoding import DecodePool
 
 

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from indexing import Corpus, ImageIndex, add, build, compact, verify
 from indexing.remove import remove_images
-from indexing.request import KindRequest
-from indexing.storage import read_manifest
+from indexing.search.request import KindRequest
+from indexing.store.folder import read_manifest
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="there is no fork"),

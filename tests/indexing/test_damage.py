@@ -22,9 +22,10 @@ import pytest
 from toy import DIM, ToyEncoder, photo
 
 from indexing import Corpus, ImageIndex, build, verify
-from indexing.searcher import check_searcher_file, read_searcher
-from indexing.storage import read_manifest, sha256_of
-from indexing.stored import StoredRows
+from indexing.search.live import check_searcher_file, read_searcher
+from indexing.store.files import sha256_of
+from indexing.store.folder import read_manifest
+from indexing.store.rows import StoredRows
 
 QUERIES = np.random.default_rng(1).standard_normal((5, DIM)).astype(np.float32)
 
@@ -130,7 +131,7 @@ def test_embeddings_are_checked_before_the_first_row_is_served(index):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    from indexing.stored import StoredRows
+    from indexing.store.rows import StoredRows
 
     embeddings = StoredRows(index.path, fresh, fresh.shards).live_embeddings()
     assert embeddings[:3].shape == (3, DIM)

@@ -21,8 +21,8 @@ from PIL import Image
 
 from indexing.corpus import Corpus
 from indexing.index import ImageIndex, IndexMismatchError
-from indexing.manifest import sealed
-from indexing.storage import commit, read_manifest
+from indexing.store.folder import commit, read_manifest
+from indexing.store.manifest import sealed
 from matvit.embedding import embed
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess

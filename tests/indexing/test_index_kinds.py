@@ -17,13 +17,12 @@ import pytest
 from toy import DIM, ToyEncoder, photo
 
 from indexing import Corpus, ImageIndex, verify
-from indexing.flat import FlatIndex, unit_queries
-from indexing.kinds import KINDS, memory_bytes, named_kind
-from indexing.kinds.resolve import resolve, resolve_again
-from indexing.manifest import Manifest, sealed
-from indexing.request import KindRequest, parse_bytes
-from indexing.searcher import store_searcher
-from indexing.storage import commit, read_manifest
+from indexing.search.flat import FlatIndex, unit_queries
+from indexing.search.kinds import KINDS, memory_bytes, named_kind, resolve, resolve_again
+from indexing.search.live import store_searcher
+from indexing.search.request import KindRequest, parse_bytes
+from indexing.store.folder import commit, read_manifest
+from indexing.store.manifest import Manifest, sealed
 
 COUNT = 300
 QUERIES = np.random.default_rng(3).standard_normal((60, DIM)).astype(np.float32)
@@ -306,7 +305,7 @@ def test_calibration_that_is_missing_or_damaged_is_refused(original, tmp_path):
 
 
 def test_cuda_without_a_gpu_is_refused_by_opening(index):
-    from indexing.kinds import gpu
+    from indexing.search import gpu
 
     if gpu.gpu_count():
         pytest.skip("there is a GPU")

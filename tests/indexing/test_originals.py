@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from indexing.manifest import CorpusRecord
 from indexing.originals import Originals
+from indexing.store.manifest import CorpusRecord
 
 
 def digest(data):

@@ -12,7 +12,7 @@ from app.page.comparison import compare
 from app.page.opened import encoder_stamp, open_all, out_of_the_collector, stamp
 from app.page.query import stored_query
 from indexing import Corpus, ImageIndex, IndexMismatchError, add
-from indexing.storage import commit
+from indexing.store.folder import commit
 from matvit.extraction import extract
 
 

@@ -18,7 +18,7 @@ from indexing import build as building
 from indexing import embedding
 from indexing.corpus import Corpus
 from indexing.index import ImageIndex
-from indexing.storage import writer_lock
+from indexing.store.folder import writer_lock
 from matvit.embedding import embed
 from matvit.extraction import extract
 

@@ -11,7 +11,7 @@ from indexing import build as building
 from indexing import embedding
 from indexing.corpus import Corpus
 from indexing.index import ImageIndex, IndexMismatchError
-from indexing.storage import commit
+from indexing.store.folder import commit
 from matvit.embedding import embed
 from matvit.model import MatViT
 

@@ -16,7 +16,7 @@ from toy import ToyEncoder, photo
 from updating import assert_finds_exactly_its_photos, counts
 
 from indexing import Corpus, ImageIndex, IndexMismatchError, add
-from indexing.storage import commit
+from indexing.store.folder import commit
 
 
 def test_nothing_new_changes_nothing(index, add_all, embedded):

@@ -14,7 +14,7 @@ from toy import ToyEncoder, photo
 from updating import counts
 
 from indexing import Corpus, ImageIndex, add, build
-from indexing.storage import writer_lock
+from indexing.store.folder import writer_lock
 from matvit import decoding
 
 

@@ -1,0 +1,132 @@
+"""How hard to search: measured on held-out rows when the index is built, and stored with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+
+from indexing.search.request import Calibration
+from indexing.search.scoring import SPARE
+
+if TYPE_CHECKING:
+    from indexing.search.searcher import AnnIndex
+
+TARGET = 0.95
+"""Share of the exact ten nearest that an approximate search should return."""
+
+_QUERIES = 512
+_RANKS = 10
+_RESCORES = (1, 2, 4, 8, 16, 32)
+_DEVIATIONS = 2.0
+_RANDOM_READ = 4  # reading scattered rows costs about this many times reading them in order
+
+
+def calibrate(index: AnnIndex, *, target: float = TARGET, seed: int = 0) -> Calibration:
+    """Find the cheapest effort that reaches a target on a sample of the stored rows.
+
+    A sampled row asks for its ten nearest, itself left out. An image counts as found if its score
+    is as high as that of the tenth exact one, so that duplicates and ties are no mistakes. The
+    mean has to clear the target by two standard errors, so that other queries reach it too. Cost
+    is counted in bytes read, not timed: the choice depends on the data and the seed alone.
+
+    Args:
+        index: Built, of any kind.
+        target: Wanted ann_recall@10, within 0..1.
+        seed: Of the sample.
+
+    Returns:
+        The effort; if nothing reaches the target, the one with the highest recall.
+
+    Raises:
+        ValueError: If the target is not a share of one.
+    """
+    if not 0 < target <= 1:
+        raise ValueError(f"target must be above 0 and at most 1, got {target}")
+    images = len(index.ids)
+    ranks = min(_RANKS, images - 1)
+    if index.is_exact or ranks < 1:
+        return leave_nothing_out(index, target)
+    rows = np.random.default_rng(seed).choice(images, min(_QUERIES, images), replace=False)
+    sample = _Sample(index, np.sort(rows), ranks)
+    best: tuple[bool, float, float] | None = None
+    chosen = leave_nothing_out(index, target)
+    for nprobe, ef_search in _efforts(index):
+        if best and best[0] and -best[1] < _cost(index, nprobe, ef_search, 0):
+            break  # dearer than what is good enough, before a single candidate is rescored
+        for rescore, found in sample.recalls(nprobe, ef_search):
+            recall, error = float(found.mean()), float(found.std() / math.sqrt(len(found)))
+            met = recall - _DEVIATIONS * error >= target
+            cost = _cost(index, nprobe, ef_search, max(ranks + SPARE, ranks * rescore))
+            rank = (met, -cost if met else recall, -cost)
+            if best is None or rank > best:
+                best = rank
+                chosen = Calibration(
+                    nprobe=nprobe, ef_search=ef_search, rescore=rescore,
+                    target=float(target), recall=recall, queries=len(found),
+                )  # fmt: skip
+    return chosen
+
+
+class _Sample:
+    """Held-out rows, and the exact scores that a search for them has to find."""
+
+    def __init__(self, index: AnnIndex, rows: Int64[ndarray, " queries"], ranks: int) -> None:
+        self._index, self._rows, self._ranks = index, rows, ranks
+        self._queries = index.embeddings[rows]
+        found, scores = index.exhaustive(self._queries, ranks + 1)
+        self._least = self._best(found, scores)[:, -1:]
+
+    def recalls(
+        self, nprobe: int, ef_search: int
+    ) -> Iterator[tuple[int, Float32[ndarray, " queries"]]]:
+        """Recall of each query at one effort, for each depth of rescoring."""
+        depths = _RESCORES if self._index.estimates else _RESCORES[:1]
+        fetches = [
+            min(max(self._ranks + SPARE, self._ranks * depth) + 1, len(self._index.ids))
+            for depth in depths
+        ]
+        rows, scores = self._index.candidates(self._queries, fetches[-1], nprobe, ef_search)
+        for depth, fetch in zip(depths, fetches, strict=True):
+            best = self._best(rows[:, :fetch], scores[:, :fetch])
+            yield depth, (best >= self._least).mean(axis=1, dtype=np.float32)
+
+    def _best(
+        self, rows: Int64[ndarray, "queries fetch"], scores: Float32[ndarray, "queries fetch"]
+    ) -> Float32[ndarray, "queries ranks"]:
+        """Best scores among the candidates that are not the query itself."""
+        others = np.where(rows == self._rows[:, np.newaxis], -np.inf, scores)
+        return -np.sort(-others, axis=1)[:, : self._ranks]
+
+
+def _efforts(index: AnnIndex) -> Iterator[tuple[int, int]]:
+    """Values of nprobe and ef_search, from the least effort to the most."""
+    if not (most := index.lists or (min(2_048, len(index.ids)) if index.is_graph else 0)):
+        yield 0, 0
+        return
+    steps = sorted({1 << power for power in range(17)} | {3 << power for power in range(16)})
+    for step in (*(step for step in steps if step < most), most):
+        if index.lists:
+            yield step, 0
+        elif step >= min(_RANKS, most):
+            yield 0, step
+
+
+def _cost(index: AnnIndex, nprobe: int, ef_search: int, rescored: int) -> float:
+    """Bytes read for a query, scattered reads counted for what they cost."""
+    dim = index.embeddings.shape[1]
+    scanned = nprobe / index.lists if index.lists else float(not index.is_graph)
+    read = scanned * len(index.ids) * index.code_size + _RANDOM_READ * ef_search * 4 * dim
+    return read + _RANDOM_READ * rescored * 2 * dim
+
+
+def leave_nothing_out(index: AnnIndex, target: float = TARGET) -> Calibration:
+    """Effort of a search that leaves nothing out."""
+    graph = len(index.ids) if index.is_graph else 0
+    return Calibration(
+        nprobe=index.lists, ef_search=graph, rescore=1, target=float(target), recall=1.0, queries=0
+    )

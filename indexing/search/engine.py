@@ -1,0 +1,113 @@
+"""Candidates from a FAISS index: the CPU's or a copy on the GPU, asked in the same way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+
+from indexing.search import gpu
+from indexing.search.kinds import split
+
+Queries = Float32[ndarray, "queries dim"] | torch.Tensor
+
+
+class Engine:
+    """Proposes candidates; their order and scores are FAISS's estimates.
+
+    Args:
+        index: As `make_structure` makes it.
+        on_gpu: Copy it to the GPU and search there.
+
+    Attributes:
+        lists: Lists of an IVF index, 0 of another.
+        is_graph: Whether it is an HNSW graph.
+        is_exact: Whether every vector is compared, and the errors of the estimates are bounded.
+        estimates: Whether scores are off by more than the rounding of float32.
+        labels_are_rows: Whether candidates are named by their place, not by their id.
+        code_size: Bytes that are compared for each vector.
+        float_table: FAISS pointer to the vectors, if it keeps them as float32 row by row.
+    """
+
+    def __init__(self, index: faiss.Index, *, on_gpu: bool) -> None:
+        self._owner = index  # of the memory behind the parts
+        self._rotation, inner = split(index)
+        self._inner = inner
+        self.lists = int(getattr(inner, "nlist", 0))
+        self.is_graph = isinstance(inner, faiss.IndexHNSW)
+        self.labels_are_rows = isinstance(index, faiss.IndexIDMap)
+        storage = faiss.downcast_index(inner.storage) if self.is_graph else inner
+        flat = isinstance(storage, faiss.IndexFlat)
+        half = _is_float16(storage)
+        self.is_exact = (flat or half) and not self.is_graph
+        self.estimates = on_gpu or not (flat or isinstance(inner, faiss.IndexIVFFlat))
+        self.code_size = int(inner.code_size if self.lists else storage.sa_code_size())
+        self.float_table = storage.get_xb() if flat else None  # type: ignore[union-attr]
+        self._on_gpu = gpu.clone(inner) if on_gpu else None
+        self._parameters: dict[tuple[int, int], Any] = {}
+
+    def __del__(self) -> None:
+        if getattr(self, "_on_gpu", None) is not None:
+            with gpu.LOCK:  # its memory goes back to the resources that others search with
+                self._on_gpu = None
+
+    @property
+    def max_fetch(self) -> int:
+        """Most candidates and lists that one search can have."""
+        return gpu.MAX_FETCH if self._on_gpu is not None else np.iinfo(np.int32).max
+
+    def propose(
+        self, queries: Queries, fetch: int, nprobe: int, ef_search: int
+    ) -> tuple[Float32[ndarray, "queries fetch"], Int64[ndarray, "queries fetch"]]:
+        """Return estimated scores and labels, best first; -1 where there is no candidate."""
+        if self._on_gpu is None:
+            assert isinstance(queries, ndarray)
+            return self._propose_on_cpu(queries, fetch, nprobe, ef_search)
+        if self._rotation is not None:
+            queries = self._rotate(queries)
+        with gpu.LOCK:
+            if self.lists:
+                self._on_gpu.nprobe = nprobe  # type: ignore[attr-defined]
+            return gpu.search(self._on_gpu, queries, fetch)
+
+    def _propose_on_cpu(
+        self, queries: Float32[ndarray, "queries dim"], fetch: int, nprobe: int, ef_search: int
+    ) -> tuple[Float32[ndarray, "queries fetch"], Int64[ndarray, "queries fetch"]]:
+        asked = queries if self._rotation is None else self._rotation.apply(queries)
+        scores = np.empty((len(asked), fetch), dtype=np.float32)
+        labels = np.empty((len(asked), fetch), dtype=np.int64)
+        asked_at, scores_at, labels_at = map(faiss.swig_ptr, (asked, scores, labels))
+        parameters = self._parameters_of(nprobe, ef_search)
+        # Not `search`: faiss.contrib.torch_utils, once imported, takes its parameters away.
+        self._inner.search_c(len(asked), asked_at, fetch, scores_at, labels_at, parameters)
+        return scores, labels
+
+    def _parameters_of(self, nprobe: int, ef_search: int) -> Any:  # noqa: ANN401
+        """Search parameters of one call: nothing is set in the index, so threads do not meet."""
+        if (nprobe, ef_search) not in self._parameters:
+            made: Any = None
+            if self.lists:
+                made = faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg]
+            elif self.is_graph:
+                made = faiss.SearchParametersHNSW(efSearch=ef_search)  # type: ignore[attr-defined]
+            self._parameters[nprobe, ef_search] = made  # making it takes longer than some searches
+        return self._parameters[nprobe, ef_search]
+
+    def _rotate(self, queries: Queries) -> Queries:
+        """Apply the rotation where the queries are."""
+        assert self._rotation is not None
+        if isinstance(queries, ndarray):
+            return np.asarray(self._rotation.apply(queries))
+        matrix = faiss.vector_to_array(self._rotation.A).reshape(-1, queries.shape[1])
+        return queries @ torch.from_numpy(matrix).to(queries.device).T
+
+
+def _is_float16(index: faiss.Index) -> bool:
+    return (
+        isinstance(index, faiss.IndexScalarQuantizer)
+        and index.sq.qtype == faiss.ScalarQuantizer.QT_fp16
+    )

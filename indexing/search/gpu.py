@@ -1,0 +1,172 @@
+"""FAISS on a GPU: one resource object, one lock, structures copied there and back.
+
+A GPU index answers one thread at a time, cannot be saved, and takes about 1.5 GB of scratch for
+each resource object. So there is one resource object for all, a lock around each use of it, and
+what is stored is always the CPU's copy.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar
+
+import faiss
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+
+from indexing.search.kinds import Kind, empty_index, pq_runs_on_gpu, split
+
+LOCK = threading.RLock()
+"""Held by whoever uses the GPU resources."""
+
+MAX_FETCH = 2_048
+"""FAISS's limit of k and nprobe on a GPU."""
+
+_Made = TypeVar("_Made")
+_DEVICE = 0
+_SCALARS = {faiss.ScalarQuantizer.QT_8bit, faiss.ScalarQuantizer.QT_fp16}
+
+
+class DoesNotFitError(ValueError):
+    """A structure was too large for the memory that the GPU had left, or it failed there."""
+
+
+def resolve(device: str, kind: Kind, dim: int) -> bool:
+    """Whether a kind is built and searched on a GPU.
+
+    Args:
+        device: `"auto"` (if FAISS sees one and the kind runs there), `"cpu"` or `"cuda"`.
+        kind: Of structure.
+        dim: Of the vectors.
+
+    Raises:
+        ValueError: If the name is unknown, or `cuda` is asked for and cannot be had.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
+    if device == "cpu":
+        return False
+    if gpu_count() == 0:
+        if device == "cuda":
+            raise ValueError("device cuda was asked for, but FAISS sees no GPU; use auto or cpu")
+        return False
+    if not (runs := runs_on_gpu(kind, dim)) and device == "cuda":
+        raise ValueError(
+            f"kind {kind.name} ({kind.factory}) runs on a CPU only; use device auto or cpu, or "
+            "one of the kinds Flat, Flat16, IVFFlat, IVFSQ8, IVFPQ"
+        )
+    return runs
+
+
+def gpu_count() -> int:
+    """GPUs that FAISS sees; the CPU build of FAISS has no such call."""
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
+
+
+def runs_on_gpu(kind: Kind, dim: int) -> bool:
+    """Whether FAISS can copy a kind to a GPU."""
+    index = empty_index(kind, dim)
+    _, inner = split(index)
+    if isinstance(inner, faiss.IndexIVFPQ):
+        return inner.pq.nbits == 8 and pq_runs_on_gpu(inner.d, inner.pq.M)
+    if isinstance(inner, faiss.IndexIVFScalarQuantizer):
+        return inner.sq.qtype in _SCALARS
+    if isinstance(inner, faiss.IndexScalarQuantizer):
+        return inner.sq.qtype == faiss.ScalarQuantizer.QT_fp16
+    return isinstance(inner, (faiss.IndexFlat, faiss.IndexIVFFlat))
+
+
+def clone(index: faiss.Index) -> faiss.Index:
+    """Copy a CPU index to the GPU; flat vectors and lookup tables become float16 there.
+
+    Raises:
+        DoesNotFitError: If FAISS cannot.
+    """
+    options = faiss.GpuClonerOptions()
+    options.useFloat16 = True
+    options.indicesOptions = faiss.INDICES_64_BIT  # type: ignore[attr-defined]
+    with held():
+        return faiss.index_cpu_to_gpu(_resources(), _DEVICE, index, options)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Keep the GPU from other threads while something is put on it.
+
+    Raises:
+        DoesNotFitError: If FAISS fails; its own error has a stack of C++ in it.
+    """
+    with LOCK:
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines() or ["no reason given"]
+            raise DoesNotFitError(
+                "the index cannot be put on the GPU, use device cpu or a smaller kind: "
+                f"{reason[-1]:.200}"
+            ) from error
+
+
+def or_on_cpu(make: Callable[[bool], _Made], device: str, *, on_gpu: bool) -> _Made:
+    """Make something on the GPU, or on the CPU if it does not fit and nobody asked for `cuda`.
+
+    Args:
+        make: Told whether to use the GPU.
+        device: What was asked for.
+        on_gpu: What `resolve` made of it.
+
+    Raises:
+        DoesNotFitError: If `cuda` was asked for.
+    """
+    try:
+        return make(on_gpu)
+    except DoesNotFitError:
+        if device == "cuda":
+            raise
+        return make(False)
+
+
+def search(
+    index: faiss.Index, queries: Float32[ndarray, "queries dim"] | torch.Tensor, fetch: int
+) -> tuple[Float32[ndarray, "queries fetch"], Int64[ndarray, "queries fetch"]]:
+    """Search a GPU index; a tensor on the GPU is read where it lies.
+
+    `faiss.contrib.torch_utils` is not used: importing it takes the search parameters away from
+    every index of the process, those on the CPU too.
+    """
+    with LOCK:
+        if isinstance(queries, torch.Tensor):
+            return _search_tensor(index, queries, fetch)
+        scores = np.empty((len(queries), fetch), dtype=np.float32)
+        labels = np.empty((len(queries), fetch), dtype=np.int64)
+        asked, found, named = map(faiss.swig_ptr, (queries, scores, labels))
+        index.search_c(len(queries), asked, fetch, found, named)  # type: ignore[attr-defined]
+        return scores, labels
+
+
+def _search_tensor(
+    index: faiss.Index, queries: torch.Tensor, fetch: int
+) -> tuple[Float32[ndarray, "queries fetch"], Int64[ndarray, "queries fetch"]]:
+    queries = queries.contiguous()
+    scores = torch.empty((len(queries), fetch), dtype=torch.float32, device=queries.device)
+    labels = torch.empty((len(queries), fetch), dtype=torch.int64, device=queries.device)
+    torch.cuda.synchronize(queries.device)  # FAISS works on a stream of its own
+    index.search_c(  # type: ignore[attr-defined]
+        len(queries),
+        faiss.cast_integer_to_float_ptr(queries.data_ptr()),
+        fetch,
+        faiss.cast_integer_to_float_ptr(scores.data_ptr()),
+        faiss.cast_integer_to_idx_t_ptr(labels.data_ptr()),
+    )
+    _resources().getResources().syncDefaultStream(_DEVICE)
+    return scores.cpu().numpy(), labels.cpu().numpy()
+
+
+@cache
+def _resources() -> Any:  # noqa: ANN401 -- the CPU build lacks the class
+    return faiss.StandardGpuResources()

@@ -1,0 +1,234 @@
+"""What is stored about images, as plain .npy and Parquet files, and which rows of it are live.
+
+A build puts positions n * SHARD_SIZE up to (n + 1) * SHARD_SIZE of the corpus into shard n, so its
+number depends on the list of images alone, not on what failed or on how many workers there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int64
+from numpy import ndarray
+
+from indexing.records import RECORDS, Failure
+from indexing.store.embeddings import Embeddings
+from indexing.store.files import StoredFile, check_hash, damaged, store
+from indexing.store.manifest import MANIFEST, Manifest, Shard
+
+SHARD_SIZE = 16_384
+"""Images per shard."""
+
+METADATA = pa.schema([("id", pa.int64()), *RECORDS])
+"""One row per embedding; label is -1 where there is none."""
+
+FAILURES = pa.schema(
+    [
+        ("path", pa.string()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+        ("position", pa.int64()),
+        ("bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+    ]
+)
+"""One row per image that could not be read; size and time are -1 where they are not known."""
+
+_FAILURES_OF_VERSION_1 = pa.schema(list(FAILURES)[:4])
+
+
+def metadata_table(batches: Sequence[pa.RecordBatch], ids: Iterable[int]) -> pa.Table:
+    """Put ids before what is known about images; one row each, in the columns of `RECORDS`."""
+    records = pa.Table.from_batches(batches, RECORDS)
+    return pa.table([pa.array(ids, pa.int64()), *records.columns], schema=METADATA)
+
+
+def write_shard(
+    folder: Path,
+    number: int,
+    vectors: Float[ndarray, "images dim"],
+    metadata: pa.Table,
+    failures: Sequence[Failure] | None,
+) -> Shard:
+    """Store one shard; it exists once a manifest names it.
+
+    Args:
+        folder: The index.
+        number: Of the shard.
+        vectors: Unit vectors, one per row of `metadata`; stored as float16.
+        metadata: As `metadata_table` returns it.
+        failures: Images of the same run that could not be read; None if the shard keeps no list.
+    """
+    return Shard(
+        number=number,
+        embeddings=store(
+            folder,
+            f"img_emb/img_emb_{number:06d}.npy",
+            len(vectors),
+            lambda stream: np.save(stream, vectors.astype(np.float16), allow_pickle=False),
+        ),
+        metadata=_store_table(folder, f"metadata/metadata_{number:06d}.parquet", metadata),
+        failures=None if failures is None else write_failures(folder, number, failures),
+    )
+
+
+def write_failures(folder: Path, number: int, failures: Sequence[Failure]) -> StoredFile:
+    """Store a list of images that could not be read."""
+    table = pa.Table.from_pylist([asdict(failure) for failure in failures], FAILURES)
+    return _store_table(folder, f"failures/failures_{number:06d}.parquet", table)
+
+
+def read_failures(folder: Path, files: Sequence[StoredFile]) -> list[Failure]:
+    """Read lists of images that could not be read, as one.
+
+    Raises:
+        ValueError: If a file is damaged or has other columns or rows than it should.
+    """
+    tables = [_read_table(folder, file, FAILURES, _FAILURES_OF_VERSION_1) for file in files]
+    return [Failure(**row) for table in tables for row in table.to_pylist()]
+
+
+def read_tables(folder: Path, files: Sequence[StoredFile], schema: pa.Schema) -> pa.Table:
+    """Read the tables of all shards as one.
+
+    Raises:
+        ValueError: If a file is damaged or has other columns or rows than it should.
+    """
+    tables = [_read_table(folder, file, schema) for file in files]
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def _store_table(folder: Path, name: str, table: pa.Table) -> StoredFile:
+    return store(folder, name, table.num_rows, lambda stream: pq.write_table(table, stream))
+
+
+def _read_table(folder: Path, file: StoredFile, *schemas: pa.Schema) -> pa.Table:
+    """Read one table, which must have the columns of one of the schemas."""
+    check_hash(folder, file)  # the file is read whole anyway
+    path = folder / file.name
+    try:
+        with pq.ParquetFile(path) as parquet:
+            if not any(parquet.schema_arrow.equals(schema) for schema in schemas):
+                raise damaged(path, f"its columns are {parquet.schema_arrow.names}")
+            if parquet.metadata.num_rows != file.rows:
+                raise damaged(path, f"it has {parquet.metadata.num_rows} rows, not {file.rows}")
+            table = parquet.read()
+    except pa.ArrowException as error:
+        raise damaged(path, str(error)) from error
+    if any(column.null_count for column in table.columns):
+        raise damaged(path, "values are missing in it")
+    return table
+
+
+class StoredRows:
+    """All rows of some shards, dead ones too.
+
+    A row is live if its id was not removed and no later row has the same id: an image that was
+    renamed keeps its id and gets a new row.
+
+    Args:
+        folder: The index.
+        manifest: Its state.
+        shards: Which shards, in order; later rows count.
+
+    Attributes:
+        metadata: pyarrow table, one row per stored row.
+        ids: int64, shape (rows,).
+        removed: Ids that were removed, ascending.
+        live: Rows that are live, by ascending id.
+
+    Raises:
+        ValueError: If a file is damaged.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
+        self._folder, self._dim = folder, manifest.encoder.dim
+        self.shards = tuple(shards)
+        self.metadata = read_tables(folder, [shard.metadata for shard in shards], METADATA)
+        self.ids = column(self.metadata, "id")
+        if len(self.ids) and not 0 <= self.ids.min() <= self.ids.max() < manifest.next_id:
+            raise damaged(folder / MANIFEST, f"next_id is {manifest.next_id}, below ids in use")
+        self.removed = read_tombstones(folder, manifest.tombstones)
+        self.live = live_rows(self.ids, self.removed)
+
+    @cached_property
+    def embeddings(self) -> Embeddings:
+        """One row per stored row."""
+        return Embeddings(self._folder, [shard.embeddings for shard in self.shards], self._dim)
+
+    @property
+    def all_live_in_order(self) -> bool:
+        """Whether the live rows are all rows, as they come: true of an index never updated."""
+        return len(self.live) == len(self.ids) and bool((np.diff(self.live) == 1).all())
+
+    def live_metadata(self) -> pa.Table:
+        """The rows of `metadata` that are live, by ascending id."""
+        return self.metadata if self.all_live_in_order else self.metadata.take(pa.array(self.live))
+
+    def live_embeddings(self) -> Embeddings:
+        """The rows of `embeddings` that are live, by ascending id."""
+        return self.embeddings if self.all_live_in_order else self.embeddings.take(self.live)
+
+    def hidden_too(self) -> Int64[ndarray, " rows"]:
+        """Last row of each id, of those removed too, by ascending id: whatever is searched."""
+        return live_rows(self.ids, np.empty(0, dtype=np.int64)) if len(self.removed) else self.live
+
+    def shard_of_rows(self) -> Int64[ndarray, " rows"]:
+        """Place in `shards` of the shard of each row."""
+        rows = np.array([shard.metadata.rows for shard in self.shards], dtype=np.int64)
+        return np.repeat(np.arange(len(rows)), rows)
+
+
+def live_rows(
+    ids: Int64[ndarray, " rows"], removed: Int64[ndarray, " removed"]
+) -> Int64[ndarray, " live"]:
+    """Last row of each id that was not removed, by ascending id."""
+    order = np.argsort(ids, kind="stable")
+    by_id = ids[order]
+    last = np.append(by_id[1:] != by_id[:-1], np.ones(min(1, len(ids)), dtype=bool))
+    return np.asarray(order[last & ~np.isin(by_id, removed)], dtype=np.int64)
+
+
+def column(table: pa.Table, name: str) -> Int64[ndarray, " rows"]:
+    """Return an integer column of a table."""
+    return np.asarray(table.column(name).to_numpy(), dtype=np.int64)
+
+
+def write_tombstones(
+    folder: Path, generation: int, ids: Int64[ndarray, " ids"]
+) -> StoredFile | None:
+    """Store which ids were removed; nothing if none was."""
+    if not len(ids):
+        return None
+    ids = np.unique(ids)
+    return store(
+        folder,
+        f"tombstones_g{generation}.npy",
+        len(ids),
+        lambda stream: np.save(stream, ids, allow_pickle=False),
+    )
+
+
+def read_tombstones(folder: Path, file: StoredFile | None) -> Int64[ndarray, " ids"]:
+    """Read which ids were removed, ascending.
+
+    Raises:
+        ValueError: If the file is damaged; nobody may search then, or what was removed comes back.
+    """
+    if file is None:
+        return np.empty(0, dtype=np.int64)
+    check_hash(folder, file)
+    path = folder / file.name
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise damaged(path, str(error)) from error
+    if ids.shape != (file.rows,) or ids.dtype != np.int64 or (np.diff(ids) <= 0).any():
+        raise damaged(path, f"it holds {ids.dtype} {ids.shape}, not {file.rows} ascending ids")
+    return np.asarray(ids)
