@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
+_Pixels = Annotated[int, Meta(le=1 << 14)]  # bounds of what a file may ask to be built
+_Count = Annotated[int, Meta(le=1 << 12)]
 
-@dataclass(frozen=True, kw_only=True)
-class MatViTConfig:
+
+class MatViTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Architecture of a nested Vision Transformer.
 
     Every field but `norm_eps` is the `timm.models.vision_transformer.VisionTransformer` argument
@@ -40,25 +43,25 @@ class MatViTConfig:
         ValueError: If the sizes do not fit together.
     """
 
-    img_size: int
-    patch_size: int
-    embed_dim: int
-    depth: int
-    num_heads: int
-    mlp_ratio: float = 4.0
-    num_classes: int = 0
+    img_size: _Pixels
+    patch_size: _Pixels
+    embed_dim: Annotated[int, Meta(le=1 << 16)]
+    depth: _Count
+    num_heads: _Count
+    mlp_ratio: int | float = 4.0  # an integer stays one: the fingerprint tells 4 from 4.0
+    num_classes: Annotated[int, Meta(le=1 << 24)] = 0
     global_pool: Literal["token", "avg"] = "token"
     class_token: bool = True
-    reg_tokens: int = 0
+    reg_tokens: _Count = 0
     qkv_bias: bool = True
     qk_norm: bool = False
-    init_values: float | None = None
+    init_values: int | float | None = None
     no_embed_class: bool = False
     pre_norm: bool = False
     fc_norm: bool | None = None
     dynamic_img_size: bool = False
     act_layer: Activation = "gelu"
-    norm_eps: float = 1e-6
+    norm_eps: int | float = 1e-6
 
     def __post_init__(self) -> None:
         for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads"):
@@ -118,7 +121,7 @@ class MatViTConfig:
         Settings that came after the first encoders are left out where they change nothing, so
         that those encoders keep their fingerprints.
         """
-        values = asdict(self)
+        values: dict[str, Any] = to_builtins(self)
         for name, without_effect in (("act_layer", "gelu"), ("norm_eps", 1e-6)):
             if values[name] == without_effect:
                 del values[name]
@@ -129,14 +132,9 @@ class MatViTConfig:
         """Read the fields back.
 
         Raises:
-            ValueError: If a key is unknown or missing.
+            ValueError: If a key is unknown or missing, or a value of the wrong kind or size.
         """
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown model settings {unknown}; known: {sorted(known)}")
         try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(
-                f"model settings are incomplete or of a wrong kind: {error}"
-            ) from error
+            return convert(values, cls)
+        except ValidationError as error:
+            raise ValueError(f"not the settings of a model: {error}") from error

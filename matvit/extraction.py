@@ -7,11 +7,11 @@ was cut from, so it may ask that model's indexes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from msgspec.structs import replace
 from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn

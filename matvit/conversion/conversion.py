@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from matvit import checkpoint
@@ -202,7 +203,7 @@ def split(data: LabelledPixels, most: int = 500) -> tuple[LabelledPixels, Labell
 
 def full_size_of(model: MatViT) -> MatViT:
     """Return the full size as an encoder of its own, without anchor and classification head."""
-    plain = MatViT(replace(model.config, num_classes=0), model.preprocess, model.name)
+    plain = MatViT(structs.replace(model.config, num_classes=0), model.preprocess, model.name)
     weights = model.weights_of(model.submodel()).state_dict()
     plain.backbone.load_state_dict(
         {key: value for key, value in weights.items() if not key.startswith("head.")}

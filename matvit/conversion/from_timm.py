@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Literal, cast
 
 import timm
 import torch
+from msgspec.structs import replace
 from timm.data.config import resolve_data_config
 from timm.layers.activations import GELU
 from timm.layers.drop import DropPath

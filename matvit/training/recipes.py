@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import msgspec
+from msgspec import structs
 
 from matvit.config import MatViTConfig
 from matvit.preprocess import Preprocess
@@ -213,7 +214,7 @@ minutes. hit_rate@1 of val against train at full size .303, .308, .311 and .314 
 APART_S = replace(
     PLAIN32,
     name="apart-s",
-    model=replace(_VIT, mlp_ratio=0.5),
+    model=structs.replace(_VIT, mlp_ratio=0.5),
     phases=(
         Phase(epochs=2, img_size=32, sizes=("XL",), weights=(1.0,), micro_batch=256),
         Phase(epochs=0.2, img_size=64, sizes=("XL",), weights=(1.0,)),

@@ -8,10 +8,10 @@ from __future__ import annotations
 import copy
 import json
 import random
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from msgspec import structs
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 
@@ -84,7 +84,7 @@ class Trainer:
         self.init = _identity(init)
         self.teacher = _identity(teacher or init) if recipe.aligns else None
         torch.manual_seed(seed)
-        config = replace(recipe.model, num_classes=len(data.class_names))
+        config = structs.replace(recipe.model, num_classes=len(data.class_names))
         self.model = MatViT(
             config, recipe.preprocess(), recipe.name, drop_path_rate=recipe.drop_path_rate
         ).to(self.device)

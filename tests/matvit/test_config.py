@@ -39,10 +39,32 @@ def test_sizes_that_do_not_fit_are_refused(change, message):
 
 
 def test_unknown_and_missing_keys_are_refused():
-    with pytest.raises(ValueError, match=r"unknown model settings \['widht'\]"):
+    with pytest.raises(ValueError, match="settings of a model: .* unknown field `widht`"):
         MatViTConfig.from_dict({**SIZES, "widht": 3})
-    with pytest.raises(ValueError, match="model settings are incomplete.*depth"):
+    with pytest.raises(ValueError, match="settings of a model: .* missing required field `depth`"):
         MatViTConfig.from_dict({k: v for k, v in SIZES.items() if k != "depth"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 2.0}, "Expected `int`, got `float` - at `\\$.depth`"),
+        ({"depth": 1 << 20, "num_heads": 1}, "Expected `int` <= 4096"),
+        ({"img_size": 1 << 20}, "Expected `int` <= 16384"),
+        ({"qkv_bias": 1}, "Expected `bool`, got `int`"),
+        ({"global_pool": "map"}, "Invalid enum value 'map'"),
+        ({"num_heads": 3}, "embed_dim must be a multiple of num_heads 3, got 16"),
+    ],
+)
+def test_stored_settings_of_another_kind_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        MatViTConfig.from_dict({**SIZES, **change})
+
+
+def test_integers_stay_integers_since_the_fingerprint_tells_them_from_floats():
+    whole = MatViTConfig.from_dict({**SIZES, "mlp_ratio": 4, "init_values": 1})
+    assert isinstance(whole.mlp_ratio, int)
+    assert isinstance(whole.init_values, int)
 
 
 def test_tokens_count_patches_and_prefix():

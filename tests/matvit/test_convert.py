@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from matvit.config import MatViTConfig
 from matvit.conversion import conversion as module
@@ -221,7 +222,7 @@ def test_a_converted_encoder_can_be_converted_again(tmp_path):
 
 def test_sizes_that_are_nested_already_keep_their_order(tmp_path):
     model = build()
-    nested = MatViT(replace(CONFIG, num_classes=0), SEEN, "nested")
+    nested = MatViT(structs.replace(CONFIG, num_classes=0), SEEN, "nested")
     nested.start_from(convert(model, pictures(), tmp_path / "a", quick(model), device="cpu"))
     kept = convert(nested, pictures(), tmp_path / "b", None)
     assert same_weights(kept.backbone, nested.backbone)
@@ -253,7 +254,7 @@ def test_the_recipe_is_fitted_to_the_encoder():
         phases = conversion_recipe(build(), images).phases
         assert sum(phase.epochs for phase in phases) == pytest.approx(epochs)
 
-    config = replace(
+    config = structs.replace(
         CONFIG, img_size=448, patch_size=14, embed_dim=1024, depth=24, dynamic_img_size=True
     )
     with torch.device("meta"):

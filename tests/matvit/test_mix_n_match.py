@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise, product
 from math import comb
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from matvit.config import MatViTConfig
 from matvit.cost import count_macs

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from msgspec.structs import replace
 from timm.models.vision_transformer import VisionTransformer
 
 from matvit.config import MatViTConfig

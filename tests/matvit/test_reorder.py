@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from matvit.config import MatViTConfig
 from matvit.conversion.reorder import output_energy, reorder

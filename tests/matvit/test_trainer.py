@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from msgspec import structs
 from tiny_training import RECIPE, colours, same_weights
 
 from matvit.model import MatViT
@@ -136,7 +137,7 @@ def test_losses_of_one_name_are_averaged():
 
 def test_a_teacher_of_another_dimension_is_refused():
     init = MatViT(RECIPE.model)
-    other = MatViT(replace(RECIPE.model, embed_dim=32))
+    other = MatViT(structs.replace(RECIPE.model, embed_dim=32))
     phase = Phase(epochs=1, img_size=16, objective="align")
     with pytest.raises(ValueError, match="vectors of dimension 32"):
         Trainer(replace(RECIPE, phases=(phase,)), colours(), init=init, teacher=other)
@@ -175,7 +176,7 @@ def test_a_later_phase_is_checked_before_the_first_step(settings, message):
 
 
 def test_an_encoder_of_one_image_size_is_not_trained_at_another():
-    fixed = replace(RECIPE, model=replace(RECIPE.model, dynamic_img_size=False))
+    fixed = replace(RECIPE, model=structs.replace(RECIPE.model, dynamic_img_size=False))
     with pytest.raises(ValueError, match="trains at 8 px, but test takes 16 px only"):
         Trainer(fixed, colours(), device="cpu")
 
@@ -189,7 +190,7 @@ def test_a_resumed_run_with_everything_random_ends_where_the_whole_one_does(tmp_
         ),
     )  # fmt: skip
     recipe = replace(RECIPE, phases=phases, mixup=0.5, cutmix=1.0, grayscale=0.3)
-    init = MatViT(replace(RECIPE.model, num_classes=3))
+    init = MatViT(structs.replace(RECIPE.model, num_classes=3))
 
     def start() -> Trainer:
         return Trainer(recipe, colours(31), seed=5, init=init, device="cpu")
