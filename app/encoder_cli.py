@@ -57,6 +57,7 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node 2 --no-python matvit train ...
     """
+    from indexing import Corpus
     from matvit.training import LabelledPixels, Processes
     from matvit.training import recipe as find_recipe
     from matvit.training import train as run
@@ -69,10 +70,10 @@ def train(
     watched = show_progress() and processes.leads
     spec = chosen.preprocess()
     stored = spec if decode_size is None else replace(spec, img_size=decode_size)
-    images = LabelledPixels.load(data, stored, cache=cache, progress=watched)
-    held_out = (
-        LabelledPixels.load(validation, spec, cache=cache, progress=watched) if validation else None
-    )
+    images = LabelledPixels.load(Corpus.open(data), stored, cache=cache, progress=watched)
+    held_out = None
+    if validation is not None:
+        held_out = LabelledPixels.load(Corpus.open(validation), spec, cache=cache, progress=watched)
     run(
         chosen, images, out, validation=held_out, seed=seed, device=device.value,
         init=load(init, Device.CPU) if init else None, workers=workers,
@@ -127,7 +128,7 @@ def convert(
     max_images: Annotated[
         int, typer.Option(min=20, help="Decode at most this many; they are kept in memory.")
     ] = 20_000,
-    image_size: Annotated[
+    img_size: Annotated[
         int | None, typer.Option(min=1, help="Side of the input, for timm names only.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -140,16 +141,18 @@ def convert(
     An index made with ENCODER stays valid.
     """
     from app.convert import find_encoder, format_rows, run_conversion
+    from indexing import Corpus
     from matvit import resolve_device
     from matvit.conversion import check_target
     from matvit.training import LabelledPixels
 
     check_target(out, resume=resume)
     where = resolve_device(device.value)
-    model = find_encoder(encoder, image_size).to(where)
+    model = find_encoder(encoder, img_size).to(where)
     data = LabelledPixels.load(
-        images, model.preprocess, labels=False, limit=max_images, progress=show_progress()
-    )
+        Corpus.open(images), model.preprocess,
+        labels=False, limit=max_images, progress=show_progress(),
+    )  # fmt: skip
     rows = run_conversion(
         model, data, out,
         training=not no_training,

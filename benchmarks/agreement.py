@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from provenance import provenance, without_paths, write_result
 from torch.nn.functional import normalize
 
+from indexing import Corpus
 from matvit import (
     DEFAULT,
     MatViT,
@@ -47,9 +48,9 @@ def main() -> None:
     given = parser.parse_args()
 
     model = MatViT.load(given.encoder, device=resolve_device("auto"))
-    images = LabelledPixels.load(given.data / "train-*.parquet", model.preprocess)
+    images = LabelledPixels.load(Corpus.open(given.data / "train-*.parquet"), model.preprocess)
     images = images.sample(given.database)
-    queries = LabelledPixels.load(given.data / "val-*.parquet", model.preprocess)
+    queries = LabelledPixels.load(Corpus.open(given.data / "val-*.parquet"), model.preprocess)
     queries = queries.with_classes(images.class_names)
     command = "python benchmarks/agreement.py " + without_paths(sys.argv[1:])
     rows = compare(model, images, queries)

@@ -39,7 +39,7 @@ from by_hand import index_by_hand
 from numpy.typing import NDArray
 from provenance import RESULTS, provenance, without_paths, write_result
 
-from indexing import Corpus, DecodedBatch, ImageIndex, KindRequest, embedding
+from indexing import Corpus, DecodedBatch, Decoders, ImageIndex, KindRequest, embedding
 from indexing import build as building
 from indexing.search.request import EXACT
 from matvit import DEFAULT, MatViT, MatViTConfig, Preprocess, embed, resolve_device
@@ -47,11 +47,11 @@ from matvit import DEFAULT, MatViT, MatViTConfig, Preprocess, embed, resolve_dev
 PARTS = ["decoding", "ways", "memory"]
 _BATCH = 256
 _LOOK_S = 0.005
-_DECODERS: dict[str, dict[str, Any]] = {
-    "calling thread": {"workers": 0},
-    "one thread": {"workers": 1},
-    "threads": {},
-    "processes": {"processes": True},
+_DECODERS = {
+    "calling thread": Decoders(workers=0),
+    "one thread": Decoders(workers=1),
+    "threads": Decoders(),
+    "processes": Decoders(processes=True),
 }
 
 
@@ -129,8 +129,8 @@ def compare_decoders(
     """Decode the same images in turn by each kind of workers, and nothing else."""
     costs: dict[str, list[Cost]] = {name: [] for name in _DECODERS}
     for _ in range(repeats):
-        for name, options in _DECODERS.items():
-            costs[name].append(_cost(lambda: _decode(corpus, preprocess, options)))  # noqa: B023
+        for name, decoders in _DECODERS.items():
+            costs[name].append(_cost(lambda: _decode(corpus, preprocess, decoders)))  # noqa: B023
     return [
         {
             "decoders": name,
@@ -141,8 +141,8 @@ def compare_decoders(
     ]
 
 
-def _decode(corpus: Corpus, preprocess: Preprocess, options: dict[str, Any]) -> None:
-    for _batch in corpus.decode(preprocess, batch_size=_BATCH, **options):
+def _decode(corpus: Corpus, preprocess: Preprocess, decoders: Decoders) -> None:
+    for _batch in corpus.decode(preprocess, decoders):
         pass
 
 
@@ -153,7 +153,7 @@ def compare_ways(model: MatViT, corpus: Corpus, data: str, repeats: int) -> dict
     by_hand = _by_hand(model, data, len(corpus))
     ways: dict[str, Callable[[], object]] = {
         "encoder alone": lambda: embed(model, pixels, batch_size=_BATCH),
-        "decoder alone": lambda: _decode(corpus, model.preprocess, {}),
+        "decoder alone": lambda: _decode(corpus, model.preprocess, Decoders()),
         "ours": lambda: splits.append(_build(model, corpus)),
         **({"by hand": by_hand} if by_hand else {}),
     }

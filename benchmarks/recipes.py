@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from provenance import provenance, without_paths, write_result
 
+from indexing import Corpus
 from matvit import MatViT, MatViTConfig, Submodel, count_macs, embed, resolve_device
 from matvit.mixes import random_submodel
 from matvit.training import LabelledPixels, train
@@ -306,7 +307,7 @@ def _hit_rate(
 def _load(data: Path, split: str, scale: Scale) -> LabelledPixels:
     """Decode the images of the first classes."""
     recipe = Recipe(name="", model=scale.model, phases=(_PLAIN,))
-    images = LabelledPixels.load(str(data / f"{split}-*.parquet"), recipe.preprocess())
+    images = LabelledPixels.load(Corpus.open(data / f"{split}-*.parquet"), recipe.preprocess())
     names = sorted(images.class_names)[: scale.classes]
     numbers = [images.class_names.index(name) for name in names]
     kept = np.isin(images.labels, numbers)

@@ -20,6 +20,7 @@ import torch
 from provenance import provenance, without_paths, write_result
 from recipes import measure
 
+from indexing import Corpus
 from matvit import MatViT, embed, resolve_device, trained_sizes
 from matvit.training import LabelledPixels, recipe, train
 from matvit.training.recipes import RECIPES
@@ -38,8 +39,8 @@ def main() -> None:
     given = parser.parse_args()
 
     preprocess = recipe(given.chain[0]).preprocess()
-    images = LabelledPixels.load(given.data / "train-*.parquet", preprocess)
-    queries = LabelledPixels.load(given.data / "val-*.parquet", preprocess)
+    images = LabelledPixels.load(Corpus.open(given.data / "train-*.parquet"), preprocess)
+    queries = LabelledPixels.load(Corpus.open(given.data / "val-*.parquet"), preprocess)
     start = time.perf_counter()
     encoder = _train(given.chain, images, given.work, given.seed, given.device)
     seconds = time.perf_counter() - start

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from provenance import provenance, without_paths, write_result
 
+from indexing import Corpus
 from matvit.training import LabelledPixels, recipe
 from matvit.training.trainer import Trainer
 
@@ -39,7 +40,7 @@ def main() -> None:
 
     chosen = recipe(given.recipe)
     start = perf_counter()
-    data = LabelledPixels.load(given.data, chosen.preprocess())
+    data = LabelledPixels.load(Corpus.open(given.data), chosen.preprocess())
     decoding = perf_counter() - start
     # Enough epochs for the steps, however few the images are.
     phase = replace(chosen.phases[-1], epochs=10 * given.steps)

@@ -2,8 +2,9 @@ from .add import add_images as add_images
 from .checks import IndexMismatchError as IndexMismatchError
 from .compact import CompactReport as CompactReport
 from .compact import compact_index as compact_index
-from .corpus import Corpus as Corpus
-from .corpus import DecodedBatch as DecodedBatch
+from .corpus.corpus import Corpus as Corpus
+from .corpus.corpus import DecodedBatch as DecodedBatch
+from .corpus.decoding import Decoders as Decoders
 from .images import describe_index as describe_index
 from .index import ImageIndex as ImageIndex
 from .merge import AddReport as AddReport

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from indexing.changes import Changes, corpus_names, refuse_shared_names
 from indexing.checks import check_encoder, check_whole
-from indexing.corpus import Corpus, DecodedBatch
+from indexing.corpus.corpus import Corpus, DecodedBatch
+from indexing.corpus.decoding import DecodePool, Decoders
 from indexing.embedding import embed_batch
 from indexing.merge import AddReport, merge_staged, staged_failures
-from indexing.records import RECORDS, Failure
+from indexing.records import NO_LABEL, RECORDS, Failure
 from indexing.store.folder import commit, read_finished, writer_lock
 from indexing.store.manifest import CorpusRecord, Manifest
 from indexing.store.rows import (
@@ -32,7 +33,7 @@ from indexing.store.rows import (
     read_failures,
     write_shard,
 )
-from matvit import NO_LABEL, DecodePool, Encoder
+from matvit import Encoder
 
 
 def add_images(
@@ -63,12 +64,12 @@ def add_images(
         changes = Changes(corpus, names, rows, failures, retry_failed=retry_failed)
         stage = _Stage(encoder, changes, rows, path, _label_numbers(now, corpus))
         with (
-            DecodePool(encoder.preprocess, workers, processes=processes) as pool,
+            DecodePool(encoder.preprocess, Decoders(workers, processes, batch_size)) as pool,
             tqdm(total=len(changes.todo), desc="adding", unit="img", disable=not progress) as bar,
         ):
             for start in range(0, len(changes.todo), SHARD_SIZE):
                 run = corpus.subset(changes.todo[start : start + SHARD_SIZE])
-                batches = run.decode_with(pool, batch_size=batch_size)
+                batches = run.decode_with(pool)
                 manifest = stage.store(batches, manifest, bar.update)
         return merge_staged(path, before, manifest, names if remove_missing else None)
 
@@ -151,7 +152,7 @@ class _Stage:
                     next_id += 1
             columns.append(self._relabelled(batch.columns))
             failures += batch.failures
-            advance(len(batch) + len(batch.failures))
+            advance(batch.images)
         table = metadata_table(columns, ids)
         shard = write_shard(
             self._path, manifest.next_shard, np.concatenate(vectors), table, failures

@@ -17,7 +17,8 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from indexing.checks import check_encoder, check_whole, describe
-from indexing.corpus import Corpus
+from indexing.corpus.corpus import Corpus
+from indexing.corpus.decoding import DecodePool, Decoders
 from indexing.embedding import embed_batch
 from indexing.records import Failure
 from indexing.search.gpu import gpu_count
@@ -37,7 +38,7 @@ from indexing.store.folder import (
 )
 from indexing.store.manifest import MANIFEST, CorpusRecord, Counts, Manifest, Plan, Shard
 from indexing.store.rows import SHARD_SIZE, StoredRows, metadata_table, read_failures, write_shard
-from matvit import DecodePool, Encoder
+from matvit import Encoder
 
 _LEFT_BY_A_KILLED_BUILD = {LOCK, f"{MANIFEST}.tmp", *FOLDERS}
 
@@ -67,12 +68,12 @@ def build_index(
         assert manifest.plan is not None
         done = min(len(manifest.staged) * manifest.plan.shard_size, len(corpus))
         with (
-            DecodePool(encoder.preprocess, workers, processes=processes) as pool,
+            DecodePool(encoder.preprocess, Decoders(workers, processes, batch_size)) as pool,
             tqdm(
                 total=len(corpus), initial=done, desc="indexing", unit="img", disable=not progress
             ) as bar,
         ):
-            manifest = _stage_shards(encoder, corpus, path, manifest, pool, batch_size, bar.update)
+            manifest = _stage_shards(encoder, corpus, path, manifest, pool, bar.update)
         device = "auto" if built_on(encoder) == "cuda" else "cpu"
         commit(path, _finish(path, manifest, request, device, progress))
 
@@ -215,7 +216,6 @@ def _stage_shards(
     path: Path,
     manifest: Manifest,
     pool: DecodePool,
-    batch_size: int,
     advance: Callable[[int], object],
 ) -> Manifest:
     """Embed, store and commit the shards that are not there yet."""
@@ -223,7 +223,7 @@ def _stage_shards(
     size = manifest.plan.shard_size
     for start in range(len(manifest.staged) * size, len(corpus), size):
         run = corpus.subset(range(start, min(start + size, len(corpus))))
-        manifest = _stage_shard(encoder, run, path, manifest, pool, batch_size, advance)
+        manifest = _stage_shard(encoder, run, path, manifest, pool, advance)
     return manifest
 
 
@@ -233,18 +233,17 @@ def _stage_shard(
     path: Path,
     manifest: Manifest,
     pool: DecodePool,
-    batch_size: int,
     advance: Callable[[int], object],
 ) -> Manifest:
     """Embed one run of images and commit it; the next ones are decoded meanwhile."""
     vectors: list[np.ndarray] = []
     columns: list[pa.RecordBatch] = []
     failures: list[Failure] = []
-    for batch in run.decode_with(pool, batch_size=batch_size):
+    for batch in run.decode_with(pool):
         vectors.append(embed_batch(encoder, batch.pixels, batch.columns["path"]))
         columns.append(batch.columns)
         failures += batch.failures
-        advance(len(batch) + len(batch.failures))
+        advance(batch.images)
     next_id = manifest.next_id + sum(map(len, vectors))
     table = metadata_table(columns, range(manifest.next_id, next_id))
     shard = write_shard(path, manifest.next_shard, np.concatenate(vectors), table, failures)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int64
 from numpy import ndarray
 
-from indexing.corpus import Corpus
+from indexing.corpus.corpus import Corpus
 from indexing.records import UNKNOWN, Failure
 from indexing.store.rows import StoredRows, column
 

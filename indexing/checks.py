@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from indexing.records import NO_LABEL
 from indexing.search.live import LiveSearcher, Searcher
 from indexing.store.files import damaged
 from indexing.store.manifest import (
@@ -17,7 +18,7 @@ from indexing.store.manifest import (
     SearchRecord,
 )
 from indexing.store.rows import StoredRows, column
-from matvit import NO_LABEL, Encoder, count_macs
+from matvit import Encoder, count_macs
 
 _SAME_SCORE = 1e-6  # of a duplicate, up to float32 rounding
 

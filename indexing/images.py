@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from indexing.originals import Originals
+from indexing.corpus.originals import Originals
 from indexing.records import Failure
 from indexing.store.manifest import Manifest
 from indexing.store.rows import StoredRows, column, read_failures

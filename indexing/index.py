@@ -13,7 +13,7 @@ from indexing.add import add_images
 from indexing.build import build_index, built_on
 from indexing.checks import IndexMismatchError, check_encoder, check_rows, check_search
 from indexing.compact import CompactReport, compact_index
-from indexing.corpus import Corpus
+from indexing.corpus.corpus import Corpus
 from indexing.images import IndexedImages
 from indexing.merge import AddReport
 from indexing.remove import RemoveReport, remove_images

@@ -9,6 +9,9 @@ import pyarrow as pa
 UNKNOWN = -1
 """Size or time of a file that nobody can tell."""
 
+NO_LABEL = -1
+"""Class index of an image that has no class."""
+
 RECORDS = pa.schema(
     [
         ("path", pa.string()),

@@ -5,11 +5,6 @@ from .continued import ContinuedEmbedding as ContinuedEmbedding
 from .continued import added_macs as added_macs
 from .cost import count_macs as count_macs
 from .cost import count_params as count_params
-from .data import NO_LABEL as NO_LABEL
-from .data import ImageSet as ImageSet
-from .data import Kind as Kind
-from .decoding import DecodeError as DecodeError
-from .decoding import DecodePool as DecodePool
 from .embedding import Encoder as Encoder
 from .embedding import embed as embed
 from .embedding import resolve_device as resolve_device
@@ -28,6 +23,7 @@ from .mixes import mix_n_match as mix_n_match
 from .mixes import neighbouring_mixes as neighbouring_mixes
 from .mixes import trained_sizes as trained_sizes
 from .model import MatViT as MatViT
+from .preprocess import Decoded as Decoded
 from .preprocess import ImageLike as ImageLike
 from .preprocess import Preprocess as Preprocess
 from .preprocess import read_dimensions as read_dimensions

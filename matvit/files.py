@@ -26,18 +26,6 @@ _KINDS = {
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
-class FileStat(NamedTuple):
-    """What is known of an image file without reading it.
-
-    Attributes:
-        bytes: Its size; None where only reading would tell (a row of a Parquet file).
-        mtime_ns: When it, or the file that holds it, was last modified, in nanoseconds.
-    """
-
-    bytes: int | None
-    mtime_ns: int
-
-
 class FileContent(NamedTuple):
     """The bytes of an image file, and when it was modified before they were read."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 from tqdm import tqdm
 
-from indexing import Corpus, DecodedBatch, Failure
+from indexing import Corpus, DecodedBatch, Decoders, Failure
 from matvit import Encoder, Granularity, Submodel, count_macs, count_params, embed
 from retrieval import metrics
 from retrieval.frontier import Conditions, OperatingPoint, ParetoFrontier
@@ -169,9 +169,9 @@ def _ask(
     tally = _Tally({submodel: [] for submodel in submodels})
     ranks = max(k, truth.most_relevant)  # fewer queries at a time where MAP@R looks at many ranks
     batch_size = max(1, min(_QUERIES_PER_BATCH, _CELLS_PER_TABLE // ranks))
-    work = len(queries) * len(submodels)
+    preprocess, work = retriever.encoder.preprocess, len(queries) * len(submodels)
     with tqdm(total=work, desc="evaluating", unit="img", disable=not progress) as bar:
-        for batch in queries.decode(retriever.encoder.preprocess, batch_size=batch_size):
+        for batch in queries.decode(preprocess, Decoders(batch_size=batch_size)):
             tally.failures += batch.failures
             bar.update(len(batch.failures) * len(submodels))
             if not batch.records:

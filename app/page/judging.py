@@ -13,7 +13,7 @@ import pandas as pd
 
 from app.page.opened import Opened
 from app.sizes import parse_sizes
-from indexing import Corpus, DecodedBatch
+from indexing import Corpus, DecodedBatch, Decoders
 from matvit import Preprocess
 from retrieval import (
     OperatingPoint,
@@ -74,24 +74,14 @@ class WatchedCorpus(Corpus):
         self._tell = tell
 
     def decode(
-        self,
-        preprocess: Preprocess,
-        *,
-        batch_size: int = 256,
-        workers: int | None = None,
-        processes: bool = False,
+        self, preprocess: Preprocess, decoders: Decoders = Decoders()
     ) -> Iterator[DecodedBatch]:
         """Decode in small batches, and tell after each when the next one is asked for."""
-        batches = super().decode(
-            preprocess,
-            batch_size=min(batch_size, _BATCH),
-            workers=workers,
-            processes=processes,
-        )
+        small = replace(decoders, batch_size=min(decoders.batch_size, _BATCH))
         done = 0
-        for batch in batches:
+        for batch in super().decode(preprocess, small):
             yield batch
-            done += len(batch.records) + len(batch.failures)
+            done += batch.images
             self._tell(done / len(self))
 
 
@@ -169,7 +159,7 @@ def _timed(
 ) -> list[OperatingPoint]:
     """Time the submodels of points on the first queries that can be read."""
     encoder = retriever.encoder
-    batches = corpus.decode(encoder.preprocess, batch_size=_TIMED)
+    batches = corpus.decode(encoder.preprocess, Decoders(batch_size=_TIMED))
     pixels = next(batch.pixels for batch in batches if batch.records)
     submodels = [encoder.submodel(point.submodel) for point in points]
     speeds = measure_speed(encoder, submodels, pixels, latency_queries=_TIMED)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
+from indexing.corpus.corpus import Corpus
 from matvit.conversion.conversion import split
 from matvit.conversion.from_timm import from_timm
 from matvit.conversion.reorder import reorder
@@ -95,7 +96,7 @@ def test_json_has_a_row_per_size_with_every_stage(matvit, photos, original, tmp_
 
 def test_an_order_that_is_good_already_is_kept(matvit, photos, tmp_path):
     model = from_timm(plain_vit())
-    shown, _ = split(LabelledPixels.load(photos, model.preprocess, labels=False))
+    shown, _ = split(LabelledPixels.load(Corpus.open(photos), model.preprocess, labels=False))
     reorder(model, shown.pixels).save(tmp_path / "sorted")
     code, _, err = matvit(
         "convert", tmp_path / "sorted", "--images", photos, "--out", tmp_path / "out",

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from indexing import build as building
+from indexing.corpus.decoding import DecodePool
 from indexing.store.folder import commit, writer_lock
-from matvit.decoding import DecodePool
 
 
 @pytest.fixture
@@ -151,9 +151,9 @@ def test_options_of_decoding_reach_the_decoders(
     asked = []
     made = DecodePool.__init__
 
-    def noting(self, preprocess, workers=None, *, processes=False):
-        asked.append((workers, processes))
-        made(self, preprocess, workers, processes=processes)
+    def noting(self, preprocess, decoders):
+        asked.append((decoders.workers, decoders.processes))
+        made(self, preprocess, decoders)
 
     monkeypatch.setattr(DecodePool, "__init__", noting)
     decoding = ("--encoder", encoder, "--workers", "1", "--processes")

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from indexing.corpus import Corpus
+from indexing.corpus.corpus import Corpus
 from indexing.index import ImageIndex, IndexMismatchError
 from indexing.store.folder import commit, read_manifest
 from indexing.store.manifest import sealed

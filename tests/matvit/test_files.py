@@ -12,7 +12,7 @@ import pytest
 from msgspec import Meta, Struct
 from PIL import Image
 
-from indexing.corpus import Corpus
+from indexing.corpus.corpus import Corpus
 from matvit import files
 from matvit.files import read_file, read_json, read_part
 from matvit.preprocess import Preprocess

@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.page.judging import Judging, WatchedCorpus, judge, results_table
 from app.page.opened import Opened
-from indexing import Corpus
+from indexing import Corpus, Decoders
 from retrieval import ParetoFrontier, evaluate
 from retrieval.speed import Speed
 
@@ -31,8 +31,8 @@ def test_a_watched_corpus_reads_the_same_images_and_tells_how_far_it_is(
     monkeypatch.setattr("app.page.judging._BATCH", 5)
     plain, told = Corpus.open(photo_folder), []
     watched = WatchedCorpus(plain, told.append)
-    batches = list(watched.decode(tiny_model.preprocess, batch_size=1024))
-    (whole,) = plain.decode(tiny_model.preprocess, batch_size=12)
+    batches = list(watched.decode(tiny_model.preprocess, Decoders(batch_size=1024)))
+    (whole,) = plain.decode(tiny_model.preprocess, Decoders(batch_size=12))
     assert np.array_equal(np.concatenate([batch.pixels for batch in batches]), whole.pixels)
     assert told == [5 / 12, 10 / 12, 1]
     assert watched.class_names == plain.class_names

@@ -184,9 +184,9 @@ def test_batches_shrink_where_answers_are_long(retriever, questions, monkeypatch
     sizes = []
     decode = Corpus.decode
 
-    def watched(corpus, preprocess, *, batch_size):
-        sizes.append(batch_size)
-        return decode(corpus, preprocess, batch_size=batch_size)
+    def watched(corpus, preprocess, decoders):
+        sizes.append(decoders.batch_size)
+        return decode(corpus, preprocess, decoders)
 
     monkeypatch.setattr(Corpus, "decode", watched)
     monkeypatch.setattr(evaluation, "_CELLS_PER_TABLE", 30)

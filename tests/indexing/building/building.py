@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from indexing import build as building
-from indexing.corpus import Corpus
+from indexing.corpus.corpus import Corpus
 from indexing.index import ImageIndex
 from matvit.embedding import embed
 

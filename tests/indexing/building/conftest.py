@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from indexing.corpus import Corpus
+from indexing.corpus.corpus import Corpus
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from building import SAME, assert_refused, assert_rows_are_their_own_images
 
 from indexing import build as building
 from indexing import embedding
-from indexing.corpus import Corpus
+from indexing.corpus.corpus import Corpus
 from indexing.index import ImageIndex
 from indexing.store.folder import writer_lock
 from matvit.embedding import embed

@@ -9,7 +9,7 @@ from building import assert_refused, assert_rows_are_their_own_images
 
 from indexing import build as building
 from indexing import embedding
-from indexing.corpus import Corpus
+from indexing.corpus.corpus import Corpus
 from indexing.index import ImageIndex, IndexMismatchError
 from indexing.store.folder import commit
 from matvit.embedding import embed

@@ -14,8 +14,8 @@ from toy import ToyEncoder, photo
 from updating import counts
 
 from indexing import Corpus, ImageIndex, add, build
+from indexing.corpus import decoding
 from indexing.store.folder import writer_lock
-from matvit import decoding
 
 
 def test_parquet_rows_that_moved_keep_their_ids(photos, tmp_path, embedded):

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indexing.corpus import Corpus
-from matvit import decoding
-from matvit.decoding import DecodeError, DecodePool
+from indexing.corpus import decoding
+from indexing.corpus.corpus import Corpus
+from indexing.corpus.decoding import DecodeError, DecodePool, Decoders
 from matvit.preprocess import Preprocess
 
 PREPROCESS = Preprocess(img_size=8)
@@ -28,7 +28,7 @@ PREPROCESS = Preprocess(img_size=8)
 # A worker whose decoder dies over some files, as one with a bug in C would.
 FRAGILE = """
 import os, signal, time
-from matvit import decode_worker
+from indexing.corpus import decode_worker
 
 decode = decode_worker.Preprocess.decode
 
@@ -54,7 +54,7 @@ def png(seed):
 
 
 def decode_all(corpus, **options):
-    batches = list(corpus.decode(PREPROCESS, batch_size=5, **options))
+    batches = list(corpus.decode(PREPROCESS, Decoders(batch_size=5, **options)))
     failures = [failure for batch in batches for failure in batch.failures]
     records = [record for batch in batches for record in batch.records]
     return np.concatenate([batch.pixels for batch in batches]), records, failures
@@ -97,7 +97,7 @@ def processes_of(pool):
 
 
 def test_process_that_is_killed_for_another_reason_costs_nothing(monkeypatch):
-    with DecodePool(PREPROCESS, 1, processes=True) as pool:
+    with DecodePool(PREPROCESS, Decoders(1, processes=True)) as pool:
         pool.decode(png(0))
         (process,) = processes_of(pool)
         process.kill()
@@ -107,7 +107,7 @@ def test_process_that_is_killed_for_another_reason_costs_nothing(monkeypatch):
 
 def test_decoder_that_hangs_is_stopped_and_not_asked_again(monkeypatch):
     monkeypatch.setattr(decoding, "_PROGRAM", FRAGILE)
-    with DecodePool(PREPROCESS, 1, processes=True) as pool:
+    with DecodePool(PREPROCESS, Decoders(1, processes=True)) as pool:
         with pytest.raises(DecodeError, match="decoding took longer than 120 seconds") as raised:
             pool.decode(b"hang")
         assert raised.value.kind == "TimeoutError"
@@ -123,7 +123,7 @@ def test_process_that_cannot_start_is_an_error_and_not_a_failure_of_every_image(
 
 
 def test_closing_ends_every_process():
-    with DecodePool(PREPROCESS, 2, processes=True) as pool:
+    with DecodePool(PREPROCESS, Decoders(2, processes=True)) as pool:
         for future in [pool.submit(pool.decode, png(seed)) for seed in range(20)]:
             future.result()
         processes = processes_of(pool)
@@ -134,11 +134,11 @@ def test_closing_ends_every_process():
 ENDLESS = """
 import sys
 from pathlib import Path
-from matvit.decoding import DecodePool
+from indexing.corpus.decoding import DecodePool, Decoders
 from matvit.preprocess import Preprocess
 
 data = Path(sys.argv[1]).read_bytes()
-with DecodePool(Preprocess(img_size=8), 2, processes=True) as pool:
+with DecodePool(Preprocess(img_size=8), Decoders(2, processes=True)) as pool:
     while True:
         for future in [pool.submit(pool.decode, data) for _ in range(8)]:
             future.result()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from indexing.originals import Originals
+from indexing.corpus.originals import Originals
 from indexing.store.manifest import CorpusRecord
 
 

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from matvit import folder
-from matvit.data import ImageSet
+from indexing.corpus import folder
+from indexing.corpus.source import ImageSet
 
 AWKWARD = [
     "a.jpg",

@@ -1,4 +1,4 @@
-"""A process that decodes images and nothing else; `matvit.decoding` starts and asks it.
+"""A process that decodes images and nothing else; `indexing.corpus.decoding` starts and asks it.
 
 Requests and answers go through its standard input and output as plain bytes. It ends when its
 input does, so it never outlives the process that started it, however that one ends. It imports
@@ -14,7 +14,7 @@ import struct
 import sys
 from typing import BinaryIO
 
-from matvit.preprocess import Preprocess
+from matvit import Preprocess
 
 LENGTH = struct.Struct("<Q")
 """Of what follows in a request: first the settings as JSON, then one image file after another."""

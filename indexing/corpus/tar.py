@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from matvit.data import IMAGE_SUFFIXES, NO_LABEL, NamedImages, files_in, is_image_name
-from matvit.files import FileContent, FileStat, read_part
+from indexing.corpus.source import IMAGE_SUFFIXES, FileStat, NamedImages, files_in, is_image_name
+from indexing.records import NO_LABEL
+from matvit import FileContent, read_part
 
 _CLASS_SUFFIX = ".cls"
 _CLASS_BYTES = 256  # a longer one is no class

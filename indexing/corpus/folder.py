@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from matvit.data import CONTAINERS, IMAGE_SUFFIXES, NO_LABEL, NamedImages, is_image_name
-from matvit.files import FileContent, FileStat, read_file
+from indexing.corpus.source import CONTAINERS, IMAGE_SUFFIXES, FileStat, NamedImages, is_image_name
+from indexing.records import NO_LABEL
+from matvit import FileContent, read_file
 
 _NAMES_AT_A_TIME = 1 << 16
 

@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from indexing.records import RECORDS, UNKNOWN, Failure, ImageRecord
-from matvit import NO_LABEL, DecodeError, DecodePool, ImageSet, Kind, Preprocess
+from indexing.corpus.decoding import DecodeError, DecodePool, Decoders
+from indexing.corpus.source import ImageSet, Kind
+from indexing.records import NO_LABEL, RECORDS, UNKNOWN, Failure, ImageRecord
+from matvit import Preprocess
 
 _PREFETCHED_BATCHES = 2
 _IMAGES_PER_TASK = 16
@@ -28,16 +30,23 @@ class DecodedBatch:
 
     Attributes:
         pixels: uint8, shape (len(batch), img_size, img_size, 3).
-        columns: What is known about each row of `pixels`, as `RECORDS` says, in corpus order.
+        rows: int64, place of each row of `pixels` in the corpus that was decoded, ascending.
+        columns: What is known about each row, as `RECORDS` says.
         failures: Images of the same run that have no row.
     """
 
     pixels: NDArray[np.uint8]
+    rows: NDArray[np.int64]
     columns: pa.RecordBatch
     failures: list[Failure]
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @property
+    def images(self) -> int:
+        """How many images the batch stands for: rows and failures."""
+        return len(self.pixels) + len(self.failures)
 
     @cached_property
     def records(self) -> list[ImageRecord]:
@@ -162,64 +171,36 @@ class Corpus:
         return digest.hexdigest()
 
     def decode(
-        self,
-        preprocess: Preprocess,
-        *,
-        batch_size: int = 256,
-        workers: int | None = None,
-        processes: bool = False,
+        self, preprocess: Preprocess, decoders: Decoders = Decoders()
     ) -> Iterator[DecodedBatch]:
         """Decode and resize all images in parallel, a few batches ahead of the caller.
 
         Args:
             preprocess: How images become pixels.
-            batch_size: Images per batch, those that fail included.
-            workers: Decoders that run side by side; None for one per CPU, 0 for the calling
-                thread alone.
-            processes: Decode in processes instead of threads: a decoder that crashes then costs
-                one image and not the program.
+            decoders: Who works, and in which batches.
 
-        Returns:
+        Yields:
             Batches in corpus order, the same whatever the workers. Memory holds a few at a time.
 
         Raises:
-            ValueError: If `batch_size` is below 1 or there are fewer `workers` than there can be.
-            FileNotFoundError: While iterating, if the corpus itself goes away.
+            FileNotFoundError: If the corpus itself goes away meanwhile.
         """
-        _check_batch_size(batch_size)
-        pool = DecodePool(preprocess, workers, processes=processes)
-        return self._decode_and_close(pool, batch_size)
+        with DecodePool(preprocess, decoders) as pool:
+            yield from self.decode_with(pool)
 
-    def decode_with(self, pool: DecodePool, *, batch_size: int = 256) -> Iterator[DecodedBatch]:
-        """Do as `decode` does, with workers that stay for the next run.
-
-        Args:
-            pool: How images become pixels, and who works.
-            batch_size: Images per batch, those that fail included.
-
-        Raises:
-            ValueError: If `batch_size` is below 1.
-            FileNotFoundError: While iterating, if the corpus itself goes away.
-        """
-        _check_batch_size(batch_size)
-        return self._decode_batches(pool, batch_size)
-
-    def _decode_and_close(self, pool: DecodePool, batch_size: int) -> Iterator[DecodedBatch]:
-        with pool:
-            yield from self._decode_batches(pool, batch_size)
-
-    def _decode_batches(self, pool: DecodePool, batch_size: int) -> Iterator[DecodedBatch]:
+    def decode_with(self, pool: DecodePool) -> Iterator[DecodedBatch]:
+        """Do as `decode` does, with workers that stay for the next run."""
         pending: deque[_Pending] = deque()
         size = pool.preprocess.img_size
-        for start in range(0, len(self), batch_size):
-            run = self._positions[start : start + batch_size]
+        for start in range(0, len(self), pool.batch_size):
+            run = self._positions[start : start + pool.batch_size]
             pixels = np.empty((len(run), size, size, 3), dtype=np.uint8)
             step = min(_IMAGES_PER_TASK, -(-len(run) // max(1, pool.workers)))
             futures = [
                 pool.submit(self._decode_run, pool, run[i : i + step], pixels[i : i + step])
                 for i in range(0, len(run), step)
             ]
-            pending.append((pixels, futures))
+            pending.append((pixels, start, futures))
             if len(pending) > (_PREFETCHED_BATCHES if pool.workers else 0):
                 yield _collect(*pending.popleft())
         while pending:
@@ -256,23 +237,21 @@ class Corpus:
         return path, position, size, mtime_ns, digest, width, height, label
 
 
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-
-
 _Known = tuple[str, int, int, int, str, int, int, int]  # the fields of RECORDS
 _Outcome = _Known | Failure
-_Pending = tuple[NDArray[np.uint8], list[Future[list[_Outcome]]]]
+_Pending = tuple[NDArray[np.uint8], int, list[Future[list[_Outcome]]]]
 
 
-def _collect(pixels: NDArray[np.uint8], futures: list[Future[list[_Outcome]]]) -> DecodedBatch:
+def _collect(
+    pixels: NDArray[np.uint8], start: int, futures: list[Future[list[_Outcome]]]
+) -> DecodedBatch:
     """Wait for one batch and split it into rows and failures."""
     outcomes = [outcome for future in futures for outcome in future.result()]
     known = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
     failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-    if failures:
-        pixels = pixels[[not isinstance(outcome, Failure) for outcome in outcomes]]
+    read = np.flatnonzero([not isinstance(outcome, Failure) for outcome in outcomes])
+    pixels = pixels[read] if failures else pixels
     values = list(zip(*known, strict=True)) or [()] * len(RECORDS)
     arrays = [pa.array(column, field.type) for column, field in zip(values, RECORDS, strict=True)]
-    return DecodedBatch(pixels, pa.RecordBatch.from_arrays(arrays, schema=RECORDS), failures)
+    columns = pa.RecordBatch.from_arrays(arrays, schema=RECORDS)
+    return DecodedBatch(pixels, start + read, columns, failures)

@@ -8,7 +8,7 @@ import tarfile
 
 import pytest
 
-from matvit.data import ImageSet
+from indexing.corpus.source import ImageSet
 
 
 def write_tar(path, members, format=tarfile.PAX_FORMAT):  # noqa: A002 -- what tarfile calls it

@@ -10,24 +10,35 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from matvit.files import FileContent, FileStat
+from matvit import FileContent
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".avif", ".jp2", ".ico"}
 )
 CONTAINERS = (".parquet", ".tar")
-NO_LABEL = -1
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
 Kind = Literal["folder", "parquet", "tar"]
+
+
+class FileStat(NamedTuple):
+    """What is known of an image file without reading it.
+
+    Attributes:
+        bytes: Its size; None where only reading would tell (a row of a Parquet file).
+        mtime_ns: When it, or the file that holds it, was last modified, in nanoseconds.
+    """
+
+    bytes: int | None
+    mtime_ns: int
 
 
 class ImageSet(ABC):
@@ -175,14 +186,14 @@ class NamedImages(ImageSet):
 
 def _open_as(kind: str, path: Path) -> ImageSet:
     if kind == "parquet":
-        from matvit.parquet import ParquetImages
+        from indexing.corpus.parquet import ParquetImages
 
         return ParquetImages(path)
     if kind == "tar":
-        from matvit.tar import TarImages
+        from indexing.corpus.tar import TarImages
 
         return TarImages(path)
-    from matvit.folder import FolderImages
+    from indexing.corpus.folder import FolderImages
 
     return FolderImages(path)
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from matvit.data import ImageSet
+from indexing.corpus.source import ImageSet
 
 
 def write_parquet(path: Path, rows: int, *, first: int = 0, named: bool = True, label=None) -> None:
@@ -208,6 +208,6 @@ def test_few_row_groups_are_kept_in_memory(tmp_path, monkeypatch):
     assert list(images.read_range(0, 40)) == [f"image {i}".encode() for i in range(40)]
     assert loaded == list(range(20))
     assert sum(len(group) for group in images._cached.values()) == 16
-    monkeypatch.setattr("matvit.parquet._CACHED_BYTES", 1)
+    monkeypatch.setattr("indexing.corpus.parquet._CACHED_BYTES", 1)
     assert images.read(0) == b"image 0"
     assert len(images._cached) == 1

@@ -15,18 +15,19 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self, TypeVar
 
 import numpy as np
 
-from matvit.decode_worker import ANSWER, LENGTH, READY, SECONDS_PER_IMAGE
-from matvit.preprocess import Decoded, Preprocess
+from indexing.corpus.decode_worker import ANSWER, LENGTH, READY, SECONDS_PER_IMAGE
+from matvit import Decoded, Preprocess
 
 _Result = TypeVar("_Result")
 
-_PROGRAM = "from matvit.decode_worker import main; main()"
+_PROGRAM = "from indexing.corpus.decode_worker import main; main()"
 _ATTEMPTS = 2  # a process may also be killed for what the image has nothing to do with
 _SECONDS_TO_END = 5
 _TIMED_OUT = -14  # what Popen makes of SIGALRM
@@ -44,37 +45,56 @@ class DecodeError(ValueError):
         self.kind = kind
 
 
-class DecodePool:
-    """Decoders that work side by side; use it in a `with` statement, for any number of runs.
+@dataclass(frozen=True)
+class Decoders:
+    """Who decodes images, and how many images they hand over at a time.
 
-    Results do not depend on the workers, nor on whether they are threads or processes.
+    The images come out the same whatever the workers.
+
+    Args:
+        workers: How many work side by side; None for one per CPU, 0 for the calling thread alone.
+        processes: Work in processes instead of threads: a decoder that crashes over a damaged
+            file then costs one image and not the program.
+        batch_size: Images per batch, those that fail included.
+
+    Raises:
+        ValueError: If `workers` is below 0 or `batch_size` below 1, or 0 processes are asked for.
+    """
+
+    workers: int | None = None
+    processes: bool = False
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        fewest = int(self.processes)
+        if self.workers is not None and self.workers < fewest:
+            raise ValueError(
+                f"workers must be at least {fewest}{' with processes' if self.processes else ''}, "
+                f"got {self.workers}"
+            )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+class DecodePool:
+    """Decoders at work; use it in a `with` statement, for any number of runs.
 
     Args:
         preprocess: How images become pixels.
-        workers: How many; None for one per CPU, 0 to decode in the calling thread.
-        processes: Decode in that many processes instead of threads.
+        decoders: Who works, and in which batches.
 
     Attributes:
         preprocess: How images become pixels.
         workers: How many there are, 0 for none but the calling thread.
-
-    Raises:
-        ValueError: If `workers` is below 0, or 0 processes are asked for.
+        batch_size: Images per batch, those that fail included.
     """
 
-    def __init__(
-        self, preprocess: Preprocess, workers: int | None = None, *, processes: bool = False
-    ) -> None:
-        count = available_cpus() if workers is None else workers
-        if count < 0 or (processes and count == 0):
-            raise ValueError(
-                f"workers must be at least {int(processes)}"
-                f"{' with processes' if processes else ''}, got {count}"
-            )
-        self.workers = count
+    def __init__(self, preprocess: Preprocess, decoders: Decoders) -> None:
         self.preprocess = preprocess
-        self._threads = ThreadPoolExecutor(count, "decode") if count else None
-        self._processes = _Processes(preprocess) if processes else None
+        self.workers = available_cpus() if decoders.workers is None else decoders.workers
+        self.batch_size = decoders.batch_size
+        self._threads = ThreadPoolExecutor(self.workers, "decode") if self.workers else None
+        self._processes = _Processes(preprocess) if decoders.processes else None
 
     def __enter__(self) -> Self:
         return self
@@ -160,7 +180,7 @@ class _Processes:
 
 
 class _Process:
-    """One process that runs `matvit.decode_worker`.
+    """One process that runs `indexing.corpus.decode_worker`.
 
     It is started as a program, not forked: torch and FAISS have threads, which a fork would leave
     in any state. Nor is it a child of `multiprocessing`, which runs the caller's script again.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from indexing.corpus import Corpus
+from indexing.corpus.corpus import Corpus
 from indexing.store.manifest import CorpusRecord
 from matvit import read_file
 

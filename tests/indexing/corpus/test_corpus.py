@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from indexing.corpus import Corpus
+from indexing.corpus.corpus import Corpus
+from indexing.corpus.decoding import Decoders
 from indexing.records import RECORDS
 from matvit.preprocess import Preprocess
 
@@ -68,7 +69,7 @@ def parquet_file(photo_folder, tmp_path):
 
 
 def decode_all(corpus, **options):
-    batches = list(corpus.decode(PREPROCESS, **options))
+    batches = list(corpus.decode(PREPROCESS, Decoders(**options)))
     pixels = np.concatenate([batch.pixels for batch in batches])
     records = [record for batch in batches for record in batch.records]
     failures = [failure for batch in batches for failure in batch.failures]
@@ -203,7 +204,7 @@ def test_decoding_runs_two_batches_ahead_of_the_caller_and_no_further(photo_fold
     reads = []
     fetch = corpus._images.fetch
     monkeypatch.setattr(corpus._images, "fetch", lambda i: (reads.append(i), fetch(i))[1])
-    batches = corpus.decode(PREPROCESS, batch_size=2, workers=2)
+    batches = corpus.decode(PREPROCESS, Decoders(batch_size=2, workers=2))
     next(batches)
     deadline = time.monotonic() + 10
     while len(reads) < 6 and time.monotonic() < deadline:
@@ -213,7 +214,7 @@ def test_decoding_runs_two_batches_ahead_of_the_caller_and_no_further(photo_fold
 
 
 def test_iterator_that_is_dropped_leaves_no_thread(photo_folder):
-    batches = Corpus.open(photo_folder).decode(PREPROCESS, batch_size=1)
+    batches = Corpus.open(photo_folder).decode(PREPROCESS, Decoders(batch_size=1))
     next(batches)
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
@@ -227,9 +228,9 @@ def test_iterator_that_is_dropped_leaves_no_thread(photo_folder):
         ({"workers": 0, "processes": True}, "workers must be at least 1 with processes, got 0"),
     ],
 )
-def test_impossible_sizes_are_refused_before_anything_is_read(photo_folder, options, message):
+def test_impossible_sizes_are_refused_before_anything_is_read(options, message):
     with pytest.raises(ValueError, match=message):
-        Corpus.open(photo_folder).decode(PREPROCESS, **options)
+        Decoders(**options)
 
 
 def test_folder_that_goes_away_is_an_error_and_not_twelve_failures(photo_folder):

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from indexing.corpus import Corpus
+from indexing.corpus.corpus import Corpus
+from indexing.corpus.decoding import Decoders
 from matvit.preprocess import Preprocess
 
 PREPROCESS = Preprocess(img_size=8)
@@ -141,7 +142,7 @@ def as_tar(files, path):
 )
 def test_damaged_images_shift_no_row_and_are_all_reported(files, alone, tmp_path, write, options):
     corpus = Corpus.open(write(files, tmp_path / "images"))
-    batches = list(corpus.decode(PREPROCESS, batch_size=37, **options))
+    batches = list(corpus.decode(PREPROCESS, Decoders(batch_size=37, **options)))
     where = "all.tar/" if corpus.kind == "tar" else ""
     assert corpus.names.to_pylist() == [where + name for name, _, _ in files]
     records = [record for batch in batches for record in batch.records]

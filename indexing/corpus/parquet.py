@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from matvit.data import NO_LABEL, ImageSet, files_in
-from matvit.files import FileContent, FileStat
+from indexing.corpus.source import FileStat, ImageSet, files_in
+from indexing.records import NO_LABEL
+from matvit import FileContent
 
 _CACHED_ROW_GROUPS = 8
 _CACHED_BYTES = 1 << 28  # one row group is kept even if it is larger
