@@ -129,7 +129,8 @@ def convert(
         int, typer.Option(min=20, help="Decode at most this many; they are kept in memory.")
     ] = 20_000,
     img_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the input, for timm names only.")
+        int | None,
+        typer.Option("--image-size", min=1, help="Side of the input, for timm names only."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: DeviceOption = Device.AUTO,
