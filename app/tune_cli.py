@@ -14,7 +14,6 @@ from app.options import (
     HitsOption,
     IndexArgument,
     JsonOption,
-    bad_usage,
     exit_with_failures,
     open_retriever,
 )
@@ -31,9 +30,6 @@ def tune(
     ] = None,
     size: Annotated[int, typer.Option(help="Queries to measure with.")] = 2000,
     k: HitsOption = 10,
-    strategy: Annotated[
-        str, typer.Option(help="distortion, proxy, monotone, paper, random or trained.")
-    ] = "distortion",
     target: Annotated[
         float | None,
         typer.Option(help="Recall of the recommended submodel [default: 0.95, 0.8 unlabelled]."),
@@ -51,14 +47,11 @@ def tune(
     """Measure which submodels keep the most retrieval on your own images, and remember it."""
     from indexing import Corpus
     from retrieval import format_table
-    from retrieval.tuning import STRATEGIES
 
-    if strategy not in STRATEGIES:
-        bad_usage(ValueError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}"))
     retriever = open_retriever(index, encoder, device)
     tuning = retriever.tune(
         None if queries is None else Corpus.open(queries),
-        size=size, k=k, strategy=strategy, target=target, max_loss=max_loss,
+        size=size, k=k, target=target, max_loss=max_loss,
         certainty=certainty, seed=seed, progress=show_progress(),
     )  # fmt: skip
     if as_json:

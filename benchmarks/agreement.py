@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import consistency
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ from matvit import (
 )
 from matvit.embedding import to_input
 from matvit.training import LabelledPixels
-from retrieval import consistency
+from retrieval.agreement import cosine
 
 _MIXES = ("3xS,3xM", "3xM,3xL", "3xL,3xXL", "3xS,3xXL")
 
@@ -85,7 +86,7 @@ def compare(model: MatViT, images: LabelledPixels, queries: LabelledPixels) -> l
                 "hit_rate@1": asymmetric.mean(),
                 "symmetric_hit_rate@1": symmetric.mean(),
                 "difference_standard_error": difference.std() / np.sqrt(len(difference)),
-                "cosine": float(consistency.cosine(reference, asked).mean()),
+                "cosine": float(cosine(reference, asked).mean()),
                 "top1_agreement": consistency.top1_agreement(scores, its_scores).mean(),
                 "rank_correlation": _rank_correlation(reference, asked, database),
                 "kl_divergence": consistency.kl_divergence(scores, its_scores).mean(),

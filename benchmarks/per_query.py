@@ -42,8 +42,8 @@ from retrieval.escalation import RANKS, escalate
 from retrieval.ground_truth import find_others
 from retrieval.tuning import calibrate as calibration
 from retrieval.tuning.calibrate import Replies, calibrate, curve, ladders, reply
+from retrieval.tuning.candidates import paper_rule
 from retrieval.tuning.sample import Queries, Sample, draw_sample
-from retrieval.tuning.strategies import paper_rule
 
 BOUNDS = {True: (0.02, 0.01), False: (0.3, 0.2, 0.1)}
 LOST = (0.001, 0.005)

@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from provenance import provenance, without_paths, write_result
+from search_strategies import STRATEGIES
 
 from indexing import Corpus, ImageIndex
 from matvit import DEFAULT, MatViT, Submodel, count_macs, embed, embed_each, resolve_device
 from retrieval import Retriever, metrics
 from retrieval.ground_truth import find_others
-from retrieval.tuning import STRATEGIES
 from retrieval.tuning.sample import Queries, draw_sample
-from retrieval.tuning.strategies import Strategy
 from retrieval.tuning.trial import Score, Trial, hits
 
 K = 10
@@ -93,11 +92,14 @@ def main() -> None:
 
 
 def _choose(
-    retriever: Retriever, queries: Queries, strategy: Strategy, known: dict[Submodel, Score]
+    retriever: Retriever,
+    queries: Queries,
+    ask: Callable[[Trial], None],
+    known: dict[Submodel, Score],
 ) -> dict[str, Any]:
     """Run a strategy, and pick its best within each budget."""
     trial = CountingTrial(retriever, queries, K, known=known)
-    strategy.search(trial)
+    ask(trial)
     known.update(trial.scores)
     full = count_macs(
         trial.config,

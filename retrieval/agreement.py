@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from numpy import ndarray
 
 from matvit import Encoder, Submodel, embed
-from retrieval.consistency import cosine
 from retrieval.metrics import overlap
 
 
@@ -69,3 +68,23 @@ class Agreements:
     def _search(self, vectors: Float32[ndarray, "queries dim"]) -> Int64[ndarray, "queries k"]:
         scores = vectors @ self._database.T
         return np.argsort(-scores, axis=1, kind="stable")[:, : self.k]
+
+
+def cosine(
+    full: Float[ndarray, "images dim"], submodel: Float[ndarray, "images dim"]
+) -> Float[ndarray, " images"]:
+    """Return the cosine of the angle between the two embeddings of each image.
+
+    Raises:
+        ValueError: If the tables differ in shape, or an embedding is zero.
+    """
+    if full.shape != submodel.shape or full.ndim != 2:
+        raise ValueError(
+            f"expected two tables of one shape with a row per image, got {full.shape} "
+            f"and {submodel.shape}"
+        )
+    lengths = np.linalg.norm(full, axis=1) * np.linalg.norm(submodel, axis=1)
+    for row in np.flatnonzero(lengths == 0):
+        raise ValueError(f"embedding {row} is zero and has no direction")
+    products: Float[ndarray, " images"] = (full * submodel).sum(axis=1) / lengths
+    return products

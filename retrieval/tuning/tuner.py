@@ -18,10 +18,10 @@ from retrieval.metrics import retained
 from retrieval.retriever import Retriever
 from retrieval.speed import describe_precision, measured_ms
 from retrieval.tuning.calibrate import calibrate, check_bound, ladders, reply
+from retrieval.tuning.candidates import KEPT, STRATEGY, ask_candidates, spread
 from retrieval.tuning.journal import Journal, only_one
 from retrieval.tuning.record import TunedFor, Tuning, store_tuning
 from retrieval.tuning.sample import FEWEST, Sample, draw_sample
-from retrieval.tuning.strategies import STRATEGIES, Strategy, spread
 from retrieval.tuning.trial import Score, Trial, whole
 
 TARGET_WITH_LABELS = 0.95
@@ -40,7 +40,6 @@ def tune(
     *,
     size: int = 2000,
     k: int = 10,
-    strategy: Strategy | str = "distortion",
     target: float | None = None,
     max_loss: float | None = None,
     certainty: float = 0.9,
@@ -59,7 +58,6 @@ def tune(
         size: Queries to draw: a quarter to select submodels by, half to calibrate the per-query
             choice by, a quarter to report on.
         k: Hits that the overlap looks at.
-        strategy: What searches the submodels: one of `STRATEGIES`, or its name.
         target: What the recommended submodel has to reach, of retained hit rate with labels
             (default 0.95), of the overlap without (default 0.8).
         max_loss: Share of right first hits that the per-query choice may lose: of those with the
@@ -80,13 +78,12 @@ def tune(
     """
     model = whole(retriever)
     retriever.index.check_encoder(model)
-    chosen = _strategy(strategy)
     _check(k, len(retriever.index), target, max_loss, certainty)
     folder = retriever.index.path
     with only_one(folder), tqdm(desc="tuning", unit="submodel", disable=not progress) as bar:
         sample = draw_sample(retriever, queries, size=size, seed=seed)
-        journal = Journal(folder / PROGRESS, _settings(retriever, sample, chosen, k), model, bar)
-        trial = _search(retriever, sample, chosen, k, journal)
+        journal = Journal(folder / PROGRESS, _settings(retriever, sample, k), model, bar)
+        trial = _search(retriever, sample, k, journal)
         reported = _worth_reporting(model, trial.searched)
         reporting = Trial(retriever, sample.reporting, k)
         points = _report(model, reporting, len(sample.reporting), reported, k)
@@ -107,7 +104,7 @@ def tune(
             frontier=frontier,
             selection=selection,
             target=_or(target, TARGET_WITH_LABELS, TARGET_WITHOUT_LABELS, labelled),
-            strategy=chosen.name,
+            strategy=STRATEGY,
             measured=len(trial.scores),
             selecting=len(sample.selecting),
             altered=sample.altered,
@@ -119,29 +116,27 @@ def tune(
     return tuning
 
 
-def _settings(retriever: Retriever, sample: Sample, strategy: Strategy, k: int) -> dict[str, Any]:
+def _settings(retriever: Retriever, sample: Sample, k: int) -> dict[str, Any]:
     """Whatever changes a score: who asks what of whom, and in which precision."""
     model = whole(retriever)
     return {
         "pixels": hashlib.sha256(sample.selecting.pixels.tobytes()).hexdigest(),
         "wanted": [hashlib.sha256(t.tobytes()).hexdigest() for t in sample.selecting.wanted],
         "k": k,
-        "strategy": repr(strategy),
+        "strategy": [STRATEGY, KEPT],
         "precision": describe_precision(model.device),
         **asdict(TunedFor.of(retriever.index, model)),
     }
 
 
-def _search(
-    retriever: Retriever, sample: Sample, strategy: Strategy, k: int, journal: Journal
-) -> Trial:
-    """Measure what a strategy asks for on the selecting queries; go on where a run stopped."""
+def _search(retriever: Retriever, sample: Sample, k: int, journal: Journal) -> Trial:
+    """Measure candidates on the selecting queries; go on where a run stopped."""
     with journal:
         trial = Trial(
             retriever, sample.selecting, k, known=journal.known, on_progress=journal.advance
         )
         journal.scores = trial.scores
-        strategy.search(trial)
+        ask_candidates(trial)
     return trial
 
 
@@ -174,14 +169,6 @@ def _of_one_metric(
         for each in (frontier, selection)
     )
     return first, second
-
-
-def _strategy(strategy: Strategy | str) -> Strategy:
-    if not isinstance(strategy, str):
-        return strategy
-    if strategy not in STRATEGIES:
-        raise ValueError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
-    return STRATEGIES[strategy]
 
 
 def _check(

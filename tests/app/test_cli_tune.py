@@ -69,7 +69,7 @@ def test_queries_of_ones_own(matvit, index, encoder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--strategy", "best"], 2, "unknown strategy 'best'; known: distortion, proxy"),
+        (["--size", "many"], 2, "Invalid value for '--size'"),
         (["--size", "10"], 1, "a sample of at least 40 queries, got 10"),
         (["--target", "3"], 1, "target must be above 0 and below 1, got 3.0"),
     ],

@@ -1,10 +1,12 @@
+"""Mutant to catch: cosines of vectors that are not of length one."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
 from matvit.embedding import embed
-from retrieval.agreement import Agreements
+from retrieval.agreement import Agreements, cosine
 
 
 @pytest.fixture
@@ -39,3 +41,19 @@ def test_too_few_images_are_refused(tiny_model, pixels):
         Agreements(tiny_model, pixels[:9], pixels[9:])
     with pytest.raises(ValueError, match="got 24 and 0"):
         Agreements(tiny_model, pixels, pixels[:0])
+
+
+def test_cosine_by_hand():
+    full = np.array([[3.0, 4.0], [1.0, 0.0], [2.0, 0.0]])
+    submodel = np.array([[4.0, 3.0], [0.0, 5.0], [-1.0, 0.0]])
+    assert cosine(full, submodel).tolist() == pytest.approx([24 / 25, 0, -1])
+
+
+def test_an_embedding_of_length_zero_has_no_cosine():
+    with pytest.raises(ValueError, match="embedding 1 is zero"):
+        cosine(np.ones((2, 3)), np.array([[1.0, 0, 0], [0, 0, 0]]))
+
+
+def test_embeddings_of_different_shapes_have_no_cosine():
+    with pytest.raises(ValueError, match=r"got \(2, 3\) and \(2, 4\)"):
+        cosine(np.ones((2, 3)), np.ones((2, 4)))

@@ -1,4 +1,4 @@
-"""How far a submodel says what the full encoder says, without asking any index.
+"""How far a submodel says what the full encoder says, by its scores.
 
 Every function compares two tables with one row per image, the full encoder's first, and returns
 one value per image.
@@ -8,22 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Bool, Float
-
-
-def cosine(
-    full: Float[np.ndarray, "images dim"], submodel: Float[np.ndarray, "images dim"]
-) -> Float[np.ndarray, " images"]:
-    """Cosine of the angle between the two embeddings of each image.
-
-    Raises:
-        ValueError: If the tables differ in shape, or an embedding is zero.
-    """
-    _check_shapes(full, submodel)
-    lengths = np.linalg.norm(full, axis=1) * np.linalg.norm(submodel, axis=1)
-    for row in np.flatnonzero(lengths == 0):
-        raise ValueError(f"embedding {row} is zero and has no direction")
-    products: Float[np.ndarray, " images"] = (full * submodel).sum(axis=1) / lengths
-    return products
+from scipy.stats import rankdata
 
 
 def top1_agreement(
@@ -77,8 +62,6 @@ def rank_correlation(
     Raises:
         ValueError: If the tables differ in shape.
     """
-    from scipy.stats import rankdata  # takes half a second, which no search should wait for
-
     _check_shapes(full, submodel)
     ranks = [rankdata(scores, axis=1) for scores in (full, submodel)]
     first, second = (each - each.mean(axis=1, keepdims=True) for each in ranks)

@@ -13,7 +13,6 @@ from retrieval import Retriever
 from retrieval.tuning import journal
 from retrieval.tuning import tuner as module
 from retrieval.tuning.record import FILE, TunedFor
-from retrieval.tuning.strategies import STRATEGIES
 from retrieval.tuning.tuner import PROGRESS
 
 
@@ -147,7 +146,6 @@ def test_two_at_once_are_refused(untuned):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"strategy": "best"}, "unknown strategy 'best'; known: distortion, proxy"),
         ({"k": 0}, r"k must be within 1..90, the images of the index; got 0"),
         ({"k": 91}, r"k must be within 1..90, the images of the index; got 91"),
         ({"certainty": 2.0}, "certainty at least 0.5 and below 1, got 0.02 and 2.0"),
@@ -159,13 +157,6 @@ def test_two_at_once_are_refused(untuned):
 def test_settings_out_of_range_are_refused(untuned, settings, message):
     with pytest.raises(ValueError, match=message):
         untuned.tune(**{"size": 80, "latency": False, **settings})
-
-
-def test_every_strategy_can_tune(untuned):
-    for name in ("paper", "trained"):
-        made = untuned.tune(size=80, strategy=STRATEGIES[name], latency=False)
-        assert made.strategy == name
-        assert untuned.tuning == made
 
 
 def test_compaction_keeps_a_tuning_valid_and_adding_makes_it_stale(tuned, tmp_path):
@@ -269,15 +260,6 @@ def test_a_second_interruption_keeps_what_the_first_had_measured(untuned, monkey
     assert (untuned.index.path / PROGRESS).read_bytes() == before
 
 
-def test_progress_of_another_strategy_does_not_count_as_its_own(untuned, monkeypatch):
-    stop_after(monkeypatch, 12)
-    with pytest.raises(KeyboardInterrupt):
-        untuned.tune(size=80, strategy="monotone", latency=False)
-    monkeypatch.undo()
-    made = untuned.tune(size=80, strategy="trained", latency=False)
-    assert made.measured == 4
-
-
 def test_a_few_labels_among_many_images_count_as_none(tmp_path):
     """Eighty classes of one image each, and one of two: hardly anything is relevant to anything."""
     for seed in range(80):
@@ -286,6 +268,6 @@ def test_a_few_labels_among_many_images_count_as_none(tmp_path):
     corpus = Corpus.from_folder(tmp_path / "photos")
     retriever = Retriever(model, ImageIndex.build(model, corpus, tmp_path / "index"))
     for seed in range(3):
-        made = retriever.tune(size=80, seed=seed, strategy="trained", latency=False)
+        made = retriever.tune(size=80, seed=seed, latency=False)
         assert made.frontier.metric == "overlap@10"
         assert made.target == 0.8

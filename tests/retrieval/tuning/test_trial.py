@@ -2,15 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from tuned import photos, small_retriever
 
 from matvit.embedding import embed
 from matvit.extraction import extract
-from matvit.mixes import mix_n_match, trained_sizes
 from retrieval import Retriever
 from retrieval.tuning.sample import draw_sample
-from retrieval.tuning.strategies import STRATEGIES, monotone, spread
 from retrieval.tuning.trial import Score, Trial
 
 
@@ -92,62 +89,3 @@ def test_an_extracted_submodel_cannot_be_tuned(retriever, queries):
     small = Retriever(extract(retriever.encoder, "S"), retriever.index)
     with pytest.raises(ValueError, match="only the extracted submodel S; choosing"):
         Trial(small, queries)
-
-
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_every_strategy_asks_with_the_trained_sizes(retriever, queries, name):
-    trial = Trial(retriever, queries)
-    STRATEGIES[name].search(trial)
-    assert set(trained_sizes(trial.config)) <= set(trial.searched)
-    assert list(trial.searched) == sorted(trial.searched, key=lambda each: sum(each.widths))
-
-
-def test_the_papers_rule_widens_in_smallest_steps(retriever, queries):
-    trial = Trial(retriever, queries)
-    STRATEGIES["paper"].search(trial)
-    names = {str(each) for each in trial.searched}
-    assert names == {
-        "S", "2xS,1xM", "1xS,2xM", "M", "2xM,1xL", "1xM,2xL", "L", "2xL,1xXL", "1xL,2xXL", "XL",
-    }  # fmt: skip
-
-
-def test_all_monotone_submodels_are_906_for_12_blocks():
-    from matvit.config import MatViTConfig
-
-    config = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=12, num_heads=2)
-    found = monotone(config)
-    assert len(found) == len(set(found)) == 906
-    assert set(mix_n_match(config)) < set(found)
-
-
-def test_the_table_finds_the_block_that_costs_nothing_to_shrink(tmp_path):
-    """Of this encoder only the first block's network does anything, and only its last units."""
-    retriever = small_retriever(tmp_path, images=60)
-    model = retriever.encoder
-    with torch.no_grad():
-        for place, block in enumerate(model.backbone.blocks):
-            block.mlp.fc2.weight[:, : 64 if place else 8] = 0
-            block.mlp.fc1.weight *= 20
-            block.mlp.fc2.weight *= 20
-    changed = Retriever.__new__(Retriever)
-    changed.encoder, changed.index = model, retriever.index
-    queries = draw_sample(changed, photos(tmp_path / "queries", 60, first=5000), size=60)
-    trial = Trial(changed, queries.calibrating)
-    STRATEGIES["distortion"].search(trial)
-    asked = {str(each) for each in trial.searched}
-    scores = {size: trial.searched[model.submodel(size)] for size in ("M", "L", "XL")}
-    assert scores["M"].distortion > 1.5 * scores["L"].distortion > scores["XL"].distortion
-    for small, large in (("M", "L"), ("L", "XL")):
-        assert f"1x{large},2x{small}" in asked
-        assert trial.searched[model.submodel(f"1x{large},2x{small}")].overlap == pytest.approx(
-            trial.searched[model.submodel(large)].overlap, abs=0.02
-        )
-
-
-def test_a_spread_keeps_both_ends_and_at_most_so_many(retriever):
-    config = retriever.encoder.config
-    every = monotone(config)
-    kept = spread(config, every, 6)
-    assert len(kept) <= 6
-    assert (kept[0], kept[-1]) == (every[0], every[-1])
-    assert spread(config, every, 1000) == every
