@@ -1,6 +1,7 @@
 """The `matvit` command.
 
-torch, timm and FAISS are imported inside the commands, so that `--help` answers at once.
+The faces of the packages import torch, timm and FAISS when a name of theirs is first asked for, so
+that `--help` answers at once. What has no such face is imported inside the commands.
 """
 
 from __future__ import annotations
@@ -15,19 +16,14 @@ from typing import Annotated, NoReturn
 import typer
 from PIL import Image
 
-from app.console import (
-    BAD_USAGE,
-    FAILED,
-    INTERRUPTED,
-    one_line,
-    say,
-    show,
-    show_json,
-    show_progress,
-)
+import indexing
+import retrieval
 from app.encoder_cli import convert, extract, train
 from app.index_cli import index_cli
 from app.options import (
+    BAD_USAGE,
+    FAILED,
+    INTERRUPTED,
     Device,
     DeviceOption,
     EncoderOption,
@@ -38,7 +34,13 @@ from app.options import (
     choose,
     exit_with_failures,
     load,
+    one_line,
     open_retriever,
+    parse_sizes,
+    say,
+    show,
+    show_json,
+    show_progress,
 )
 from app.tune_cli import tune
 
@@ -70,14 +72,13 @@ def demo(
 ) -> None:
     """Show the whole story in one go, on your own photos with --images."""
     from app.demo import run_demo
-    from retrieval import format_table
 
     made = run_demo(load(encoder, device), out, images, progress=show_progress())
     if as_json:
         for point in made.frontier:
             show_json(point.to_dict())
     else:
-        show(format_table(made.frontier, recommended=made.recommended))
+        show(retrieval.format_table(made.frontier, recommended=made.recommended))
     if made.summary is not None:
         say(made.summary)
     say(f"Report: {made.report}/frontier.png, report.csv, report.json")
@@ -158,24 +159,20 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare recall against compute for several encoder sizes."""
-    from app.sizes import parse_sizes
-    from indexing import Corpus
-    from retrieval import evaluate as measure
-    from retrieval import format_table, write_report
-
     retriever = open_retriever(index, encoder, device)
     try:
         sizes = parse_sizes(submodels, retriever.encoder.config)
     except ValueError as error:
         bad_usage(error)
-    frontier = measure(retriever, Corpus.open(queries), sizes, k=k, progress=show_progress())
+    corpus = indexing.Corpus.open(queries)
+    frontier = retrieval.evaluate(retriever, corpus, sizes, k=k, progress=show_progress())
     if as_json:
         for point in frontier.points:
             show_json(point.to_dict())
     else:
-        show(format_table(frontier))
+        show(retrieval.format_table(frontier))
     if out is not None:
-        write_report(frontier, out)
+        retrieval.write_report(frontier, out)
         say(f"Report: {out}/frontier.png, report.csv, report.json")
     exit_with_failures(frontier.conditions.unreadable if frontier.conditions else 0)
 
@@ -207,9 +204,7 @@ def app(
 ) -> None:
     """Open the page in a browser (on this machine only)."""
     if index is not None:
-        from indexing import read_finished
-
-        read_finished(index)  # before a server is started for nothing
+        indexing.read_finished(index)  # before a server is started for nothing
     from app.page.looks import theme_options
 
     page = Path(__file__).with_name("streamlit_app.py")

@@ -1,4 +1,8 @@
-"""The whole story in one go: index images at full size, ask with every size, report."""
+"""The whole story in one go: index images at full size, ask with every size, report.
+
+Without images of your own it is told with scikit-learn's handwritten digits, which come inside a
+dependency.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from app.console import one_line, say
-from app.digits import write_digits
+from app.options import one_line, say
 from indexing import Corpus, ImageIndex
 from matvit import MatViT, mix_n_match, trained_sizes
 from retrieval import ParetoFrontier, Retriever, evaluate, write_report
@@ -18,6 +22,9 @@ from retrieval.tuning import TooFewQueriesError, spread
 MARKER = ".matvit-demo"
 INDEX = "demo.index"
 """Name of the demo's index in its folder."""
+
+DIGIT_SIDE = 64
+"""Pixels per side of the digits; the originals have 8."""
 
 _QUERY_EVERY = 5
 _MAX_QUERIES = 500
@@ -101,6 +108,29 @@ def split(corpus: Corpus) -> tuple[Corpus, Corpus]:
     rows = np.arange(len(corpus))
     asking = rows[:: max(_QUERY_EVERY, -(-len(corpus) // _MAX_QUERIES))]
     return corpus.subset(np.setdiff1d(rows, asking)), corpus.subset(asking)
+
+
+def write_digits(folder: Path) -> Path:
+    """Write the 1,797 digits as PNG files, one folder per class, and return the folder.
+
+    Files that are there already are left alone.
+
+    References:
+        Optical Recognition of Handwritten Digits, UCI Machine Learning Repository,
+        https://doi.org/10.24432/C50P49; bundled with scikit-learn as `load_digits`.
+    """
+    from sklearn.datasets import load_digits  # takes most of a second
+
+    digits = load_digits()
+    for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        path = folder / str(label) / f"{number:04}.png"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            gray = Image.fromarray((image * (255 / 16)).round().astype(np.uint8))
+            partial = path.with_suffix(".partial")
+            gray.resize((DIGIT_SIDE, DIGIT_SIDE), Image.Resampling.BICUBIC).save(partial, "PNG")
+            partial.replace(path)
+    return folder
 
 
 def _claim(out: Path) -> None:

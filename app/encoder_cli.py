@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from msgspec.structs import replace
 
-from app.console import say, show, show_json, show_progress
+import indexing
+import matvit
+import retrieval
 from app.options import (
     Device,
     DeviceOption,
@@ -17,7 +20,16 @@ from app.options import (
     exit_with_failures,
     load,
     resolve,
+    say,
+    show,
+    show_json,
+    show_progress,
 )
+from matvit import conversion, training
+
+_REPORT, _DATABASE = "report.json", 5000
+_STAGES = {"cut": "cut as it is", "reordered": "reordered", "trained": "trained"}
+"""Of a conversion, as `--json` and people read them."""
 
 
 def train(
@@ -57,24 +69,19 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node 2 --no-python matvit train ...
     """
-    from indexing import Corpus
-    from matvit.training import LabelledPixels, Processes
-    from matvit.training import recipe as find_recipe
-    from matvit.training import train as run
-
     try:
-        chosen = find_recipe(recipe)
+        chosen = training.recipe(recipe)
     except ValueError as error:
         bad_usage(error)
-    processes = Processes.launched()
+    processes = training.Processes.launched()
     watched = show_progress() and processes.leads
     spec = chosen.preprocess()
     stored = spec if decode_size is None else replace(spec, img_size=decode_size)
-    images = LabelledPixels.load(Corpus.open(data), stored, cache=cache, progress=watched)
+    images = _decoded(data, stored, cache=cache, progress=watched)
     held_out = None
     if validation is not None:
-        held_out = LabelledPixels.load(Corpus.open(validation), spec, cache=cache, progress=watched)
-    run(
+        held_out = _decoded(validation, spec, cache=cache, progress=watched)
+    training.train(
         chosen, images, out, validation=held_out, seed=seed, device=device.value,
         init=load(init, Device.CPU) if init else None, workers=workers,
         evaluate_every=evaluate_every, resume=resume, progress=watched,
@@ -94,14 +101,11 @@ def extract(
     out: Annotated[Path, typer.Option(help="Folder for the small encoder.")],
 ) -> None:
     """Cut a submodel out of an encoder, as a plain timm ViT that asks the same indexes."""
-    from matvit import extract as cut
-    from matvit import save_extracted
-
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another folder")
     model = load(encoder, Device.CPU)
-    small = cut(model, resolve(model, submodel))
-    save_extracted(small, out)
+    small = matvit.extract(model, resolve(model, submodel))
+    matvit.save_extracted(small, out)
     count = sum(parameter.numel() for parameter in small.parameters())
     say(f"{model.name} {small.widths}: {count:,} parameters in {out}.")
 
@@ -141,29 +145,128 @@ def convert(
 
     An index made with ENCODER stays valid.
     """
-    from app.convert import find_encoder, format_rows, run_conversion
-    from indexing import Corpus
-    from matvit import resolve_device
-    from matvit.conversion import check_target
-    from matvit.training import LabelledPixels
-
-    check_target(out, resume=resume)
-    where = resolve_device(device.value)
-    model = find_encoder(encoder, img_size).to(where)
-    data = LabelledPixels.load(
-        Corpus.open(images), model.preprocess,
-        labels=False, limit=max_images, progress=show_progress(),
-    )  # fmt: skip
-    rows = run_conversion(
-        model, data, out,
-        training=not no_training,
-        settings={"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate},
+    conversion.check_target(out, resume=resume)
+    where = matvit.resolve_device(device.value)
+    model = _find_encoder(encoder, img_size).to(where)
+    data = _decoded(
+        images, model.preprocess, labels=False, limit=max_images, progress=show_progress()
+    )
+    settings = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    rows = _convert_and_judge(
+        model, data, out, None if no_training else settings,
         seed=seed, device=device.value, resume=resume, progress=show_progress(),
     )  # fmt: skip
     if as_json:
         for row in rows:
             show_json(row)
     else:
-        show(format_rows(rows))
+        show(_table(rows))
     say(f"{model.name} at full size is unchanged ({model.fingerprint}); the encoder is in {out}.")
     exit_with_failures(data.skipped)
+
+
+def _decoded(
+    images: str,
+    preprocess: matvit.Preprocess,
+    **how: Any,  # noqa: ANN401
+) -> training.LabelledPixels:
+    """Decode a folder of images, Parquet or tar files, to be trained on."""
+    return training.LabelledPixels.load(indexing.Corpus.open(images), preprocess, **how)
+
+
+def _find_encoder(source: str, img_size: int | None = None) -> matvit.MatViT:
+    """Load a bundled encoder, a checkpoint folder, or a timm Vision Transformer by name.
+
+    Raises:
+        FileNotFoundError: If it is a path where nothing is.
+        ValueError: If it can be neither loaded nor converted.
+    """
+    is_ours = source in matvit.bundled() or Path(source).exists()
+    if is_ours and img_size is not None:
+        raise ValueError("--image-size is for encoders that timm loads; this one has its own")
+    if is_ours:
+        return matvit.MatViT.load(source)
+    if "/" in source and ":" not in source:
+        raise FileNotFoundError(f"no encoder {source!r}: there is no such folder")
+    return conversion.from_timm(source, img_size=img_size)
+
+
+def _convert_and_judge(
+    model: matvit.MatViT,
+    data: training.LabelledPixels,
+    out: Path,
+    settings: dict[str, Any] | None,
+    **how: Any,  # noqa: ANN401
+) -> list[dict[str, Any]]:
+    """Convert an encoder, and measure what each stage was worth on images held out.
+
+    Args:
+        model: The encoder.
+        data: All images; some are held out as queries, the others are trained on and, 5,000 at
+            most, are also the database that the queries are asked against.
+        out: Folder for the encoder and the report.
+        settings: Keyword arguments of `conversion_recipe`; None to sort the hidden units only.
+        how: Keyword arguments of `matvit.conversion.convert`.
+
+    Returns:
+        One row per size, as `--json` prints it.
+    """
+    shown, held_out = conversion.split(data)
+    recipe = None
+    if settings is not None:
+        recipe = conversion.conversion_recipe(model, len(shown), **settings)
+    sizes = matvit.trained_sizes(model.config)
+    judge = retrieval.Agreements(model, shown.sample(_DATABASE).pixels, held_out.pixels)
+    stages: dict[str, list[retrieval.Agreement]] = {}
+
+    def watch(stage: str, encoder: matvit.MatViT) -> None:
+        stages[stage] = judge.measure(encoder, sizes)
+        if stage == "reordered" and stages[stage] == stages["cut"]:
+            say("Another order of the hidden units is no better; they stay as they are.")
+            return
+        say(f"{_STAGES[stage]}: S agrees with the full size on {stages[stage][0].overlap:.1%}")
+
+    say(f"{len(shown):,} images to learn from, {len(held_out):,} held out.")
+    conversion.convert(model, shown, out, recipe, watch=watch, **how)
+    full = matvit.count_macs(model.config, model.submodel())
+    rows = [
+        {
+            "submodel": str(size),
+            "macs": matvit.count_macs(model.config, size),
+            "macs_fraction": matvit.count_macs(model.config, size) / full,
+            **{stage: _figures(stages[stage][row]) if stage in stages else None
+               for stage in _STAGES},
+        }
+        for row, size in enumerate(sizes)
+    ]  # fmt: skip
+    report = {
+        "encoder": {"name": model.name, "fingerprint": model.fingerprint},
+        "images": len(shown),
+        "database": min(_DATABASE, len(shown)),
+        "held_out": len(held_out),
+        "seed": how["seed"],
+        "recipe": None if recipe is None else recipe.to_dict(),
+        "sizes": rows,
+    }
+    (out / _REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return rows
+
+
+def _figures(found: retrieval.Agreement) -> dict[str, float]:
+    return {"cosine": found.cosine, "overlap@10": found.overlap}
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Lay the rows out for people."""
+    stages = [stage for stage in _STAGES if rows[0][stage] is not None]
+    lines = [
+        f"{'':22}" + "".join(f"{_STAGES[stage]:>22}" for stage in stages),
+        f"{'size':<6}{'GMACs':>8}{'of full':>8}"
+        + f"{'cosine':>11}{'overlap@10':>11}" * len(stages),
+    ]
+    for row in rows:
+        line = f"{row['submodel']:<6}{row['macs'] / 1e9:>8.3f}{row['macs_fraction']:>8.0%}"
+        for stage in stages:
+            line += f"{row[stage]['cosine']:>11.4f}{row[stage]['overlap@10']:>11.3f}"
+        lines.append(line)
+    return "\n".join(lines)

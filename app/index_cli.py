@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from app.console import FAILED, say, show, show_json, show_progress
-from app.index_checks import check_request, check_workers, say_kind, stoppable
+import indexing
 from app.options import (
+    FAILED,
+    INTERRUPTED,
     Device,
     DeviceOption,
     EncoderOption,
@@ -21,6 +26,10 @@ from app.options import (
     load,
     load_whole_for,
     report_failures,
+    say,
+    show,
+    show_json,
+    show_progress,
 )
 
 index_cli = typer.Typer(help="Build, update and check image indexes.")
@@ -66,14 +75,12 @@ def index_build(
     as_json: JsonOption = False,
 ) -> None:
     """Embed all images once, at full size, into a new index; or finish one that was stopped."""
-    from indexing import Corpus, ImageIndex
-
-    check_request(kind, factory, max_memory)
-    check_workers(workers, processes=processes)
+    _check_request(kind, factory, max_memory)
+    _check_workers(workers, processes=processes)
     model = load(encoder, device)
-    corpus = Corpus.open(images)
-    with stoppable(out):
-        index = ImageIndex.build(
+    corpus = indexing.Corpus.open(images)
+    with _stoppable(out):
+        index = indexing.ImageIndex.build(
             model,
             corpus,
             out,
@@ -87,7 +94,7 @@ def index_build(
             progress=show_progress(),
         )
     report_failures(index.failures)
-    say_kind(out)
+    _say_kind(out)
     if as_json:
         show_json(index.info())
     else:
@@ -116,14 +123,13 @@ def index_add(
     as_json: JsonOption = False,
 ) -> None:
     """Embed what is new or changed since the index was built; the rest is not read again."""
-    from indexing import Corpus, add_images, read_failures, read_finished
-
-    check_workers(workers, processes=processes)
-    before = read_finished(index)
+    _check_workers(workers, processes=processes)
+    before = indexing.read_finished(index)
     model = load_whole_for(index, before, encoder, device)
-    corpus = Corpus.open(images or before.corpus.root)
-    with stoppable(index):
-        report = add_images(  # without opening the index: its vectors would lie in memory twice
+    corpus = indexing.Corpus.open(images or before.corpus.root)
+    with _stoppable(index):
+        # Without opening the index: its vectors would lie in memory twice.
+        report = indexing.add_images(
             model,
             corpus,
             index,
@@ -135,9 +141,9 @@ def index_add(
             progress=show_progress(),
         )
     if report.failed:
-        failures = read_failures(index, read_finished(index).failure_files)
+        failures = indexing.read_failures(index, indexing.read_finished(index).failure_files)
         report_failures(failures[-report.failed :])
-    say_kind(index)
+    _say_kind(index)
     if as_json:
         show_json({"path": str(index), **asdict(report)})
     else:
@@ -162,12 +168,10 @@ def index_remove(
     as_json: JsonOption = False,
 ) -> None:
     """Find some images no more; `compact` gives back their space."""
-    from indexing import remove_images
-
     if not names and not ids:
         bad_usage(ValueError("name the images to remove, or give their ids with --id"))
     try:
-        report = remove_images(index, ids or (), names or ())
+        report = indexing.remove_images(index, ids or (), names or ())
     except KeyError as error:
         raise ValueError(f"{error.args[0]}; nothing was removed") from error
     if as_json:
@@ -181,10 +185,8 @@ def index_remove(
 @index_cli.command("compact")
 def index_compact(index: IndexArgument, as_json: JsonOption = False) -> None:
     """Give back the space of what was removed or left behind."""
-    from indexing import compact_index
-
-    report = compact_index(index, progress=show_progress())
-    say_kind(index)
+    report = indexing.compact_index(index, progress=show_progress())
+    _say_kind(index)
     if as_json:
         show_json({"path": str(index), **asdict(report)})
     else:
@@ -203,11 +205,9 @@ def index_verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read everything an index consists of, and name what is damaged."""
-    from indexing import verify
-
-    report = verify(index, repair=repair, progress=show_progress())
+    report = indexing.verify(index, repair=repair, progress=show_progress())
     if report.repaired:
-        say_kind(index)
+        _say_kind(index)
     if as_json:
         show_json({"path": str(index), "ok": report.ok, **asdict(report)})
     else:
@@ -237,11 +237,9 @@ def index_info(
     as_json: JsonOption = False,
 ) -> None:
     """Say what an index holds, and which encoder may ask it."""
-    from indexing import Calibration, describe_index, read_failures, read_finished
-
-    manifest = read_finished(index)
-    listed = read_failures(index, manifest.failure_files)
-    info = describe_index(index, manifest, listed)
+    manifest = indexing.read_finished(index)
+    listed = indexing.read_failures(index, manifest.failure_files)
+    info = indexing.describe_index(index, manifest, listed)
     if failures:
         for failure in listed:
             row = {"path": failure.path, "error": failure.error, "message": failure.message}
@@ -263,9 +261,53 @@ def index_info(
     named = kind if kind == factory else f"{kind} ({factory})"
     show(f"kind        {named}, generation {info['generation']}")
     if info["calibration"]:
-        show(f"search      {Calibration.from_dict(info['calibration']).describe()}")
+        show(f"search      {indexing.Calibration.from_dict(info['calibration']).describe()}")
     if info["note"]:
         show(f"note        {info['note']}")
     show(f"encoder     {encoder['name']} ({encoder['fingerprint']}), {encoder['dim']} dimensions")
     show(f"preprocess  {preprocess['fingerprint']}")
     show(f"corpus      {info['corpus']['root']}")
+
+
+def _check_request(kind: str, factory: str | None, max_memory: str | None) -> None:
+    """Refuse what cannot be meant before an encoder is loaded for it."""
+    try:
+        most = None if max_memory is None else indexing.parse_bytes(max_memory)
+        indexing.KindRequest(kind=kind, factory=factory, max_memory_bytes=most)
+        if kind not in (indexing.AUTO, *indexing.KINDS):
+            raise ValueError(
+                f"unknown kind {kind!r}; known: {indexing.AUTO}, {', '.join(indexing.KINDS)}"
+            )
+    except ValueError as error:
+        bad_usage(error)
+
+
+def _say_kind(index: Path) -> None:
+    """Say how well an approximate kind searches, and why it is another one than was asked for."""
+    record = indexing.read_manifest(index).index
+    if record is not None and record.calibration is not None:
+        say(f"{record.kind} ({record.factory}): {record.calibration.describe()}")
+    if record is not None and record.note is not None:
+        say(record.note)
+
+
+def _check_workers(workers: int | None, *, processes: bool) -> None:
+    """Refuse processes that are none."""
+    if workers == 0 and processes:
+        bad_usage(ValueError("--processes needs at least 1 of --workers"))
+
+
+@contextmanager
+def _stoppable(index: Path) -> Iterator[None]:
+    """Let Ctrl-C be a clean stop that says what is stored and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stored = 0
+        if (index / indexing.MANIFEST).exists():
+            manifest = indexing.read_manifest(index)
+            staged = sum(shard.metadata.rows for shard in manifest.staged)
+            stored = manifest.counts.images + staged
+        again = shlex.join(["matvit", *sys.argv[1:]])
+        say(f"Stopped; {stored:,} images are stored. To go on, type again: {again}")
+        raise typer.Exit(INTERRUPTED) from None

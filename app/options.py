@@ -1,21 +1,26 @@
-"""What the commands have in common: their options, and what they do with them."""
+"""What the commands have in common: how they speak, what people type, what they open."""
 
 from __future__ import annotations
 
+import json
+import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from app.console import DONE_WITH_FAILURES, say
+import indexing
+import matvit
+import retrieval
 
-if TYPE_CHECKING:
-    from indexing import Failure, Manifest
-    from matvit import Encoder, MatViT, Submodel
-    from retrieval import Retriever
+DONE, FAILED, BAD_USAGE, DONE_WITH_FAILURES, INTERRUPTED = 0, 1, 2, 3, 130
+
+MIXES = 12
+"""How many Mix'n'Match submodels the word `mix` stands for."""
 
 
 class Device(StrEnum):
@@ -36,72 +41,40 @@ IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of 
 HitsOption = Annotated[int, typer.Option("-k", min=1, help="Hits per query.")]
 
 
+def say(message: str) -> None:
+    """Tell the person something that is not data."""
+    print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def show(text: str) -> None:
+    """Print data."""
+    print(text, flush=True)  # noqa: T201
+
+
+def show_json(value: Any) -> None:  # noqa: ANN401
+    """Print one JSON value on one line."""
+    show(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def one_line(error: BaseException) -> str:
+    """Squeeze an error into one line that says something."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    return text or type(error).__name__
+
+
+def show_progress() -> bool:
+    """Whether anybody is there to watch a progress bar."""
+    return sys.stderr.isatty()
+
+
 def bad_usage(error: ValueError) -> NoReturn:
     """Turn an error about what was typed into one of usage."""
     raise typer.BadParameter(str(error)) from error
 
 
-def load(encoder: str, device: Device) -> MatViT:
-    """Load a whole encoder by bundled name or folder; an empty name is the default one."""
-    from matvit import DEFAULT, MatViT, resolve_device
-
-    return MatViT.load(encoder or DEFAULT, device=resolve_device(device.value))
-
-
-def open_retriever(path: Path, encoder: str | None, device: Device) -> Retriever:
-    """Open an index together with an encoder that may ask it."""
-    from app.opening import load_encoder_for
-    from indexing import ImageIndex
-    from matvit import resolve_device
-    from retrieval import Retriever
-
-    # FAISS uses the GPU where it sees one; nobody has to install it for one.
-    index = ImageIndex.open(path, device="cpu" if device is Device.CPU else "auto")
-    return Retriever(load_encoder_for(index, encoder, resolve_device(device.value)), index)
-
-
-def resolve(encoder: Encoder, text: str | None) -> Submodel:
-    """Read a submodel as typed."""
-    try:
-        return encoder.submodel(text)
-    except ValueError as error:
-        bad_usage(error)
-
-
-def choose(
-    retriever: Retriever,
-    submodel: str | None,
-    max_gmacs: float | None = None,
-    max_ms: float | None = None,
-    min_recall: float | None = None,
-) -> Submodel | str:
-    """Read a submodel as typed, or pick one for a budget; `auto` stays what it is."""
-    from retrieval import AUTO, Budget
-
-    budget = {"max_gmacs": max_gmacs, "max_ms": max_ms, "min_recall": min_recall}
-    budgeted = any(value is not None for value in budget.values())
-    try:
-        if budgeted and submodel is not None:
-            raise ValueError("give --submodel or a budget (--max-gmacs ...), not both")
-        if budgeted:
-            Budget(**budget)
-        elif submodel != AUTO:
-            return retriever.encoder.submodel(submodel)
-    except ValueError as error:
-        bad_usage(error)
-    if note := retriever.tuning_note:
-        say(f"note: {note}")
-    return retriever.choose(**budget) if budgeted else AUTO
-
-
-def load_whole_for(index: Path, manifest: Manifest, encoder: str | None, device: Device) -> MatViT:
-    """Load the whole encoder that built an index, to add to it."""
-    from app.opening import encoder_name
-
-    return load(encoder_name(index, manifest.encoder.name, encoder), device)
-
-
-def report_failures(failures: Sequence[Failure], shown: int = 5) -> None:
+def report_failures(failures: Sequence[indexing.Failure], shown: int = 5) -> None:
     """Name the first images that could not be read, and count them by reason."""
     for failure in failures[:shown]:
         say(f"skipped {failure.path}: {failure.message}")
@@ -117,3 +90,125 @@ def exit_with_failures(count: int) -> None:
     if count:
         say(f"Done, but {count:,} images could not be used.")
         raise typer.Exit(DONE_WITH_FAILURES)
+
+
+def load(encoder: str, device: Device) -> matvit.MatViT:
+    """Load a whole encoder by bundled name or folder; an empty name is the default one."""
+    where = matvit.resolve_device(device.value)
+    return matvit.MatViT.load(encoder or matvit.DEFAULT, device=where)
+
+
+def encoder_name(path: Path, built_by: str, encoder: str | None) -> str:
+    """Return the encoder that was named, or the one that built the index at a path, if bundled.
+
+    Raises:
+        ValueError: If none was named and the index was built by one that is not bundled.
+    """
+    if encoder is None and built_by not in matvit.bundled():
+        raise ValueError(
+            f"{path} was built by encoder {built_by!r}, which is not bundled; "
+            "name its folder with --encoder"
+        )
+    return encoder or built_by
+
+
+def load_encoder_for(
+    index: indexing.ImageIndex, encoder: str | None = None, device: str = "cpu"
+) -> matvit.MatViT | matvit.ExtractedViT:
+    """Load the encoder that was named, or the bundled one that built the index.
+
+    Raises:
+        FileNotFoundError: If there is no such encoder.
+        ValueError: If none was named and the index was built by one that is not bundled.
+    """
+    where = matvit.resolve_device(device)
+    name = encoder_name(index.path, index.info()["encoder"]["name"], encoder)
+    return matvit.load_encoder(name, device=where)
+
+
+def load_whole_for(
+    index: Path, manifest: indexing.Manifest, encoder: str | None, device: Device
+) -> matvit.MatViT:
+    """Load the whole encoder that built an index, to add to it."""
+    return load(encoder_name(index, manifest.encoder.name, encoder), device)
+
+
+def open_retriever(path: Path, encoder: str | None, device: Device) -> retrieval.Retriever:
+    """Open an index together with an encoder that may ask it."""
+    # FAISS uses the GPU where it sees one; nobody has to install it for one.
+    index = indexing.ImageIndex.open(path, device="cpu" if device is Device.CPU else "auto")
+    return retrieval.Retriever(load_encoder_for(index, encoder, device.value), index)
+
+
+def resolve(encoder: matvit.Encoder, text: str | None) -> matvit.Submodel:
+    """Read a submodel as typed."""
+    try:
+        return encoder.submodel(text)
+    except ValueError as error:
+        bad_usage(error)
+
+
+def choose(
+    retriever: retrieval.Retriever,
+    submodel: str | None,
+    max_gmacs: float | None = None,
+    max_ms: float | None = None,
+    min_recall: float | None = None,
+) -> matvit.Submodel | str:
+    """Read a submodel as typed, or pick one for a budget; `auto` stays what it is."""
+    budget = {"max_gmacs": max_gmacs, "max_ms": max_ms, "min_recall": min_recall}
+    budgeted = any(value is not None for value in budget.values())
+    try:
+        if budgeted and submodel is not None:
+            raise ValueError("give --submodel or a budget (--max-gmacs ...), not both")
+        if budgeted:
+            retrieval.Budget(**budget)
+        elif submodel != retrieval.AUTO:
+            return retriever.encoder.submodel(submodel)
+    except ValueError as error:
+        bad_usage(error)
+    if note := retriever.tuning_note:
+        say(f"note: {note}")
+    return retriever.choose(**budget) if budgeted else retrieval.AUTO
+
+
+def parse_sizes(text: str, config: matvit.MatViTConfig) -> list[matvit.Submodel]:
+    """Read a list of submodels, separated by commas.
+
+    A run such as `4xS` begins a submodel that goes on until all blocks have a width, so
+    `S,2xM,4xXL,mix` is S, one mixed submodel of six blocks, and a spread of Mix'n'Match ones.
+
+    Raises:
+        ValueError: If a part cannot be read, or runs do not add up to the number of blocks.
+    """
+    chosen: list[matvit.Submodel] = []
+    for words in _group([word.strip() for word in text.split(",")], config.depth):
+        if words == "mix":
+            chosen += matvit.mix_n_match(config, MIXES)
+        else:
+            chosen.append(
+                matvit.Submodel.parse(words, depth=config.depth, hidden_dim=config.hidden_dim)
+            )
+    return list(dict.fromkeys(chosen))
+
+
+def _group(words: list[str], depth: int) -> list[str]:
+    """Join the runs that make up one submodel."""
+    groups: list[str] = []
+    runs: list[str] = []
+    blocks = 0
+    for word in words:
+        run = re.match(r"([0-9]{1,4})\s*[x*]", word)
+        if run is None and runs:
+            raise ValueError(f"{','.join(runs)} describes {blocks} blocks, not {depth}")
+        if run is None:
+            groups.append(word)
+            continue
+        runs.append(word)
+        blocks += int(run[1])
+        if blocks >= depth:
+            groups.append(",".join(runs))
+            runs, blocks = [], 0
+    if runs:
+        raise ValueError(f"{','.join(runs)} describes {blocks} blocks, not {depth}")
+    return groups

@@ -11,7 +11,7 @@ from pathlib import Path
 import streamlit as st
 
 from app.demo import INDEX
-from app.opening import encoder_name_for
+from app.options import encoder_name
 from app.page import corpus_facts, looks, session
 from app.page.choose_view import draw_choose
 from app.page.corpus_view import draw_corpus
@@ -104,7 +104,8 @@ def _opened(
     weights: Stamp,
 ) -> Opened:
     index = ImageIndex.open(path)
-    return open_all(index, _encoder(encoder_name_for(index, encoder), weights))
+    name = encoder_name(index.path, index.info()["encoder"]["name"], encoder)
+    return open_all(index, _encoder(name, weights))
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the encoder …")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from app.console import show, show_json, show_progress
+import indexing
+import retrieval.tuning
 from app.options import (
     Device,
     DeviceOption,
@@ -16,10 +17,10 @@ from app.options import (
     JsonOption,
     exit_with_failures,
     open_retriever,
+    show,
+    show_json,
+    show_progress,
 )
-
-if TYPE_CHECKING:
-    from retrieval.tuning import Tuning
 
 
 def tune(
@@ -45,26 +46,23 @@ def tune(
     as_json: JsonOption = False,
 ) -> None:
     """Measure which submodels keep the most retrieval on your own images, and remember it."""
-    from indexing import Corpus
-    from retrieval import format_table
-
     retriever = open_retriever(index, encoder, device)
     tuning = retriever.tune(
-        None if queries is None else Corpus.open(queries),
+        None if queries is None else indexing.Corpus.open(queries),
         size=size, k=k, target=target, max_loss=max_loss,
         certainty=certainty, seed=seed, progress=show_progress(),
     )  # fmt: skip
     if as_json:
         show_json(tuning.to_dict())
     else:
-        show(format_table(tuning.frontier, recommended=tuning.recommended.submodel))
+        show(retrieval.format_table(tuning.frontier, recommended=tuning.recommended.submodel))
         show(tuning.summary)
         show(describe_auto(tuning))
     unreadable = tuning.frontier.conditions.unreadable if tuning.frontier.conditions else 0
     exit_with_failures(unreadable)
 
 
-def describe_auto(tuning: Tuning) -> str:
+def describe_auto(tuning: retrieval.tuning.Tuning) -> str:
     """Say in one line what the per-query choice does, costs and keeps."""
     found = tuning.escalation
     if found is None:

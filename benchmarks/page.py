@@ -44,7 +44,7 @@ from visitor import (
     visit,
 )
 
-from app.opening import load_encoder_for
+from app.options import load_encoder_for
 from app.page.answers import MOST
 from indexing import ImageIndex
 from retrieval import Retriever

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.digits import write_digits
+from app.demo import write_digits
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.console import one_line
+from app.options import one_line
 from app.page.choice import Unit
 from app.page.opened import Opened
 from app.page.plain import plain

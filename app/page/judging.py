@@ -11,8 +11,8 @@ from threading import Thread
 import matplotlib as mpl
 import pandas as pd
 
+from app.options import parse_sizes
 from app.page.opened import Opened
-from app.sizes import parse_sizes
 from indexing import Corpus, DecodedBatch, Decoders
 from matvit import Preprocess
 from retrieval import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from app.console import one_line
+from app.options import one_line
 
 _PUNCTUATION = re.compile(r"[\\`*_{}\[\]<>#!|$~&@]|:(?=\S)")
 _ITEM = re.compile(r"^(\d*)([-+=.)])")

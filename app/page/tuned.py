@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from threading import Lock
 
-from app.console import one_line
+from app.options import one_line
 from matvit import Encoder
 from retrieval import Escalation, ParetoFrontier, Retriever, measured_ms, timed
 

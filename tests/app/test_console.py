@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from app.console import one_line, say, show, show_json
+from app.options import one_line, say, show, show_json
 
 
 def test_data_and_talk_go_different_ways(capsys):

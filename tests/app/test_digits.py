@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from app.digits import SIDE, write_digits
+from app.demo import DIGIT_SIDE, write_digits
 
 
 def test_every_digit_becomes_a_labelled_file(tmp_path):
@@ -14,7 +14,7 @@ def test_every_digit_becomes_a_labelled_file(tmp_path):
     assert len(files) == 1797
     assert [int(path.parent.name) for path in files] == digits.target.tolist()
     with Image.open(files[5]) as image:
-        assert image.size == (SIDE, SIDE)
+        assert image.size == (DIGIT_SIDE, DIGIT_SIDE)
         shrunk = np.asarray(image.resize((8, 8), Image.Resampling.BOX), dtype=float)
     # Blown up and shrunk again, the picture is close to the original's 17 levels of gray.
     assert np.abs(shrunk / 255 * 16 - digits.images[5]).mean() < 1.5

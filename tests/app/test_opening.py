@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.opening import load_encoder_for
+from app.options import load_encoder_for
 from indexing import Corpus, ImageIndex
 from matvit.extraction import ExtractedViT, extract, save_extracted
 from matvit.model import MatViT

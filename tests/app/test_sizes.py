@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.sizes import MIXES, parse_sizes
+from app.options import MIXES, parse_sizes
 from matvit.config import MatViTConfig
 
 CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=6, num_heads=2)
