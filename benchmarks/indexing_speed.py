@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from threading import Event, Thread
@@ -41,6 +42,7 @@ from provenance import RESULTS, provenance, without_paths, write_result
 
 from indexing import Corpus, DecodedBatch, Decoders, ImageIndex, KindRequest, embedding
 from indexing import build as building
+from indexing.corpus.decoding import DecodePool
 from indexing.search.request import EXACT
 from matvit import DEFAULT, MatViT, MatViTConfig, Preprocess, embed, resolve_device
 
@@ -55,28 +57,26 @@ _DECODERS = {
 }
 
 
+@dataclass(frozen=True, eq=False)
 class TimedCorpus(Corpus):
-    """A corpus that notes how long its caller waits for decoded images."""
+    """A corpus that notes how many seconds its caller waits for decoded images.
 
-    waited = 0.0
+    Attributes:
+        waits: One after the other; parts of the corpus note theirs in the same list.
+    """
 
-    def subset(self, indices: Any) -> Corpus:  # noqa: ANN401 -- as the corpus takes them
-        """Keep the clock with the part."""
-        part = super().subset(indices)
-        decode = part.decode_with
+    waits: list[float] = field(kw_only=True)
 
-        def timed(*arguments: Any, **options: Any) -> Iterator[DecodedBatch]:  # noqa: ANN401
-            batches = decode(*arguments, **options)
-            while True:
-                start = perf_counter()
-                batch = next(batches, None)
-                self.waited += perf_counter() - start
-                if batch is None:
-                    return
-                yield batch
-
-        part.decode_with = timed  # type: ignore[method-assign]
-        return part
+    def decode_with(self, pool: DecodePool) -> Iterator[DecodedBatch]:
+        """Look at the clock whenever a batch is asked for."""
+        batches = super().decode_with(pool)
+        while True:
+            start = perf_counter()
+            batch = next(batches, None)
+            self.waits.append(perf_counter() - start)
+            if batch is None:
+                return
+            yield batch
 
 
 def main() -> None:
@@ -216,7 +216,7 @@ def _cost(work: Callable[[], object]) -> Cost:
 
 def _build(model: MatViT, corpus: Corpus) -> dict[str, float]:
     """Build an index; say in which part the main thread spent how many seconds."""
-    timed = TimedCorpus(corpus._images, corpus._positions)
+    timed = TimedCorpus(corpus.source, corpus.positions, waits=[])
     spent = {"encode": 0.0, "write": 0.0}
 
     def clock(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
@@ -238,7 +238,7 @@ def _build(model: MatViT, corpus: Corpus) -> dict[str, float]:
             seconds = perf_counter() - start
     finally:
         embedding.embed, building.write_shard = embed, write
-    parts = {"waiting for pixels": timed.waited, **spent}
+    parts = {"waiting for pixels": sum(timed.waits), **spent}
     return {**parts, "the rest": seconds - sum(parts.values()), "all": seconds}
 
 

@@ -97,7 +97,7 @@ class IndexedImages:
 
     @cached_property
     def _originals(self) -> Originals:
-        return Originals(self._manifest.corpus)
+        return Originals(self._manifest.corpus.root, self._manifest.corpus.kind)
 
 
 def describe_index(path: Path, manifest: Manifest, failures: Sequence[Failure]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from threading import Thread
 
@@ -61,17 +61,20 @@ class Judged:
         return 0 if conditions is None else conditions.unreadable
 
 
+@dataclass(frozen=True, eq=False)
 class WatchedCorpus(Corpus):
     """A corpus that tells how far it has been read.
 
-    Args:
-        corpus: The images.
+    Attributes:
         tell: Called with the share that has been read and used.
     """
 
-    def __init__(self, corpus: Corpus, tell: Callable[[float], None]) -> None:
-        self.__dict__.update(corpus.__dict__)
-        self._tell = tell
+    tell: Callable[[float], None] = field(kw_only=True)
+
+    @classmethod
+    def watch(cls, corpus: Corpus, tell: Callable[[float], None]) -> WatchedCorpus:
+        """Return the same images as ones that are watched."""
+        return cls(corpus.source, corpus.positions, corpus.labelled, tell=tell)
 
     def decode(
         self, preprocess: Preprocess, decoders: Decoders = Decoders()
@@ -82,7 +85,7 @@ class WatchedCorpus(Corpus):
         for batch in super().decode(preprocess, small):
             yield batch
             done += batch.images
-            self._tell(done / len(self))
+            self.tell(done / len(self))
 
 
 class Judging:
@@ -144,7 +147,9 @@ def judge(
         raise ValueError("a folder of query images is needed")
     chosen = parse_sizes(sizes, opened.retriever.encoder.config)
     corpus = Corpus.open(queries.strip())
-    found = evaluate(opened.retriever, WatchedCorpus(corpus, tell), chosen, k=k, latency_queries=0)
+    found = evaluate(
+        opened.retriever, WatchedCorpus.watch(corpus, tell), chosen, k=k, latency_queries=0
+    )
     with opened.answers.alone():  # else visitors would be timed along, and so would this for them
         points = _timed(opened.retriever, corpus, list(found))
     return Judged(

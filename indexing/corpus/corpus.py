@@ -1,13 +1,14 @@
-"""Ordered images to index or to ask with: decoded in parallel, in order, none dropped silently."""
+"""`Corpus`: images in a fixed order, decoded in parallel and in order, none dropped silently."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,12 +17,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from indexing.corpus.decoding import DecodeError, DecodePool, Decoders
-from indexing.corpus.source import ImageSet, Kind
+from indexing.corpus.folder import Folder
+from indexing.corpus.parquet import ParquetFiles
+from indexing.corpus.source import (
+    CONTAINERS,
+    IMAGE_SUFFIXES,
+    Kind,
+    Source,
+    matches,
+    suffix_of,
+)
+from indexing.corpus.tar import TarArchives
 from indexing.records import NO_LABEL, RECORDS, UNKNOWN, Failure, ImageRecord
 from matvit import Preprocess
 
 _PREFETCHED_BATCHES = 2
 _IMAGES_PER_TASK = 16
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
 
 @dataclass(frozen=True)
@@ -54,81 +66,106 @@ class DecodedBatch:
         return [ImageRecord(**row) for row in self.columns.to_pylist()]
 
 
+@dataclass(frozen=True, eq=False)
 class Corpus:
     """Images in a fixed order, from a folder, from Parquet files or from tar archives.
 
     Open one with `open`, `from_folder`, `from_parquet` or `from_tar`.
 
+    >>> from tempfile import TemporaryDirectory
+    >>> from PIL import Image
+    >>> folder = TemporaryDirectory()
+    >>> for animal in ("cat", "dog"):
+    ...     Path(folder.name, animal).mkdir()
+    ...     Image.new("RGB", (40, 30)).save(f"{folder.name}/{animal}/1.png")
+    >>> corpus = Corpus.open(folder.name)
+    >>> len(corpus), corpus.name(1), corpus.class_names
+    (2, 'dog/1.png', ['cat', 'dog'])
+    >>> [batch.pixels.shape for batch in corpus.subset([1]).decode(Preprocess(img_size=8))]
+    [(1, 8, 8, 3)]
+    >>> folder.cleanup()
+
     Attributes:
-        root: The folder or file that was opened, as an absolute path.
-        kind: `"folder"`, `"parquet"` or `"tar"`.
+        source: All images of the place that was opened.
+        positions: int64, place in `source` of each image of this corpus.
+        labelled: Whether its classes count.
     """
 
-    root: Path
-
-    def __init__(
-        self,
-        images: ImageSet,
-        positions: NDArray[np.int64] | None = None,
-        *,
-        labelled: bool = True,
-    ) -> None:
-        self._images = images
-        self._labelled = labelled
-        self._positions = np.arange(len(images)) if positions is None else positions
-        self.kind: Kind = images.kind
-        self.root = images.root.resolve()
+    source: Source
+    positions: NDArray[np.int64]
+    labelled: bool = True
 
     @classmethod
     def open(cls, path: str | Path) -> Corpus:
-        """Open a folder of images, of Parquet files or of tar archives, one file, or a pattern.
+        """Open a folder of images, of Parquet files or of tar archives, or one such file.
+
+        Some of a folder's files are named by a pattern, as in `data/train-*.parquet`.
 
         Raises:
             FileNotFoundError: If nothing is at `path`.
             ValueError: If there is no image, Parquet file or tar archive.
         """
-        return cls(ImageSet.open(path))
+        path = _existing(path)
+        kind = _kind_of_folder(path) if path.is_dir() else _kind_of_file(path)
+        if kind == "parquet":
+            return cls._of(ParquetFiles(path))
+        return cls._of(TarArchives(path) if kind == "tar" else Folder(path))
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Corpus:
         """Open the images below a folder, sorted by name; the first folder level is the class."""
-        return cls(ImageSet.from_folder(path))
+        return cls._of(Folder(_existing(path)))
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> Corpus:
         """Open Parquet files in the Hugging Face layout (`image.bytes`, optionally `label`)."""
-        return cls(ImageSet.from_parquet(path))
+        return cls._of(ParquetFiles(_existing(path)))
 
     @classmethod
     def from_tar(cls, path: str | Path) -> Corpus:
         """Open tar archives in the WebDataset layout (`key.jpg`, optionally `key.cls`)."""
-        return cls(ImageSet.from_tar(path))
+        return cls._of(TarArchives(_existing(path)))
+
+    @classmethod
+    def _of(cls, source: Source) -> Corpus:
+        return cls(source, np.arange(len(source)))
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return len(self.positions)
 
-    def name(self, index: int) -> str:
-        """What to call an image: its path below the root, with forward slashes."""
-        return self._images.name(int(self._positions[index]))
+    @property
+    def root(self) -> Path:
+        """The folder, file or pattern that was opened, as an absolute path."""
+        return self.source.root
 
-    def read(self, index: int) -> bytes:
-        """Return the bytes of one image file.
+    @property
+    def kind(self) -> Kind:
+        """What was found there: `"folder"`, `"parquet"` or `"tar"`."""
+        return self.source.kind
 
-        Raises:
-            OSError: If the file cannot be read.
-        """
-        return self._images.read(int(self._positions[index]))
+    @property
+    def names(self) -> pa.LargeStringArray:
+        """Name of each image; see `name`."""
+        return self.source.names.take(pa.array(self.positions))
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
         """Class index per image, shape (len,), -1 for none; None if the corpus has no classes."""
-        labels = self._images.labels if self._labelled else None
-        return None if labels is None else labels[self._positions]
+        labels = self.source.labels if self.labelled else None
+        return None if labels is None else labels[self.positions]
 
     @property
     def class_names(self) -> list[str] | None:
         """What the class indices mean; None if the corpus has no classes."""
-        return self._images.class_names if self._labelled else None
+        return self.source.class_names if self.labelled else None
+
+    @property
+    def list_sha256(self) -> str:
+        """SHA-256 of the list of images, in order: their names, and what their classes mean."""
+        digest = hashlib.sha256(json.dumps([self.kind, self.class_names]).encode())
+        for name in self.names:
+            digest.update(b"\0" + name.as_py().encode())
+        return digest.hexdigest()
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Corpus:
         """Return the chosen images, in the order given.
@@ -139,11 +176,15 @@ class Corpus:
         chosen = np.asarray(indices, dtype=np.int64)
         if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(self):
             raise IndexError(f"images {chosen.min()} to {chosen.max()} of {len(self)}")
-        return Corpus(self._images, self._positions[chosen], labelled=self._labelled)
+        return replace(self, positions=self.positions[chosen])
 
     def without_labels(self) -> Corpus:
         """Return the same images as if nobody had sorted them into classes."""
-        return Corpus(self._images, self._positions, labelled=False)
+        return replace(self, labelled=False)
+
+    def name(self, index: int) -> str:
+        """What to call an image: its path below the root, with forward slashes."""
+        return self.source.name(int(self.positions[index]))
 
     def stamp(self, index: int) -> tuple[int, int]:
         """Size in bytes and time of change in nanoseconds of an image file, without reading it.
@@ -152,23 +193,18 @@ class Corpus:
         are -1 for a file that is gone.
         """
         try:
-            size, mtime_ns = self._images.stat(int(self._positions[index]))
+            size, mtime_ns = self.source.stat(int(self.positions[index]))
         except OSError:
             return UNKNOWN, UNKNOWN
         return UNKNOWN if size is None else size, mtime_ns
 
-    @property
-    def names(self) -> pa.LargeStringArray:
-        """Name of each image; see `name`."""
-        return self._images.names.take(pa.array(self._positions))
+    def read(self, index: int) -> bytes:
+        """Return the bytes of one image file.
 
-    @property
-    def list_sha256(self) -> str:
-        """SHA-256 of the list of images, in order: their names, and what their classes mean."""
-        digest = hashlib.sha256(json.dumps([self.kind, self.class_names]).encode())
-        for name in self.names:
-            digest.update(b"\0" + name.as_py().encode())
-        return digest.hexdigest()
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        return self.source.fetch(int(self.positions[index])).data
 
     def decode(
         self, preprocess: Preprocess, decoders: Decoders = Decoders()
@@ -193,7 +229,7 @@ class Corpus:
         pending: deque[_Pending] = deque()
         size = pool.preprocess.img_size
         for start in range(0, len(self), pool.batch_size):
-            run = self._positions[start : start + pool.batch_size]
+            run = self.positions[start : start + pool.batch_size]
             pixels = np.empty((len(run), size, size, 3), dtype=np.uint8)
             step = min(_IMAGES_PER_TASK, -(-len(run) // max(1, pool.workers)))
             futures = [
@@ -217,22 +253,22 @@ class Corpus:
 
     def _decode_one(self, pool: DecodePool, position: int, row: NDArray[np.uint8]) -> _Outcome:
         """Read and decode one image; being unreadable is an outcome, not an error."""
-        path = self._images.name(position)
+        path = self.source.name(position)
         mtime_ns = size = UNKNOWN
         try:
             # Before reading: a file that changes in between then looks changed, not indexed.
-            mtime_ns = self._images.stat(position).mtime_ns
-            data, mtime_ns = self._images.fetch(position)
+            mtime_ns = self.source.stat(position).mtime_ns
+            data, mtime_ns = self.source.fetch(position)
             size = len(data)
             pixels, width, height = pool.decode(data)
         except (OSError, ValueError) as error:
-            if not self._images.is_there():
+            if not self.source.is_there():
                 raise FileNotFoundError(f"{self.root} went away while it was read") from error
             kind = error.kind if isinstance(error, DecodeError) else type(error).__name__
             return Failure(path, kind, " ".join(str(error).split()), position, size, mtime_ns)
         row[:] = pixels
         digest = hashlib.sha256(data).hexdigest()
-        labels = self._images.labels if self._labelled else None
+        labels = self.source.labels if self.labelled else None
         label = NO_LABEL if labels is None else int(labels[position])
         return path, position, size, mtime_ns, digest, width, height, label
 
@@ -255,3 +291,41 @@ def _collect(
     arrays = [pa.array(column, field.type) for column, field in zip(values, RECORDS, strict=True)]
     columns = pa.RecordBatch.from_arrays(arrays, schema=RECORDS)
     return DecodedBatch(pixels, start + read, columns, failures)
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not matches(path):
+        raise FileNotFoundError(f"no such folder or file: {path}")
+    return path
+
+
+def _kind_of_file(path: Path) -> str:
+    if path.name.lower().endswith(_COMPRESSED):
+        raise ValueError(f"{path} is compressed; unpack it to a plain .tar first")
+    return path.suffix[1:]
+
+
+def _kind_of_folder(path: Path) -> str:
+    """Look which kind of files a folder holds; the folders in it count as folders of images.
+
+    Raises:
+        ValueError: If there is more than one kind.
+    """
+    found: dict[str, str] = {}
+    with os.scandir(path) as entries:
+        for entry in entries:
+            suffix = suffix_of(entry.name)
+            if suffix in CONTAINERS and not entry.is_dir():
+                found[suffix[1:]] = f"{path}/*{suffix}"
+            elif suffix in IMAGE_SUFFIXES:
+                found["image"] = str(path)
+    if len(found) < 2:
+        return next(iter(found), "folder")
+    names = {"parquet": "Parquet files", "tar": "tar archives", "image": "image files"}
+    named = next(found[kind] for kind in ("parquet", "tar") if kind in found)
+    raise ValueError(
+        f"{path} holds {' and '.join(names[kind] for kind in sorted(found))}; "
+        f"name the {names['parquet' if 'parquet' in found else 'tar']} ({named}) "
+        "or move one kind elsewhere"
+    )

@@ -91,7 +91,7 @@ class DecodePool:
 
     def __init__(self, preprocess: Preprocess, decoders: Decoders) -> None:
         self.preprocess = preprocess
-        self.workers = available_cpus() if decoders.workers is None else decoders.workers
+        self.workers = _available_cpus() if decoders.workers is None else decoders.workers
         self.batch_size = decoders.batch_size
         self._threads = ThreadPoolExecutor(self.workers, "decode") if self.workers else None
         self._processes = _Processes(preprocess) if decoders.processes else None
@@ -252,7 +252,7 @@ class _Process:
             raise EOFError("the decoding process is gone")
 
 
-def available_cpus() -> int:
+def _available_cpus() -> int:
     """How many CPUs this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -5,21 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from indexing.corpus.source import CONTAINERS, IMAGE_SUFFIXES, FileStat, NamedImages, is_image_name
+from indexing.corpus.source import (
+    CONTAINERS,
+    IMAGE_SUFFIXES,
+    FileStat,
+    Listing,
+    NamedSource,
+    is_image_name,
+)
 from indexing.records import NO_LABEL
 from matvit import FileContent, read_file
 
-_NAMES_AT_A_TIME = 1 << 16
 
-
-class FolderImages(NamedImages):
+class Folder(NamedSource):
     """Image files below a folder, sorted by path below it; the first folder level is the class."""
 
     kind = "folder"
@@ -29,19 +31,18 @@ class FolderImages(NamedImages):
             raise ValueError(
                 f"{root} is a file; expected a folder of images, a .parquet file or a .tar file"
             )
-        self.root = root
         listing = _list(root)
-        if not len(listing.names):
+        if not len(listing):
             raise ValueError(
                 f"no images in {root}; looked for {', '.join(sorted(IMAGE_SUFFIXES))} "
                 f"and {', '.join(CONTAINERS)}"
             )
-        self._names = listing.names
-        self._root = os.fsencode(root)
-        self.labels, self.class_names = listing.labels, listing.class_names
-
-    def __len__(self) -> int:
-        return len(self._names)
+        names, (labels, self.class_names) = listing.names(), listing.classes()
+        order = pc.sort_indices(names).to_numpy()
+        self._names = names.take(pa.array(order))
+        self.labels = None if labels is None else labels[order]
+        self.root = root.resolve()
+        self._root = os.fsencode(self.root)
 
     def stat(self, index: int) -> FileStat:
         """Ask the system."""
@@ -56,60 +57,33 @@ class FolderImages(NamedImages):
         return os.path.join(self._root, self._names[index].as_py())  # noqa: PTH118 -- bytes
 
 
-class _Listing(NamedTuple):
-    """Names of all images as bytes, sorted, and the class of each if there are classes."""
-
-    names: pa.LargeBinaryArray
-    labels: NDArray[np.int64] | None
-    class_names: list[str] | None
-
-
-def _list(root: Path) -> _Listing:
-    """List the images below a folder; what is in memory at once are bytes, not Python strings."""
-    chunks, labels = [], []
-    number: dict[str, int] = {}
-    for first, some in _walk(root):
-        label = NO_LABEL if first is None else number.setdefault(first, len(number))
-        chunks.append(pa.array(some, pa.large_binary()))
-        labels.append(np.full(len(some), label, dtype=np.int64))
-    names = pa.chunked_array(chunks, pa.large_binary()).combine_chunks()
-    order = pc.sort_indices(names).to_numpy()
-    names = names.take(pa.array(order))
-    if not number:
-        return _Listing(names, None, None)
-    classes = sorted(number)
-    place = np.empty(len(number) + 1, dtype=np.int64)
-    place[[number[name] for name in classes]] = np.arange(len(classes))
-    place[NO_LABEL] = NO_LABEL
-    return _Listing(names, place[np.concatenate(labels)[order]], classes)
+def _list(root: Path) -> Listing:
+    listing = Listing()
+    for name, first in _walk(root):
+        listing.add(name, NO_LABEL if first is None else listing.number(first))
+    return listing
 
 
-def _walk(root: Path) -> Iterator[tuple[str | None, list[bytes]]]:
+def _walk(root: Path) -> Iterator[tuple[bytes, str | None]]:
     """Walk the folders below `root`; links are followed, but not in circles.
 
     Hidden files and folders are left out. A folder that cannot be listed is an error: its images
     would be missing without a word.
 
     Yields:
-        First folder level and names below the root, some of one folder at a time.
+        Name of each image below the root, and the first folder level of it.
     """
     pending: list[tuple[str, str | None]] = [("", None)]
     visited = {_identity(root)}
     while pending:
         below, first = pending.pop()
-        names: list[bytes] = []
         folders: list[str] = []
         with os.scandir(root / below) as entries:
             for entry in entries:
                 if _is_folder(entry):
                     folders.append(entry.name)
                 elif is_image_name(entry.name):
-                    names.append(os.fsencode(below + entry.name))
-                if len(names) == _NAMES_AT_A_TIME:
-                    yield first, names
-                    names = []
-        if names:
-            yield first, names
+                    yield os.fsencode(below + entry.name), first
         pending += [
             (f"{below}{name}/", first or _readable(name))
             for name in sorted(folders)  # of two links to one folder the same one wins every time

@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from indexing.corpus.corpus import Corpus
-from indexing.store.manifest import CorpusRecord
 from matvit import read_file
 
 
@@ -22,12 +21,13 @@ class Originals:
     hash already knows the file.
 
     Args:
-        corpus: Where the images are, as the manifest says.
+        root: Where the images were.
+        kind: What was found there: `"folder"`, `"parquet"` or `"tar"`.
     """
 
-    def __init__(self, corpus: CorpusRecord) -> None:
-        self._record = corpus
-        self._root = Path(os.path.normpath(corpus.root))
+    def __init__(self, root: str, kind: str) -> None:
+        self._root = Path(os.path.normpath(root))
+        self._kind = kind
 
     def read(self, path: str, position: int, sha256: str) -> bytes:
         """Return the bytes of one image file.
@@ -41,7 +41,7 @@ class Originals:
             FileNotFoundError: If the file or the corpus is gone.
             ValueError: If the path leads out of the corpus, or the image is not the indexed one.
         """
-        if self._record.kind == "folder":
+        if self._kind == "folder":
             data = read_file(self._inside(path)).data
         else:
             data = self._read_row(path, position)
@@ -78,6 +78,6 @@ class Originals:
 
     @cached_property
     def _corpus(self) -> Corpus:
-        if self._record.kind == "tar":
+        if self._kind == "tar":
             return Corpus.from_tar(self._root)
         return Corpus.from_parquet(self._root)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from indexing.corpus.source import FileStat, ImageSet, files_in
+from indexing.corpus.source import FileStat, Source, files_in
 from indexing.records import NO_LABEL
 from matvit import FileContent
 
@@ -36,20 +36,37 @@ class _RowGroup(NamedTuple):
     rows: int
 
 
-class ParquetImages(ImageSet):
+class _Listed(NamedTuple):
+    """What a Parquet file says about its images without reading them.
+
+    `class_names` are those that the `datasets` library writes for integer labels.
+    """
+
+    groups: list[_RowGroup]
+    paths: pa.ChunkedArray | None
+    labels: pa.ChunkedArray | None
+    class_names: list[str] | None
+
+
+class ParquetFiles(Source):
     """Images inside Parquet files, addressed by file, row group and row."""
 
     kind = "parquet"
 
     def __init__(self, root: Path) -> None:
-        self.root = root
         files = files_in(root, ".parquet")
-        self._groups = [group for file in files for group in _row_groups(file)]
+        listed = [_list(file) for file in files]
+        self._groups = [group for one in listed for group in one.groups]
         self._ends = np.cumsum([group.rows for group in self._groups], dtype=np.int64)
         if not len(self):
             raise ValueError(f"no rows in the Parquet files of {root}")
-        self._paths = _column(files, "image", "path")
-        self.labels, self.class_names = _labels_of_parquet(files)
+        self.root = root.resolve()
+        self._paths = _joined([one.paths for one in listed], root)
+        labels = _joined([one.labels for one in listed], root)
+        self.labels, self.class_names = None, None
+        if labels is not None:
+            names = listed[0].class_names
+            self.labels, self.class_names = _classes(labels, names, files[0])
         self._lock = Lock()
         self._cached: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
 
@@ -122,13 +139,21 @@ class ParquetImages(ImageSet):
         return column
 
 
-def _row_groups(file: Path) -> list[_RowGroup]:
-    metadata, groups, first = _open_parquet(file).metadata, [], 0
-    for number in range(metadata.num_row_groups):
-        rows = metadata.row_group(number).num_rows
-        groups.append(_RowGroup(file, number, first, rows))
-        first += rows
-    return groups
+def _list(file: Path) -> _Listed:
+    """Read all of a file but its images.
+
+    Raises:
+        ValueError: If it is not a Parquet file of images.
+    """
+    with _open_parquet(file) as parquet:
+        groups, first = [], 0
+        for number in range(parquet.metadata.num_row_groups):
+            rows = parquet.metadata.row_group(number).num_rows
+            groups.append(_RowGroup(file, number, first, rows))
+            first += rows
+        has_labels = "label" in parquet.schema_arrow.names
+        labels = parquet.read(columns=["label"]).column("label") if has_labels else None
+        return _Listed(groups, _paths(parquet), labels, _class_names(parquet))
 
 
 def _open_parquet(file: Path) -> pq.ParquetFile:
@@ -148,50 +173,58 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
     return parquet
 
 
-def _column(files: Sequence[Path], name: str, child: str) -> pa.ChunkedArray | None:
-    """Read one child of a struct column over all files, without its siblings."""
-    parts: list[pa.Array] = []
-    for file in files:
-        parquet = _open_parquet(file)
-        kind = parquet.schema_arrow.field(name).type
-        if not pa.types.is_struct(kind) or kind.get_field_index(child) < 0:
-            return None
-        column = parquet.read(columns=[f"{name}.{child}"]).column(name)
-        parts += [chunk.field(child).cast(_TEXT) for chunk in column.chunks]
-    return pa.chunked_array(parts, type=_TEXT).combine_chunks()
+def _paths(parquet: pq.ParquetFile) -> pa.ChunkedArray | None:
+    """Read `image.path`, without the images beside it."""
+    kind = parquet.schema_arrow.field("image").type
+    if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+        return None
+    column = parquet.read(columns=["image.path"]).column("image")
+    return pa.chunked_array([chunk.field("path").cast(_TEXT) for chunk in column.chunks], _TEXT)
 
 
-def _labels_of_parquet(
-    files: Sequence[Path],
-) -> tuple[NDArray[np.int64] | None, list[str] | None]:
-    """Read `label`: integers named by the schema metadata, or strings."""
-    if any("label" not in _open_parquet(file).schema_arrow.names for file in files):
-        return None, None
-    table = pa.concat_tables([pq.read_table(file, columns=["label"]) for file in files])
-    column = table.column("label").combine_chunks()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        names = sorted(pc.unique(column.drop_null()).to_pylist())
-        place = pc.index_in(column, value_set=pa.array(names, column.type))
-        return np.asarray(place.fill_null(NO_LABEL), dtype=np.int64), names
-    if not pa.types.is_integer(column.type):
-        raise ValueError(f"{files[0]} has labels of type {column.type}; expected integers or text")
-    labels = np.asarray(column.cast(pa.int64()).fill_null(NO_LABEL), dtype=np.int64)
-    if labels.max(initial=NO_LABEL) >= _MOST_CLASSES:
-        raise ValueError(
-            f"{files[0].parent} has a label of {labels.max():,}; labels number the classes from 0, "
-            f"up to {_MOST_CLASSES:,} of them"
-        )
-    names = _class_names(files[0]) or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
-    if labels.min(initial=0) < NO_LABEL or labels.max(initial=-1) >= len(names):
-        raise ValueError(f"{files[0].parent} has labels outside its {len(names)} class names")
-    return labels, names
-
-
-def _class_names(file: Path) -> list[str] | None:
-    """Class names from the schema metadata that the `datasets` library writes."""
-    metadata = _open_parquet(file).schema_arrow.metadata or {}
+def _class_names(parquet: pq.ParquetFile) -> list[str] | None:
+    metadata = parquet.schema_arrow.metadata or {}
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         return [str(name) for name in features["label"]["names"]]
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _joined(columns: Sequence[pa.ChunkedArray | None], root: Path) -> pa.Array | None:
+    """Put a column of all files together; None if one of them has none."""
+    parts = [column for column in columns if column is not None]
+    if len(parts) < len(columns):
+        return None
+    if len(kinds := sorted({str(part.type) for part in parts})) > 1:
+        raise ValueError(f"labels in {root} are of types {' and '.join(kinds)}; make them alike")
+    chunks = [chunk for part in parts for chunk in part.chunks]
+    return pa.chunked_array(chunks, parts[0].type).combine_chunks()
+
+
+def _classes(
+    column: pa.Array, names: list[str] | None, file: Path
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Number the classes of a column of labels: text, or integers that `names` names.
+
+    Args:
+        column: Of all files.
+        names: What integers mean; None for their own digits.
+        file: The first file, for messages.
+    """
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        names = sorted(pc.unique(column.drop_null()).to_pylist())
+        place = pc.index_in(column, value_set=pa.array(names, column.type))
+        return np.asarray(place.fill_null(NO_LABEL), dtype=np.int64), names
+    if not pa.types.is_integer(column.type):
+        raise ValueError(f"{file} has labels of type {column.type}; expected integers or text")
+    labels = np.asarray(column.cast(pa.int64()).fill_null(NO_LABEL), dtype=np.int64)
+    if labels.max(initial=NO_LABEL) >= _MOST_CLASSES:
+        raise ValueError(
+            f"{file.parent} has a label of {labels.max():,}; labels number the classes from 0, "
+            f"up to {_MOST_CLASSES:,} of them"
+        )
+    names = names or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
+    if labels.min(initial=0) < NO_LABEL or labels.max(initial=-1) >= len(names):
+        raise ValueError(f"{file.parent} has labels outside its {len(names)} class names")
+    return labels, names

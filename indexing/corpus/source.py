@@ -1,14 +1,14 @@
-"""Ordered, maybe labelled images in a folder, in Parquet files or in tar archives.
+"""What a folder, Parquet files and tar archives have in common: names first, bytes on demand.
 
-Names first, bytes on demand. Names stay in Arrow and numbers in NumPy: a Python object for each
-of ten million images would need gigabytes.
+Names stay in Arrow and numbers in NumPy: a Python object for each of ten million images would
+need gigabytes.
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from array import array
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from indexing.records import NO_LABEL
 from matvit import FileContent
 
 IMAGE_SUFFIXES = frozenset(
@@ -24,7 +25,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 CONTAINERS = (".parquet", ".tar")
 
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+_NAMES_AT_A_TIME = 1 << 16
 
 Kind = Literal["folder", "parquet", "tar"]
 
@@ -41,14 +42,14 @@ class FileStat(NamedTuple):
     mtime_ns: int
 
 
-class ImageSet(ABC):
-    """Images in a fixed order, read one by one or in a run.
+class Source(ABC):
+    """All images of one place, in a fixed order, read one by one.
 
     Nothing is decoded here: an image that turns out to be unreadable is the business of whoever
     decodes it, and never changes the place of another one.
 
     Attributes:
-        root: The folder, file or pattern that was opened.
+        root: The folder, file or pattern that was opened, as an absolute path.
         kind: What was found there.
         labels: int64 class index per image, shape (len,), -1 where there is none; None if no
             image has one.
@@ -59,38 +60,6 @@ class ImageSet(ABC):
     kind: Kind
     labels: NDArray[np.int64] | None
     class_names: list[str] | None
-
-    @staticmethod
-    def open(path: str | Path) -> ImageSet:
-        """Open a folder of images, of Parquet files or of tar archives, or one such file.
-
-        Some of a folder's files are named by a pattern, as in `data/train-*.parquet`.
-
-        Raises:
-            FileNotFoundError: If nothing is at `path`.
-            ValueError: If there is no image, Parquet file or tar archive.
-        """
-        path = _existing(path)
-        if path.is_dir():
-            return _open_as(_kind_of_folder(path), path)
-        if path.name.lower().endswith(_COMPRESSED):
-            raise ValueError(f"{path} is compressed; unpack it to a plain .tar first")
-        return _open_as({".parquet": "parquet", ".tar": "tar"}.get(path.suffix, "folder"), path)
-
-    @staticmethod
-    def from_folder(path: str | Path) -> ImageSet:
-        """Open the image files under a folder, sorted by name; class = first folder level."""
-        return _open_as("folder", _existing(path))
-
-    @staticmethod
-    def from_parquet(path: str | Path) -> ImageSet:
-        """Open Parquet files in the Hugging Face layout (`image.bytes`, optionally `label`)."""
-        return _open_as("parquet", _existing(path))
-
-    @staticmethod
-    def from_tar(path: str | Path) -> ImageSet:
-        """Open tar archives in the WebDataset layout (`key.jpg`, optionally `key.cls`)."""
-        return _open_as("tar", _existing(path))
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -120,25 +89,96 @@ class ImageSet(ABC):
             OSError: If the file cannot be read.
         """
 
-    def read(self, index: int) -> bytes:
-        """Return the bytes of one image file.
-
-        Raises:
-            OSError: If the file cannot be read.
-        """
-        return self.fetch(index).data
-
     def is_there(self) -> bool:
         """Whether the folder or the files still exist; without them every image would fail."""
         return bool(matches(self.root))
 
-    def read_range(self, start: int, stop: int) -> Iterator[bytes | OSError]:
-        """Read a run of images in order; an unreadable file comes as its error, not raised."""
-        for index in range(start, stop):
-            try:
-                yield self.read(index)
-            except OSError as error:
-                yield error
+
+class NamedSource(Source):
+    """Images whose names are kept as the system has them: they need not be UTF-8."""
+
+    _names: pa.LargeBinaryArray
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def names(self) -> pa.LargeStringArray:
+        """Name of each image as text; what is not UTF-8 in it is replaced."""
+        try:
+            return self._names.cast(pa.large_string())
+        except pa.ArrowInvalid:
+            texts = [name.decode(errors="replace") for name in self._names.to_pylist()]
+            return pa.array(texts, pa.large_string())
+
+    def name(self, index: int) -> str:
+        """Name of one image as text."""
+        return str(self._names[index].as_py().decode(errors="replace"))
+
+
+class Listing:
+    """Names of images and their classes, in the order in which they are found."""
+
+    def __init__(self) -> None:
+        self._names: list[bytes] = []
+        self._chunks: list[pa.Array] = []
+        self._labels = array("q")
+        self._number: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def number(self, class_name: str) -> int:
+        """Return the number of a class, until `classes` orders them."""
+        return self._number.setdefault(class_name, len(self._number))
+
+    def add(self, name: bytes, label: int = NO_LABEL) -> None:
+        """Add an image; `label` is the number of its class."""
+        self._names.append(name)
+        self._labels.append(label)
+        if len(self._names) == _NAMES_AT_A_TIME:
+            self._pack()
+
+    def relabel(self, first: int, label: int) -> None:
+        """Change the class of the images from `first` on."""
+        for row in range(first, len(self._labels)):
+            self._labels[row] = label
+
+    def names(self) -> pa.LargeBinaryArray:
+        """Names of all images, as bytes."""
+        self._pack()
+        return pa.chunked_array(self._chunks, pa.large_binary()).combine_chunks()
+
+    def classes(
+        self, *, as_numbers: bool = False
+    ) -> tuple[NDArray[np.int64] | None, list[str] | None]:
+        """Class of each image, and what the classes are called, sorted.
+
+        Args:
+            as_numbers: Sort names that are all numbers by what they count.
+        """
+        if not self._number:
+            return None, None
+        names = sorted(self._number)
+        if as_numbers and all(name.isdecimal() for name in names):
+            names.sort(key=int)
+        place = np.full(len(names) + 1, NO_LABEL, dtype=np.int64)  # row -1 stays as it is
+        place[[self._number[name] for name in names]] = np.arange(len(names))
+        return place[np.array(self._labels, dtype=np.int64)], names
+
+    def _pack(self) -> None:
+        self._chunks.append(pa.array(self._names, pa.large_binary()))
+        self._names = []
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image: by its ending, and not hidden."""
+    return not name.startswith(".") and suffix_of(name) in IMAGE_SUFFIXES
+
+
+def suffix_of(name: str) -> str:
+    """Ending of a file name in small letters, with its dot."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 -- ten times as fast
 
 
 def files_in(root: Path, suffix: str) -> list[Path]:
@@ -158,73 +198,3 @@ def matches(path: Path) -> list[Path]:
     if path.exists():
         return [path]
     return sorted(path.parent.glob(path.name)) if path.suffix in CONTAINERS else []
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for an image: by its ending, and not hidden."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 -- ten times as fast
-
-
-class NamedImages(ImageSet):
-    """Images whose names are kept as the system has them: they need not be UTF-8."""
-
-    _names: pa.LargeBinaryArray
-
-    @property
-    def names(self) -> pa.LargeStringArray:
-        """Name of each image as text; what is not UTF-8 in it is replaced."""
-        try:
-            return self._names.cast(pa.large_string())
-        except pa.ArrowInvalid:
-            texts = [name.decode(errors="replace") for name in self._names.to_pylist()]
-            return pa.array(texts, pa.large_string())
-
-    def name(self, index: int) -> str:
-        """Name of one image as text."""
-        return str(self._names[index].as_py().decode(errors="replace"))
-
-
-def _open_as(kind: str, path: Path) -> ImageSet:
-    if kind == "parquet":
-        from indexing.corpus.parquet import ParquetImages
-
-        return ParquetImages(path)
-    if kind == "tar":
-        from indexing.corpus.tar import TarImages
-
-        return TarImages(path)
-    from indexing.corpus.folder import FolderImages
-
-    return FolderImages(path)
-
-
-def _kind_of_folder(path: Path) -> str:
-    """Look which kind of files a folder holds; the folders in it count as folders of images.
-
-    Raises:
-        ValueError: If there is more than one kind.
-    """
-    found: dict[str, str] = {}
-    with os.scandir(path) as entries:
-        for entry in entries:
-            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 -- ten times as fast
-            if suffix in CONTAINERS and not entry.is_dir():
-                found[suffix[1:]] = f"{path}/*{suffix}"
-            elif suffix in IMAGE_SUFFIXES:
-                found["image"] = str(path)
-    if len(found) < 2:
-        return next(iter(found), "folder")
-    names = {"parquet": "Parquet files", "tar": "tar archives", "image": "image files"}
-    named = next(found[kind] for kind in ("parquet", "tar") if kind in found)
-    raise ValueError(
-        f"{path} holds {' and '.join(names[kind] for kind in sorted(found))}; "
-        f"name the {names['parquet' if 'parquet' in found else 'tar']} ({named}) "
-        "or move one kind elsewhere"
-    )
-
-
-def _existing(path: str | Path) -> Path:
-    path = Path(path)
-    if not matches(path):
-        raise FileNotFoundError(f"no such folder or file: {path}")
-    return path

@@ -10,16 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
-from indexing.corpus.source import IMAGE_SUFFIXES, FileStat, NamedImages, files_in, is_image_name
+from indexing.corpus.source import (
+    IMAGE_SUFFIXES,
+    FileStat,
+    Listing,
+    NamedSource,
+    files_in,
+    is_image_name,
+)
 from indexing.records import NO_LABEL
 from matvit import FileContent, read_part
 
 _CLASS_SUFFIX = ".cls"
 _CLASS_BYTES = 256  # a longer one is no class
-_NAMES_AT_A_TIME = 1 << 16
 _NO_DATA = -1
 _COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
@@ -29,7 +33,7 @@ _COMPRESSIONS = {
 }
 
 
-class TarImages(NamedImages):
+class TarArchives(NamedSource):
     """Images inside tar archives, in the order of the archives.
 
     Opening reads the headers once and keeps where each image begins, so that any of them can be
@@ -40,27 +44,24 @@ class TarImages(NamedImages):
     kind = "tar"
 
     def __init__(self, root: Path) -> None:
-        self.root = root
         self._files = files_in(root, ".tar")
         self._mtimes = [file.stat().st_mtime_ns for file in self._files]
         members = _Members()
         ends = []
         for file in self._files:
             members.add(file)
-            ends.append(len(members.starts))
+            ends.append(len(members.listing))
         if not ends[-1]:
             raise ValueError(
                 f"no images in the tar archives of {root}; looked for "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}"
             )
+        self.root = root.resolve()
         self._ends = np.array(ends, dtype=np.int64)
-        self._names = members.names()
+        self._names = members.listing.names()
         self._starts = np.array(members.starts, dtype=np.int64)
         self._sizes = np.array(members.sizes, dtype=np.int64)
-        self.labels, self.class_names = members.classes()
-
-    def __len__(self) -> int:
-        return len(self._starts)
+        self.labels, self.class_names = members.listing.classes(as_numbers=True)
 
     def stat(self, index: int) -> FileStat:
         """Return the size of the image and the time of the whole archive."""
@@ -85,11 +86,8 @@ class _Members:
     """What the headers of some archives say about the images in them."""
 
     def __init__(self) -> None:
+        self.listing = Listing()
         self.starts, self.sizes = array("q"), array("q")
-        self._labels = array("q")
-        self._number: dict[str, int] = {}
-        self._chunks: list[pa.Array] = []
-        self._names: list[bytes] = []
 
     def add(self, file: Path) -> None:
         """Read the headers of one archive.
@@ -100,54 +98,27 @@ class _Members:
         Raises:
             ValueError: If it is compressed, cut off, or not a tar archive.
         """
-        key, label, first = "", NO_LABEL, len(self.starts)
+        key, label, first = "", NO_LABEL, len(self.listing)
         for name, member, archive in _members(file):
             folder, base = posixpath.split(name)
             if (its_key := posixpath.join(folder, base.split(".")[0])) != key:
-                key, label, first = its_key, NO_LABEL, len(self.starts)
+                key, label, first = its_key, NO_LABEL, len(self.listing)
             if base.endswith(_CLASS_SUFFIX):
                 label = self._class_of(member, archive)
-                for row in range(first, len(self._labels)):
-                    self._labels[row] = label
+                self.listing.relabel(first, label)
             elif is_image_name(base):
-                self._append(f"{file.name}/{name}", member, label)  # archives may share names
-
-    def names(self) -> pa.LargeBinaryArray:
-        """Paths of all images, as bytes: they need not be UTF-8."""
-        self._flush()
-        return pa.chunked_array(self._chunks, pa.large_binary()).combine_chunks()
-
-    def classes(self) -> tuple[NDArray[np.int64] | None, list[str] | None]:
-        """Class of each image and what the classes are called; numbers are sorted as such."""
-        if not self._number:
-            return None, None
-        if all(name.isdecimal() for name in self._number):
-            names = sorted(self._number, key=lambda name: (int(name), name))
-        else:
-            names = sorted(self._number)
-        place = np.full(len(names) + 1, NO_LABEL, dtype=np.int64)
-        place[[self._number[name] for name in names]] = np.arange(len(names))
-        return place[np.array(self._labels, dtype=np.int64)], names
-
-    def _append(self, name: str, member: tarfile.TarInfo, label: int) -> None:
-        plain = member.isreg() and not member.issparse()
-        self.starts.append(member.offset_data)
-        self.sizes.append(member.size if plain else _NO_DATA)
-        self._labels.append(label)
-        self._names.append(name.encode(errors="surrogateescape"))
-        if len(self._names) == _NAMES_AT_A_TIME:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._chunks.append(pa.array(self._names, pa.large_binary()))
-        self._names = []
+                path = f"{file.name}/{name}"  # archives may share names
+                self.listing.add(path.encode(errors="surrogateescape"), label)
+                self.starts.append(member.offset_data)
+                plain = member.isreg() and not member.issparse()
+                self.sizes.append(member.size if plain else _NO_DATA)
 
     def _class_of(self, member: tarfile.TarInfo, archive: tarfile.TarFile) -> int:
         stream = archive.extractfile(member) if member.isreg() else None
         text = b"" if stream is None else stream.read(_CLASS_BYTES + 1).strip()
         if not 0 < len(text) <= _CLASS_BYTES:
             return NO_LABEL
-        return self._number.setdefault(text.decode(errors="replace"), len(self._number))
+        return self.listing.number(text.decode(errors="replace"))
 
 
 def _members(file: Path) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:

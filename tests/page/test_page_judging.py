@@ -30,7 +30,7 @@ def test_a_watched_corpus_reads_the_same_images_and_tells_how_far_it_is(
 ):
     monkeypatch.setattr("app.page.judging._BATCH", 5)
     plain, told = Corpus.open(photo_folder), []
-    watched = WatchedCorpus(plain, told.append)
+    watched = WatchedCorpus.watch(plain, told.append)
     batches = list(watched.decode(tiny_model.preprocess, Decoders(batch_size=1024)))
     (whole,) = plain.decode(tiny_model.preprocess, Decoders(batch_size=12))
     assert np.array_equal(np.concatenate([batch.pixels for batch in batches]), whole.pixels)

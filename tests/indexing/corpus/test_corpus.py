@@ -202,8 +202,8 @@ def test_subset_outside_the_corpus_is_an_error(photo_folder):
 def test_decoding_runs_two_batches_ahead_of_the_caller_and_no_further(photo_folder, monkeypatch):
     corpus = Corpus.open(photo_folder)
     reads = []
-    fetch = corpus._images.fetch
-    monkeypatch.setattr(corpus._images, "fetch", lambda i: (reads.append(i), fetch(i))[1])
+    fetch = corpus.source.fetch
+    monkeypatch.setattr(corpus.source, "fetch", lambda i: (reads.append(i), fetch(i))[1])
     batches = corpus.decode(PREPROCESS, Decoders(batch_size=2, workers=2))
     next(batches)
     deadline = time.monotonic() + 10

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from indexing.corpus.originals import Originals
-from indexing.store.manifest import CorpusRecord
 
 
 def digest(data):
@@ -18,7 +17,7 @@ def digest(data):
 
 
 def originals(root, kind="folder"):
-    return Originals(CorpusRecord(root=str(root), kind=kind, images=2, class_names=None))
+    return Originals(str(root), kind)
 
 
 @pytest.fixture

@@ -1,15 +1,15 @@
+"""Parquet files in the layout of the Hugging Face `datasets` library, and what is odd in them."""
+
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from indexing.corpus.source import ImageSet
+from indexing.corpus.corpus import Corpus
 
 
 def write_parquet(path: Path, rows: int, *, first: int = 0, named: bool = True, label=None) -> None:
@@ -28,93 +28,24 @@ def write_parquet(path: Path, rows: int, *, first: int = 0, named: bool = True, 
     pq.write_table(table, path, row_group_size=2)
 
 
-def test_a_folder_is_read_in_the_order_of_its_names(photo_folder):
-    images = ImageSet.open(photo_folder)
-    names = [images.name(i) for i in range(len(images))]
-    assert names == sorted(
-        p.relative_to(photo_folder).as_posix() for p in photo_folder.rglob("*.png")
-    )
-    assert images.read(3) == (photo_folder / names[3]).read_bytes()
-    assert list(images.read_range(2, 5)) == [images.read(i) for i in (2, 3, 4)]
-    found = (photo_folder / names[0]).stat()
-    assert images.stat(0) == (found.st_size, found.st_mtime_ns)
-    assert images.fetch(0) == (images.read(0), found.st_mtime_ns)
-
-
-def test_the_first_folder_is_the_class(photo_folder):
-    (photo_folder / "loose.PNG").write_bytes(b"x")
-    (photo_folder / "apple" / "deep").mkdir()
-    (photo_folder / "apple" / "deep" / "z.jpeg").write_bytes(b"x")
-    images = ImageSet.open(photo_folder)
-    assert images.class_names == ["apple", "bread", "cheese"]
-    label = {images.name(i): int(images.labels[i]) for i in range(len(images))}
-    assert label["apple/deep/z.jpeg"] == 0
-    assert label["bread/01.png"] == 1
-    assert label["loose.PNG"] == -1
-
-
-def test_images_without_folders_have_no_labels(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"x")
-    images = ImageSet.open(tmp_path)
-    assert images.labels is None
-    assert images.class_names is None
-
-
-def test_a_name_that_is_not_utf8_is_shown_as_well_as_can_be_and_read(tmp_path):
-    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg"))
-    try:
-        path.write_bytes(b"x")
-    except OSError:
-        pytest.skip("this file system takes UTF-8 names only")
-    images = ImageSet.open(tmp_path)
-    assert images.name(0) == "caf\ufffd.jpg"
-    assert images.read(0) == b"x"
-
-
-def test_hidden_and_other_files_are_passed_over(tmp_path):
-    for name in ("a.jpg", ".b.jpg", "notes.txt", ".trash/c.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    images = ImageSet.open(tmp_path)
-    assert [images.name(i) for i in range(len(images))] == ["a.jpg"]
-
-
-def test_links_are_followed_but_not_in_circles(tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "a.jpg").write_bytes(b"x")
-    (tmp_path / "photos" / "cat").mkdir(parents=True)
-    (tmp_path / "photos" / "dog").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "photos" / "cat" / "all").symlink_to(tmp_path / "photos")
-    images = ImageSet.open(tmp_path / "photos")
-    assert [images.name(i) for i in range(len(images))] == ["dog/a.jpg"]
-
-
-def test_a_file_that_vanished_comes_as_its_error(photo_folder):
-    images = ImageSet.open(photo_folder)
-    (photo_folder / images.name(1)).unlink()
-    first, gone, third = images.read_range(0, 3)
-    assert isinstance(gone, FileNotFoundError)
-    assert (first, third) == (images.read(0), images.read(2))
-
-
 def test_parquet_files_are_read_as_one_list(tmp_path):
     write_parquet(tmp_path / "b.parquet", 3, first=5, label=[1, 0, 1])
     write_parquet(tmp_path / "a.parquet", 5, label=[0, 0, 1, 1, 0])
-    images = ImageSet.open(tmp_path)
+    images = Corpus.open(tmp_path)
     expected = [f"image {i}".encode() for i in range(8)]
-    assert list(images.read_range(0, 8)) == [images.read(i) for i in range(8)] == expected
+    assert [images.read(i) for i in range(8)] == expected
     assert [images.name(i) for i in (0, 7)] == ["p/0.jpg", "p/7.jpg"]
     assert images.labels.tolist() == [0, 0, 1, 1, 0, 1, 0, 1]
     assert images.class_names == ["cat", "dog"]
-    assert images.stat(6) == (None, (tmp_path / "b.parquet").stat().st_mtime_ns)
+    assert images.source.stat(6) == (None, (tmp_path / "b.parquet").stat().st_mtime_ns)
     with pytest.raises(IndexError, match="image 8 of 8"):
-        images.read(8)
+        images.source.fetch(8)
 
 
 def test_parquet_rows_without_a_path_are_named_by_file_and_row(tmp_path):
     write_parquet(tmp_path / "a.parquet", 3, named=False)
     write_parquet(tmp_path / "b.parquet", 5, named=False)
-    images = ImageSet.open(tmp_path)
+    images = Corpus.open(tmp_path)
     assert images.name(2) == "a.parquet#2"
     assert images.name(7) == "b.parquet#4"
     assert images.labels is None
@@ -124,90 +55,87 @@ def test_one_file_or_a_pattern_of_files(tmp_path):
     write_parquet(tmp_path / "train-0.parquet", 2)
     write_parquet(tmp_path / "train-1.parquet", 2)
     write_parquet(tmp_path / "val-0.parquet", 3)
-    assert len(ImageSet.open(tmp_path / "val-0.parquet")) == 3
-    assert len(ImageSet.open(tmp_path / "train-*.parquet")) == 4
+    assert len(Corpus.open(tmp_path / "val-0.parquet")) == 3
+    assert len(Corpus.open(tmp_path / "train-*.parquet")) == 4
     with pytest.raises(FileNotFoundError, match="test-"):
-        ImageSet.open(tmp_path / "test-*.parquet")
+        Corpus.open(tmp_path / "test-*.parquet")
 
 
 def test_parquet_labels_may_be_words_or_missing(tmp_path):
     write_parquet(tmp_path / "w.parquet", 3, label=["dog", None, "ant"])
-    images = ImageSet.open(tmp_path)
+    images = Corpus.open(tmp_path)
     assert images.class_names == ["ant", "dog"]
     assert images.labels.tolist() == [1, -1, 0]
 
 
 def test_images_may_be_a_plain_binary_column(tmp_path):
     pq.write_table(pa.table({"image": pa.array([b"a", b"b"])}), tmp_path / "x.parquet")
-    images = ImageSet.open(tmp_path)
+    images = Corpus.open(tmp_path)
     assert images.read(1) == b"b"
     assert images.name(1) == "x.parquet#1"
 
 
 def test_what_cannot_be_opened_says_what_was_wanted(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder or file: .*gone"):
-        ImageSet.open(tmp_path / "gone")
+        Corpus.open(tmp_path / "gone")
     with pytest.raises(ValueError, match="no images in"):
-        ImageSet.open(tmp_path)
+        Corpus.open(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match=r"notes\.txt is a file; expected a folder"):
-        ImageSet.open(tmp_path / "notes.txt")
+        Corpus.open(tmp_path / "notes.txt")
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
     with pytest.raises(ValueError, match=r"cannot read .*bad\.parquet"):
-        ImageSet.open(tmp_path / "bad.parquet")
+        Corpus.open(tmp_path / "bad.parquet")
     pq.write_table(pa.table({"photo": [1]}), tmp_path / "other.parquet")
     with pytest.raises(ValueError, match=r"no column 'image' \(found \['photo'\]\)"):
-        ImageSet.open(tmp_path / "other.parquet")
+        Corpus.open(tmp_path / "other.parquet")
     pq.write_table(pa.table({"image": ["/etc/passwd"]}), tmp_path / "path.parquet")
     with pytest.raises(ValueError, match="has images of type string; expected the Hugging Face"):
-        ImageSet.open(tmp_path / "path.parquet")
+        Corpus.open(tmp_path / "path.parquet")
     write_parquet(tmp_path / "list.parquet", 1, label=[[1]])
     with pytest.raises(ValueError, match="labels of type list"):
-        ImageSet.open(tmp_path / "list.parquet")
+        Corpus.open(tmp_path / "list.parquet")
     (tmp_path / "photo.jpg").write_bytes(b"x")
     with pytest.raises(ValueError, match="holds image files and Parquet files"):
-        ImageSet.open(tmp_path)
+        Corpus.open(tmp_path)
     write_parquet(tmp_path / "high.parquet", 2, label=[0, 7])
     with pytest.raises(ValueError, match="labels outside its 2 class names"):
-        ImageSet.open(tmp_path / "high.parquet")
-
-
-def test_labels_are_int64(photo_folder):
-    assert ImageSet.open(photo_folder).labels.dtype == np.int64
+        Corpus.open(tmp_path / "high.parquet")
 
 
 def test_names_at_once_are_those_one_by_one(tmp_path):
     write_parquet(tmp_path / "a.parquet", 3, named=False)
     write_parquet(tmp_path / "b.parquet", 3)
-    images = ImageSet.open(tmp_path)
+    images = Corpus.open(tmp_path)
     names = [images.name(i) for i in range(6)]
     assert images.names.to_pylist() == names
     assert names[2:4] == ["a.parquet#2", "p/0.jpg"]
     for file, expected in (("a", names[:3]), ("b", names[3:])):
-        assert ImageSet.open(tmp_path / f"{file}.parquet").names.to_pylist() == expected
+        assert Corpus.open(tmp_path / f"{file}.parquet").names.to_pylist() == expected
 
 
 def test_parquet_with_the_bytes_alone_names_images_by_row(tmp_path):
     pq.write_table(pa.table({"image": [{"bytes": b"a"}, {"bytes": b"b"}]}), tmp_path / "x.parquet")
-    assert ImageSet.open(tmp_path).names.to_pylist() == ["x.parquet#0", "x.parquet#1"]
+    assert Corpus.open(tmp_path).names.to_pylist() == ["x.parquet#0", "x.parquet#1"]
 
 
 def test_label_that_numbers_too_many_classes_is_refused(tmp_path):
     table = pa.table({"image": pa.array([b"a"]), "label": pa.array([10**12])})
     pq.write_table(table, tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="a label of 1,000,000,000,000; labels number the classes"):
-        ImageSet.open(tmp_path)
+        Corpus.open(tmp_path)
 
 
 def test_few_row_groups_are_kept_in_memory(tmp_path, monkeypatch):
     write_parquet(tmp_path / "x.parquet", 40)
-    images = ImageSet.open(tmp_path)
+    images = Corpus.open(tmp_path)
     loaded = []
-    load = images._load_group
-    monkeypatch.setattr(images, "_load_group", lambda group: (loaded.append(group), load(group))[1])
-    assert list(images.read_range(0, 40)) == [f"image {i}".encode() for i in range(40)]
+    files = images.source
+    load = files._load_group
+    monkeypatch.setattr(files, "_load_group", lambda group: (loaded.append(group), load(group))[1])
+    assert [images.read(i) for i in range(40)] == [f"image {i}".encode() for i in range(40)]
     assert loaded == list(range(20))
-    assert sum(len(group) for group in images._cached.values()) == 16
+    assert sum(len(group) for group in files._cached.values()) == 16
     monkeypatch.setattr("indexing.corpus.parquet._CACHED_BYTES", 1)
     assert images.read(0) == b"image 0"
-    assert len(images._cached) == 1
+    assert len(files._cached) == 1
