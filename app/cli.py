@@ -31,7 +31,6 @@ from app.options import (
     IndexArgument,
     JsonOption,
     bad_usage,
-    choose,
     exit_with_failures,
     load,
     one_line,
@@ -41,6 +40,7 @@ from app.options import (
     show,
     show_json,
     show_progress,
+    way_to_ask,
 )
 from app.tune_cli import tune
 
@@ -118,12 +118,13 @@ def search(
     A budget, or auto, chooses among the submodels that `matvit tune INDEX` measured.
     """
     retriever = open_retriever(index, encoder, device)
-    chosen = choose(retriever, submodel, max_gmacs, max_ms, min_recall)
-    retriever.warm_up(chosen)
+    budget = {"max_gmacs": max_gmacs, "max_ms": max_ms, "min_recall": min_recall}
+    ask = way_to_ask(retriever, submodel, budget, calibrated=calibrated)
+    ask(Image.new("RGB", (64, 64)), k=1)  # the first search allocates memory and loads kernels
     failed = 0
     for image in images:
         try:
-            hits = retriever.search(image, chosen, k, calibrated=calibrated)
+            hits = ask(image, k=k)
         except (OSError, ValueError) as error:
             if len(images) == 1:
                 raise

@@ -16,8 +16,15 @@ from PIL import Image
 from app.options import one_line, say
 from indexing import Corpus, ImageIndex
 from matvit import MatViT, mix_n_match, trained_sizes
-from retrieval import ParetoFrontier, Retriever, evaluate, write_report
-from retrieval.tuning import TooFewQueriesError, spread
+from retrieval import (
+    ParetoFrontier,
+    Retriever,
+    TooFewQueriesError,
+    evaluate,
+    spread,
+    tune,
+    write_report,
+)
 
 MARKER = ".matvit-demo"
 INDEX = "demo.index"
@@ -87,7 +94,7 @@ def run_demo(model: MatViT, out: Path, images: Path | None, *, progress: bool) -
     mixes, recommended = mix_n_match(model.config, _MIXES), None
     say("Finding out which encoder sizes keep most of it, with altered images of the index.")
     try:
-        tuning = retriever.tune(size=_TUNED_WITH, progress=progress)
+        tuning = tune(retriever, size=_TUNED_WITH, progress=progress)
     except TooFewQueriesError as error:
         say(f"No size is recommended: {one_line(error)}")
     else:

@@ -6,8 +6,9 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -18,6 +19,9 @@ import matvit
 import retrieval
 
 DONE, FAILED, BAD_USAGE, DONE_WITH_FAILURES, INTERRUPTED = 0, 1, 2, 3, 130
+
+AUTO = "auto"
+"""What to type instead of a submodel, to let each query choose."""
 
 MIXES = 12
 """How many Mix'n'Match submodels the word `mix` stands for."""
@@ -148,28 +152,43 @@ def resolve(encoder: matvit.Encoder, text: str | None) -> matvit.Submodel:
         bad_usage(error)
 
 
-def choose(
+def way_to_ask(
     retriever: retrieval.Retriever,
     submodel: str | None,
-    max_gmacs: float | None = None,
-    max_ms: float | None = None,
-    min_recall: float | None = None,
-) -> matvit.Submodel | str:
-    """Read a submodel as typed, or pick one for a budget; `auto` stays what it is."""
-    budget = {"max_gmacs": max_gmacs, "max_ms": max_ms, "min_recall": min_recall}
-    budgeted = any(value is not None for value in budget.values())
+    budget: Mapping[str, float | None],
+    *,
+    calibrated: bool,
+) -> Callable[..., retrieval.Hits]:
+    """Return what finds the `k` images most similar to an `image`, as was typed.
+
+    Args:
+        retriever: Who is asked.
+        submodel: As typed; `auto` lets each query choose.
+        budget: Instead of a submodel; see `retrieval.Budget`.
+        calibrated: Whether scores are to be on the full encoder's scale.
+    """
+    limits = {name: limit for name, limit in budget.items() if limit is not None}
     try:
-        if budgeted and submodel is not None:
+        if limits and submodel is not None:
             raise ValueError("give --submodel or a budget (--max-gmacs ...), not both")
-        if budgeted:
-            retrieval.Budget(**budget)
-        elif submodel != retrieval.AUTO:
-            return retriever.encoder.submodel(submodel)
+        if limits:
+            retrieval.Budget(**limits)
+        chosen = None if limits or submodel == AUTO else retriever.encoder.submodel(submodel)
     except ValueError as error:
         bad_usage(error)
-    if note := retriever.tuning_note:
-        say(f"note: {note}")
-    return retriever.choose(**budget) if budgeted else retrieval.AUTO
+    ask: Callable[..., retrieval.Hits] = partial(retriever.search, submodel=chosen)
+    if chosen is None:
+        tuning = retrieval.Tuning.of(retriever.index, retriever.encoder)
+        if note := tuning.note(retriever.index):
+            say(f"note: {note}")
+        if limits:
+            ask = partial(retriever.search, submodel=tuning.choose(**limits))
+        else:
+            ask = retrieval.AutoRetriever(retriever, tuning).search
+    if not calibrated or (chosen is not None and chosen.is_full):
+        return ask
+    on_full_scale = retrieval.Tuning.of(retriever.index, retriever.encoder).on_full_scale
+    return lambda image, k: on_full_scale(ask(image, k=k))
 
 
 def parse_sizes(text: str, config: matvit.MatViTConfig) -> list[matvit.Submodel]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import indexing
-import retrieval.tuning
+import retrieval
 from app.options import (
     Device,
     DeviceOption,
@@ -47,8 +47,8 @@ def tune(
 ) -> None:
     """Measure which submodels keep the most retrieval on your own images, and remember it."""
     retriever = open_retriever(index, encoder, device)
-    tuning = retriever.tune(
-        None if queries is None else indexing.Corpus.open(queries),
+    tuning = retrieval.tune(
+        retriever, None if queries is None else indexing.Corpus.open(queries),
         size=size, k=k, target=target, max_loss=max_loss,
         certainty=certainty, seed=seed, progress=show_progress(),
     )  # fmt: skip
@@ -62,7 +62,7 @@ def tune(
     exit_with_failures(unreadable)
 
 
-def describe_auto(tuning: retrieval.tuning.Tuning) -> str:
+def describe_auto(tuning: retrieval.Tuning) -> str:
     """Say in one line what the per-query choice does, costs and keeps."""
     found = tuning.escalation
     if found is None:

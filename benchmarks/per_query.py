@@ -38,12 +38,12 @@ from matvit import (
 )
 from matvit.embedding import Precision
 from retrieval import Escalation, Retriever
-from retrieval.escalation import RANKS, escalate
 from retrieval.ground_truth import find_others
-from retrieval.tuning import calibrate as calibration
-from retrieval.tuning.calibrate import Replies, calibrate, curve, ladders, reply
+from retrieval.tuning import threshold
+from retrieval.tuning.auto import RANKS, escalate
 from retrieval.tuning.candidates import paper_rule
 from retrieval.tuning.sample import Queries, Sample, draw_sample
+from retrieval.tuning.threshold import Replies, curve, ladders, reply, set_thresholds
 
 BOUNDS = {True: (0.02, 0.01), False: (0.3, 0.2, 0.1)}
 LOST = (0.001, 0.005)
@@ -86,7 +86,7 @@ def main() -> None:
 
     model = MatViT.load(given.encoder, device=resolve_device("auto"))
     retriever = Retriever(model, ImageIndex.open(given.index, model))
-    calibration.embed_each = Remembered()  # type: ignore[assignment]
+    threshold.embed_each = Remembered()  # type: ignore[assignment]
     drawn = draw_sample(retriever, Corpus.open(given.queries), size=given.size)
     result = {
         **provenance("python benchmarks/per_query.py " + without_paths(sys.argv[1:])),
@@ -110,7 +110,7 @@ def _compare(retriever: Retriever, sample: Sample) -> dict[str, Any]:
 
     candidates = ladders(model)
     found = {
-        bound: calibrate(ask, sample, candidates, max_loss=bound, certainty=CERTAINTY)
+        bound: set_thresholds(ask, sample, candidates, max_loss=bound, certainty=CERTAINTY)
         for bound in BOUNDS[sample.has_labels]
     }
     static = paper_rule(model.config)
@@ -123,7 +123,7 @@ def _compare(retriever: Retriever, sample: Sample) -> dict[str, Any]:
         row["voting"] = voting.get(row["submodel"])
     return {
         "selecting": len(sample.selecting),
-        "calibrating": len(sample.calibrating),
+        "calibrating": len(sample.bounding),
         "reporting": replies.queries,
         "full": float(full.mean()),
         "static": sorted(rows, key=lambda row: row["macs_fraction"]),
@@ -161,10 +161,10 @@ def _auto_row(
     operation, lost = replies.operate(ladder, found.thresholds)
     operations = curve(ask(sample.selecting, ladder), ladder)
     points = [replies.operate(ladder, each.thresholds, each.level)[0] for each in operations]
-    calibrating = ask(sample.calibrating, ladder)
+    bounding = ask(sample.bounding, ladder)
     chosen = {}
     for limit in LOST:
-        tried = [calibrating.operate(ladder, each.thresholds, each.level)[0] for each in operations]
+        tried = [bounding.operate(ladder, each.thresholds, each.level)[0] for each in operations]
         good = [each for each in tried if each.lost <= limit]
         best = min(good, key=lambda each: each.macs_fraction)  # always going on loses least
         realised, _ = replies.operate(ladder, best.thresholds)
@@ -197,7 +197,7 @@ def _time(retriever: Retriever, queries: Queries, found: Escalation) -> dict[str
             found,
             model,
             image,
-            lambda vectors: retriever.search_vectors(vectors, RANKS),
+            lambda vectors: retriever.index.search(vectors, RANKS),
             lambda ids: labels[retriever.index.rows_of(ids)],
         )
         times = {
@@ -274,14 +274,14 @@ def _continued(model: MatViT, queries: Queries) -> list[dict[str, Any]]:
 
 def _divided(drawn: Sample, *, has_labels: bool) -> Sample:
     """Divide the queries anew: a fifth, three tenths and a half."""
-    every = Queries.concatenate([drawn.selecting, drawn.calibrating, drawn.reporting])
+    every = Queries.concatenate([drawn.selecting, drawn.bounding, drawn.reporting])
     ends = [len(every) // 5, len(every) // 2]
-    selecting, calibrating, reporting = (
+    selecting, bounding, reporting = (
         every.take(rows) for rows in np.split(np.arange(len(every)), ends)
     )
     return Sample(
         selecting=selecting,
-        calibrating=calibrating,
+        bounding=bounding,
         reporting=reporting,
         altered=drawn.altered,
         has_labels=has_labels,

@@ -69,7 +69,7 @@ def main() -> None:
     model = MatViT.load(given.encoder, device=resolve_device("auto"))
     retriever = Retriever(model, ImageIndex.open(given.index, model))
     sample = draw_sample(retriever, Corpus.open(given.queries), size=given.size)
-    reporting = Queries.concatenate([sample.calibrating, sample.reporting])
+    reporting = Queries.concatenate([sample.bounding, sample.reporting])
     found: dict[str, dict[str, Any]] = {}
     known: dict[Submodel, Score] = {}
     for name in given.only:

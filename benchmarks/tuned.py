@@ -22,7 +22,7 @@ from provenance import provenance, without_paths, write_result
 
 from indexing import Corpus, ImageIndex
 from matvit import DEFAULT, MatViT, resolve_device
-from retrieval import ParetoFrontier, Retriever, evaluate, measure_speed, measured_ms
+from retrieval import ParetoFrontier, Retriever, Tuning, evaluate, measure_speed, measured_ms, tune
 
 BUDGETS = 6
 
@@ -45,7 +45,7 @@ def main() -> None:
     shutil.copytree(given.index, copy)
     retriever = Retriever(model, ImageIndex.open(copy, model))
     start = perf_counter()
-    tuning = retriever.tune(size=given.size, latency=False, progress=True)
+    tuning = tune(retriever, size=given.size, latency=False, progress=True)
     seconds = perf_counter() - start
     queries = Corpus.open(given.queries)
     rows = np.sort(np.random.default_rng(1).permutation(len(queries))[: given.asked])
@@ -63,7 +63,7 @@ def main() -> None:
         "asked": len(rows),
         "recommended": tuning.summary,
         "rows": _rows(tuning.frontier, realised),
-        "budgets": _budgets(retriever, model),
+        "budgets": _budgets(tuning, model),
     }
     shutil.rmtree(copy)
     write_result(given.name, result)
@@ -87,17 +87,15 @@ def _rows(predicted: ParetoFrontier, realised: ParetoFrontier) -> list[dict[str,
     return rows
 
 
-def _budgets(retriever: Retriever, model: MatViT) -> list[dict[str, Any]]:
+def _budgets(tuning: Tuning, model: MatViT) -> list[dict[str, Any]]:
     """Pick by milliseconds, and time what was picked anew."""
-    tuning = retriever.tuning
-    assert tuning is not None
     submodels = [model.submodel(point.submodel) for point in tuning.frontier]
     known = measured_ms(model, submodels, again=True)
     side = model.preprocess.img_size
     picture = np.zeros((1, side, side, 3), dtype=np.uint8)
     rows = []
     for budget in np.linspace(min(known.values()), max(known.values()), BUDGETS):
-        chosen = retriever.choose(max_ms=float(budget))
+        chosen = tuning.choose(max_ms=float(budget))
         (speed,) = measure_speed(model, [chosen], picture, latency_queries=50, batches=0)
         rows.append(
             {

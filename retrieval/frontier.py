@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+import msgspec
+
+from matvit import parse_json
+
 # The metrics under their names in JSON. Only the overlap can be measured without labels.
 _METRICS = {
     "hit_rate_at_1": "hit_rate@1",
@@ -109,7 +113,8 @@ class OperatingPoint:
         attributes = _attributes(k)
         if wrong := sorted(values.keys() ^ attributes.keys()):
             raise ValueError(f"not an operating point; unknown or missing keys: {wrong}")
-        return cls(k=k, **{attributes[key]: value for key, value in values.items()})
+        known = {attributes[key]: value for key, value in values.items()}
+        return msgspec.convert({"k": k, **known}, cls)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,15 +287,32 @@ class ParetoFrontier:
             fitting = _within(fitting, max_ms, _latency_ms, "ms")
         return ParetoFrontier(fitting, metric=self.metric, conditions=self.conditions)
 
-    def to_json(self, recommended: str | None = None) -> str:
-        """Write metric, conditions and points as JSON text, and which submodel is recommended."""
-        document = {
-            **({} if recommended is None else {"recommended": recommended}),
+    def to_dict(self) -> dict[str, Any]:
+        """Return metric, conditions and points as plain JSON values."""
+        return {
             "metric": self.metric,
             "conditions": None if self.conditions is None else asdict(self.conditions),
             "points": [point.to_dict() for point in self.points],
         }
-        return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+    def to_json(self, recommended: str | None = None) -> str:
+        """Write `to_dict` as JSON text, and which submodel is recommended."""
+        first = {} if recommended is None else {"recommended": recommended}
+        return json.dumps({**first, **self.to_dict()}, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: object) -> ParetoFrontier:
+        """Read back what `to_dict` returned.
+
+        Raises:
+            ValueError: If it is of another shape.
+        """
+        try:
+            document = msgspec.convert(values, _Document)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"not a frontier that to_json wrote: {error}") from error
+        points = map(OperatingPoint.from_dict, document.points)
+        return cls(points, metric=document.metric, conditions=document.conditions)
 
     @classmethod
     def from_json(cls, text: str) -> ParetoFrontier:
@@ -299,16 +321,56 @@ class ParetoFrontier:
         Raises:
             ValueError: If the text is no such document.
         """
-        try:
-            document = json.loads(text)
-            conditions = document["conditions"]
-            return cls(
-                [OperatingPoint.from_dict(point) for point in document["points"]],
-                metric=document["metric"],
-                conditions=None if conditions is None else Conditions(**conditions),
-            )
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"not a frontier that to_json wrote: {error!r}") from error
+        return cls.from_dict(parse_json(text, dict[str, Any], "a frontier that to_json wrote"))
+
+
+class _Document(msgspec.Struct):
+    """A frontier in JSON; a report says more."""
+
+    metric: str
+    conditions: Conditions | None
+    points: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a query may cost, or what it must find.
+
+    Args:
+        max_gmacs: Billions of multiply-accumulates that embedding a query may cost.
+        max_ms: Milliseconds that embedding a query alone may take at the median.
+        min_recall: What of the frontier's metric is needed, within 0..1.
+
+    Raises:
+        ValueError: If none is given, or one is out of range.
+    """
+
+    max_gmacs: float | None = None
+    max_ms: float | None = None
+    min_recall: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_gmacs is self.max_ms is self.min_recall is None:
+            raise ValueError("a budget is needed: give max_gmacs, max_ms or min_recall")
+        for name in ("max_gmacs", "max_ms"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a number above 0, got {value}")
+        if self.min_recall is not None and not 0 <= self.min_recall <= 1:
+            raise ValueError(f"min_recall must be within 0..1, got {self.min_recall}")
+
+    def pick(self, frontier: ParetoFrontier) -> OperatingPoint:
+        """Pick the cheapest point that reaches `min_recall`, without one the best that fits.
+
+        Raises:
+            ValueError: If nothing meets it; the message names what comes closest.
+        """
+        max_macs = None if self.max_gmacs is None else self.max_gmacs * 1e9
+        if self.min_recall is None:
+            return frontier.best(max_macs=max_macs, max_ms=self.max_ms)
+        if max_macs is not None or self.max_ms is not None:
+            frontier = frontier.within(max_macs=max_macs, max_ms=self.max_ms)
+        return frontier.cheapest(self.min_recall)
 
 
 def _shared_metric(points: list[OperatingPoint]) -> str:

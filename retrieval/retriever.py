@@ -3,28 +3,111 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
+from dataclasses import asdict, dataclass
+from math import isfinite
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 
-from indexing import Corpus, ImageIndex
+from indexing import ImageIndex
 from matvit import Encoder, Granularity, ImageLike, Submodel, count_macs, embed
-from retrieval.choosing import Choosing
-from retrieval.escalation import AUTO
-from retrieval.hits import Hit, Hits
-
-if TYPE_CHECKING:
-    from retrieval.tuning.record import Tuning
 
 
-_TOGETHER = 256
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """An image that a search found.
+
+    Attributes:
+        rank: Place in the answer, from 1.
+        id: Its number in the index.
+        path: Its name in the index.
+        score: Cosine of query and image, higher is better.
+        label: Name of its class; None without one.
+    """
+
+    rank: int
+    id: int
+    path: str
+    score: float
+    label: str | None = None
 
 
-class Retriever(Choosing):
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One submodel that a query was asked with which chose for itself.
+
+    Attributes:
+        submodel: As text.
+        macs: Multiply-accumulates that it added to the steps before.
+        encode_ms: Milliseconds that embedding with it took.
+        search_ms: Milliseconds that searching took.
+        confidence: How sure its answer is.
+    """
+
+    submodel: str
+    macs: int
+    encode_ms: float
+    search_ms: float
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hits(Sequence[Hit]):
+    """The answer to one query: its hits, best first, and what they cost.
+
+    Attributes:
+        query: Path of the image asked with, as it was given; None for an image without a name.
+        submodel: What embedded the query, as text.
+        macs: Multiply-accumulates of embedding it.
+        encode_ms: Milliseconds to embed the decoded query; in a batch, each query's share.
+        search_ms: Milliseconds to search the index; in a batch, each query's share.
+        hits: The hits.
+        steps: Of a query that chose for itself, the submodels it was asked with; the last one
+            answered, and `macs`, `encode_ms` and `search_ms` are sums over them. Empty otherwise.
+
+    >>> hit = Hit(rank=1, id=7, path="cats/7.jpg", score=0.93)
+    >>> hits = Hits(query="q.jpg", submodel="S", macs=8, encode_ms=2.0, search_ms=0.1, hits=(hit,))
+    >>> [(hit.path, hit.score) for hit in hits]
+    [('cats/7.jpg', 0.93)]
+    """
+
+    query: str | None
+    submodel: str
+    macs: int
+    encode_ms: float
+    search_ms: float
+    hits: tuple[Hit, ...]
+    steps: tuple[Step, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Hit, ...]: ...
+    def __getitem__(self, index: int | slice) -> Hit | tuple[Hit, ...]:
+        return self.hits[index]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, in the stable shape of `matvit search --json`.
+
+        `steps` is there only if the query chose for itself.
+        """
+        values = asdict(self)
+        for hit in values["hits"]:
+            del hit["label"]
+        steps = [
+            {**step, "confidence": step["confidence"] if isfinite(step["confidence"]) else None}
+            for step in values.pop("steps")
+        ]
+        return {**values, "hits": list(values["hits"]), **({"steps": steps} if steps else {})}
+
+
+class Retriever:
     """An index and the encoder that asks it.
 
     Threads can search with different submodels at once.
@@ -39,29 +122,14 @@ class Retriever(Choosing):
 
     def __init__(self, encoder: Encoder, index: ImageIndex) -> None:
         index.check_encoder(encoder)
-        super().__init__(encoder, index)
+        self.encoder = encoder
+        self.index = index
 
     def search(
-        self,
-        image: ImageLike,
-        submodel: Submodel | Granularity | str | None = None,
-        k: int = 10,
-        *,
-        max_gmacs: float | None = None,
-        max_ms: float | None = None,
-        min_recall: float | None = None,
-        calibrated: bool = False,
+        self, image: ImageLike, submodel: Submodel | Granularity | str | None = None, k: int = 10
     ) -> Hits:
         """Find the k most similar images; see `search_batch`."""
-        (hits,) = self.search_batch(
-            [image],
-            submodel,
-            k,
-            max_gmacs=max_gmacs,
-            max_ms=max_ms,
-            min_recall=min_recall,
-            calibrated=calibrated,
-        )
+        (hits,) = self.search_batch([image], submodel, k)
         return hits
 
     def search_batch(
@@ -69,171 +137,93 @@ class Retriever(Choosing):
         images: Sequence[ImageLike],
         submodel: Submodel | Granularity | str | None = None,
         k: int = 10,
-        *,
-        max_gmacs: float | None = None,
-        max_ms: float | None = None,
-        min_recall: float | None = None,
-        calibrated: bool = False,
     ) -> list[Hits]:
         """Find the k most similar images of each query, all embedded together.
 
         Args:
             images: Paths, bytes of image files, or Pillow images.
             submodel: What embeds the queries, such as `"S"` or `"4xS,2xXL"`; None for the full
-                encoder. With `"auto"` each query starts small and goes on if it is not sure.
+                encoder. What a budget buys says `Tuning.choose`.
             k: Hits per query; an index with fewer images returns all it has.
-            max_gmacs: Instead of a submodel, a budget; see `choose`.
-            max_ms: The same.
-            min_recall: The same.
-            calibrated: Give the scores on the full encoder's scale, so that a threshold means the
-                same whatever submodel answers; see `ScoreScale`. Needs a tuned index.
 
         Returns:
             One answer per query, in order.
 
         Raises:
             FileNotFoundError: If there is no file at a path.
-            ValueError: If an image cannot be read, the submodel is not one of the encoder's, k is
-                below 1, both a submodel and a budget are given, nothing meets the budget, or the
-                index was never tuned and a budget or `"auto"` needs it.
+            ValueError: If an image cannot be read, the submodel is not one of the encoder's, or k
+                is below 1.
             IndexMismatchError: If the encoder has changed since the index was built.
         """
-        # Training or loading can change the weights under a retriever; checking is cheap.
-        self.index.check_encoder(self.encoder)
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        budget = (max_gmacs, max_ms, min_recall)
-        if budget != (None, None, None):
-            if submodel is not None:
-                raise ValueError(f"give a submodel or a budget, not both; got {submodel} and one")
-            submodel = self.choose(*budget)
-        if submodel == AUTO:
-            self._tuned()  # read, or refused, once for all snapshots
-            found = self._at_one_generation()._search_auto(images, k)
-        else:
-            chosen = self.encoder.submodel(submodel)
-            found = self._at_one_generation()._search_with(chosen, images, k)
-        return [self._calibrate(hits) for hits in found] if calibrated else found
-
-    def _at_one_generation(self) -> Retriever:
-        """The same with an index that no other thread moves on while it answers."""
-        same = copy(self)
-        same.index = self.index.snapshot()
-        return same
-
-    def _search_with(self, chosen: Submodel, images: Sequence[ImageLike], k: int) -> list[Hits]:
-        """Ask with one submodel."""
+        index = self.index.snapshot()
+        check_question(self.encoder, index, k)
+        chosen = self.encoder.submodel(submodel)
         if not images:
             return []
-        pixels = self._decode(images)
+        pixels = decode(self.encoder, images)
         start = perf_counter()
         vectors = embed(self.encoder, pixels, chosen)
         embedded = perf_counter()
-        ids, scores = self.search_vectors(vectors, k)
+        ids, scores = index.search(vectors, k)
         searched = perf_counter()
+        macs = count_macs(self.encoder.config, chosen)
         return [
             Hits(
-                query=_name(image),
+                query=name_of(image),
                 submodel=str(chosen),
-                macs=count_macs(self.encoder.config, chosen),
+                macs=macs,
                 encode_ms=1000 * (embedded - start) / len(images),
                 search_ms=1000 * (searched - embedded) / len(images),
-                hits=self._hits(*answer),
+                hits=look_up(index, *answer),
             )
             for image, *answer in zip(images, ids, scores, strict=True)
         ]
 
-    def tune(self, queries: Corpus | None = None, **settings: Any) -> Tuning:  # noqa: ANN401
-        """Measure which submodels are worth asking with; see `retrieval.tuning.tuner.tune`."""
-        from retrieval.tuning.tuner import tune
 
-        return tune(self, queries, **settings)
+def check_question(encoder: Encoder, index: ImageIndex, k: int) -> None:
+    """Refuse what no index can answer, and an encoder that changed under its retriever."""
+    index.check_encoder(encoder)  # training or loading can do that; checking is cheap
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
 
-    def warm_up(self, submodel: Submodel | Granularity | str | None = None) -> None:
-        """Search once for nothing: the first search allocates memory and loads kernels."""
-        self.search(Image.new("RGB", (64, 64)), submodel, k=1)
 
-    def search_vectors(
-        self, vectors: Float32[np.ndarray, "queries dim"], k: int = 10
-    ) -> tuple[Int64[np.ndarray, "queries k"], Float32[np.ndarray, "queries k"]]:
-        """Find the k most similar images of queries that are already embedded.
+def decode(
+    encoder: Encoder, images: Sequence[ImageLike]
+) -> UInt8[np.ndarray, "images height width 3"]:
+    """Decode queries as the corpus was decoded.
 
-        Returns:
-            Ids and scores, best first; `min(k, len(index))` columns.
+    Raises:
+        FileNotFoundError: If there is no file at a path.
+        ValueError: If an image cannot be read; the message names it.
+    """
+    decoded = []
+    for number, image in enumerate(images, start=1):
+        try:
+            decoded.append(encoder.preprocess.pixels(image))
+        except ValueError as error:
+            raise ValueError(f"{name_of(image) or f'query {number}'}: {error}") from error
+    return np.stack(decoded)
 
-        Raises:
-            ValueError: If k is below 1, or the vectors have another dimension than the index.
-        """
-        return self.index.search(vectors, k)
 
-    def _search_auto(self, images: Sequence[ImageLike], k: int) -> list[Hits]:
-        """Let each query choose; see `retrieval.escalation`."""
-        from retrieval.escalation import RANKS, escalate
-        from retrieval.tuning.trial import whole
-
-        model, escalation = whole(self), self._tuned().escalation
-        if escalation is None:
-            raise ValueError(
-                f"tuning {self.index.path} found no per-query choice worth making; name a "
-                "submodel or a budget, or tune with a larger max_loss"
-            )
-        if not images:
-            return []
-        if len(images) > _TOGETHER:
-            starts = range(0, len(images), _TOGETHER)
-            parts = (images[start : start + _TOGETHER] for start in starts)
-            return [hits for part in parts for hits in self._search_auto(part, k)]
-        answers = escalate(
-            escalation,
-            model,
-            self._decode(images),
-            lambda vectors: self.search_vectors(vectors, max(k, RANKS)),
-            (lambda ids: self.index.labels[self.index.rows_of(ids)])
-            if self.index.class_names
-            else None,
+def look_up(
+    index: ImageIndex, ids: Int64[np.ndarray, " k"], scores: Float32[np.ndarray, " k"]
+) -> tuple[Hit, ...]:
+    """Say which images were found."""
+    names, labels = index.class_names, index.labels
+    found = zip(ids, scores, index.rows_of(ids), strict=True)
+    return tuple(
+        Hit(
+            rank=rank,
+            id=int(number),
+            path=index.path_of(row),
+            score=float(score),
+            label=names[labels[row]] if names and labels[row] >= 0 else None,
         )
-        return [
-            Hits(
-                query=_name(image),
-                submodel=answer.steps[-1].submodel,
-                macs=sum(step.macs for step in answer.steps),
-                encode_ms=sum(step.encode_ms for step in answer.steps),
-                search_ms=sum(step.search_ms for step in answer.steps),
-                hits=self._hits(answer.ids[:k], answer.scores[:k]),
-                steps=answer.steps,
-            )
-            for image, answer in zip(images, answers, strict=True)
-        ]
-
-    def _decode(self, images: Sequence[ImageLike]) -> UInt8[np.ndarray, "images height width 3"]:
-        """Decode queries as the corpus was decoded."""
-        decoded = []
-        for number, image in enumerate(images, start=1):
-            try:
-                decoded.append(self.encoder.preprocess.pixels(image))
-            except ValueError as error:
-                raise ValueError(f"{_name(image) or f'query {number}'}: {error}") from error
-        return np.stack(decoded)
-
-    def _hits(
-        self, ids: Int64[np.ndarray, " k"], scores: Float32[np.ndarray, " k"]
-    ) -> tuple[Hit, ...]:
-        """Look up what was found."""
-        names = self.index.class_names
-        found = zip(ids, scores, self.index.rows_of(ids), strict=True)
-        return tuple(
-            Hit(
-                rank=rank,
-                id=int(number),
-                path=self.index.path_of(row),
-                score=float(score),
-                label=names[label] if names and (label := self.index.labels[row]) >= 0 else None,
-            )
-            for rank, (number, score, row) in enumerate(found, start=1)
-        )
+        for rank, (number, score, row) in enumerate(found, start=1)
+    )
 
 
-def _name(image: ImageLike) -> str | None:
+def name_of(image: ImageLike) -> str | None:
     """What to call a query: the path it was read from, if there is one."""
     if isinstance(image, Image.Image):
         return str(getattr(image, "filename", "")) or None

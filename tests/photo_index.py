@@ -10,8 +10,7 @@ from indexing import Corpus, ImageIndex
 from matvit.cost import count_macs
 from matvit.model import MatViT
 from retrieval import OperatingPoint, ParetoFrontier
-from retrieval.escalation import Escalation, Operation
-from retrieval.tuning.record import TunedFor, Tuning, store_tuning
+from retrieval.tuning.record import Escalation, Operation, TunedFor, Tuning
 
 
 def open_photos(model: MatViT, photos: Path, path: Path) -> Opened:
@@ -39,6 +38,7 @@ def tune(opened: Opened, *, auto: bool = True) -> Tuning:
         )  # fmt: skip
     reported = Operation(level=0.5, thresholds=(0.9,), macs_fraction=0.6, lost=0.02)
     tuning = Tuning(
+        encoder=opened.retriever.encoder, folder=opened.index.path,
         tuned_for=TunedFor.of(opened.index, opened.retriever.encoder),
         frontier=ParetoFrontier(points), selection=ParetoFrontier(points),
         target=0.8, strategy="distortion", measured=3, selecting=9, altered=True,
@@ -47,5 +47,5 @@ def tune(opened: Opened, *, auto: bool = True) -> Tuning:
             certainty=0.9, calibrated_on=9, reported=reported,
         ) if auto else None,
     )  # fmt: skip
-    store_tuning(opened.index.path, tuning)
+    tuning.store()
     return tuning

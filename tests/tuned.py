@@ -27,6 +27,12 @@ def colourful(path: Path, seed: int) -> Path:
     return path
 
 
+def picture(seed: int = 0) -> Image.Image:
+    """Make a picture of noise to ask with."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
 def photos(root: Path, count: int, first: int = 0) -> Corpus:
     """Make a folder of `count` pictures in three classes."""
     for seed in range(first, first + count):

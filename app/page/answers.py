@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from threading import Lock
 from time import perf_counter
 
 from PIL import Image
 
+from app.options import AUTO
 from app.page.bounded import Bounded
 from app.page.link import MOST_HITS
 from app.page.query import Query
 from app.page.sight import Sights
 from matvit import ImageLike
-from retrieval import AUTO, Hits, Retriever
+from retrieval import AutoRetriever, Hits, Retriever, Tuning
 
 KEPT = 2048
 """Answers of one index that are kept: less than 20 MB."""
@@ -74,7 +76,7 @@ class Answers:
             self._warm_up(image, submodel)
             start, found = perf_counter(), []
             for _ in range(_TIMES):
-                found.append(self._retriever.search(image, submodel, MOST))
+                found.append(self._search(image, submodel))
                 if perf_counter() - start > _ENOUGH_S:
                     break
         found.sort(key=lambda hits: hits.encode_ms + hits.search_ms)
@@ -84,12 +86,21 @@ class Answers:
         """Let a submodel answer for nothing; of `auto`, all that it may go on to."""
         if submodel in self._warm:
             return
-        tuning = self._retriever.tuning if submodel == AUTO else None
-        rungs = tuning.escalation.ladder if tuning is not None and tuning.escalation else ()
+        rungs = self._auto.escalation.ladder if submodel == AUTO else ()
         for name in (*rungs, submodel):
             if name not in self._warm:
-                self._retriever.search(image, name, MOST)
+                self._search(image, name)
                 self._warm.add(name)
+
+    def _search(self, image: ImageLike, submodel: str) -> Hits:
+        if submodel == AUTO:
+            return self._auto.search(image, MOST)
+        return self._retriever.search(image, submodel, MOST)
+
+    @cached_property
+    def _auto(self) -> AutoRetriever:
+        tuning = Tuning.of(self._retriever.index, self._retriever.encoder)
+        return AutoRetriever(self._retriever, tuning)
 
     def _decoded(self, query: Query) -> ImageLike:
         """Take what comes out the same when it is decoded again; leave alone all else."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from app.options import AUTO
 from app.page.opened import Opened
 from app.page.query import Query
-from retrieval import AUTO, Hit, Hits, Step
+from retrieval import Hit, Hits, Step
 
 
 @dataclass(frozen=True, kw_only=True)

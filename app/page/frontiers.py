@@ -36,7 +36,7 @@ class Measured:
         return "" if found is None else format_conditions(found)
 
     def bought_from(self, unit: Unit) -> ParetoFrontier | None:
-        """What a budget chooses from; of a tuned index what `Retriever.choose` goes by.
+        """What a budget chooses from; of a tuned index what `Tuning.choose` goes by.
 
         So the page and the command pick the same; `frontier` tells what other queries measured.
         """

@@ -15,8 +15,7 @@ from app.page.sight import Sights
 from app.page.tuned import Tuned, read_tuned
 from indexing import MANIFEST, ImageIndex, read_manifest
 from matvit import ExtractedViT, MatViT
-from retrieval import Retriever
-from retrieval.tuning import FILE as TUNING
+from retrieval import TUNING, Retriever
 
 _Identity = tuple[int, int, int]
 Stamp = tuple[str | tuple[str, _Identity], ...]

@@ -9,6 +9,7 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
+from app.options import AUTO
 from app.page import chart
 from app.page.choice import Range, Unit, blocks_of, budget_range, measured, spent, units
 from app.page.frontiers import Measured
@@ -17,7 +18,7 @@ from app.page.opened import Opened
 from app.page.plain import plain
 from app.page.query import Query, stored_query, uploaded_query
 from matvit import Granularity
-from retrieval import AUTO, ParetoFrontier
+from retrieval import ParetoFrontier
 
 SEARCH, CHOOSE, CORPUS, EVALUATE = "Search", "Choose a size", "Corpus", "Evaluate"
 _FEW_HITS = 6

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from threading import Lock
 
 from app.options import one_line
-from matvit import Encoder
-from retrieval import Escalation, ParetoFrontier, Retriever, measured_ms, timed
+from retrieval import Escalation, ParetoFrontier, Retriever, Tuning, read_tuning
 
 _ONE_AT_A_TIME = Lock()
 
@@ -23,9 +22,9 @@ class Tuned:
         summary: What it saves and what it costs, in one line.
         auto: What a query costs and loses that chooses for itself; None if it cannot.
         problem: A sentence if the index has changed since, or the file is damaged.
-        by_gmacs: What a budget in GMACs chooses from, as `Retriever.choose` does: the same
+        by_gmacs: What a budget in GMACs chooses from, as `Tuning.choose` does: the same
             submodels, but measured on the queries that are used to choose.
-        encoder: Who is timed for a budget in milliseconds.
+        tuning: All of it.
     """
 
     frontier: ParetoFrontier | None = None
@@ -34,15 +33,15 @@ class Tuned:
     auto: str | None = None
     problem: str | None = None
     by_gmacs: ParetoFrontier | None = None
-    encoder: Encoder | None = field(default=None, repr=False, compare=False)
+    tuning: Tuning | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def by_ms(self) -> ParetoFrontier | None:
         """What a budget in milliseconds chooses from: `by_gmacs`, timed on this machine."""
-        if self.by_gmacs is None or self.encoder is None:
+        if self.tuning is None:
             return None
         with _ONE_AT_A_TIME:  # what is timed at the same time is timed wrong
-            return timed(self.by_gmacs, partial(measured_ms, self.encoder))
+            return self.tuning.by_ms()
 
 
 def read_tuned(retriever: Retriever) -> Tuned:
@@ -50,7 +49,7 @@ def read_tuned(retriever: Retriever) -> Tuned:
     if not retriever.encoder.submodel(None).is_full:
         return Tuned()
     try:
-        found, note = retriever.tuning, retriever.tuning_note
+        found = read_tuning(retriever.index, retriever.encoder)
     except ValueError as error:
         return Tuned(problem=one_line(error))
     if found is None:
@@ -60,9 +59,9 @@ def read_tuned(retriever: Retriever) -> Tuned:
         recommended=found.recommended.submodel,
         summary=found.summary,
         auto=None if found.escalation is None else _describe(found.escalation),
-        problem=note,
+        problem=found.note(retriever.index),
         by_gmacs=found.by_overlap,
-        encoder=retriever.encoder,
+        tuning=found,
     )
 
 

@@ -1,27 +1,32 @@
-"""What tuning found out, stored with the index that it is about."""
+"""What tuning found out, stored with its index and asked by whoever has a budget."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
+
 from indexing import ImageIndex, write_atomically
-from matvit import Encoder
-from retrieval.escalation import Escalation
-from retrieval.frontier import OperatingPoint, ParetoFrontier
+from matvit import Encoder, MatViT, Submodel, parse_json, read_file
+from retrieval.frontier import Budget, OperatingPoint, ParetoFrontier
+from retrieval.retriever import Hits
+from retrieval.speed import measured_ms
 from retrieval.tuning.score_scale import ScoreScale
 
-FILE = "tuning.json"
+TUNING = "tuning.json"
+"""Name of the file, in the folder of its index."""
+
 _VERSION = 1
 _LARGEST = 1 << 24
 
 
-@dataclass(frozen=True, kw_only=True)
-class TunedFor:
+class TunedFor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The index that was tuned, as it was then.
 
     Attributes:
@@ -38,6 +43,11 @@ class TunedFor:
     fingerprint: str
     weights: str
 
+    def is_of(self, encoder: Encoder) -> bool:
+        """Whether an encoder is the one that was measured, its smaller sizes too."""
+        mine = (self.fingerprint, self.weights)
+        return mine == (encoder.fingerprint, encoder.weights_fingerprint)
+
     @classmethod
     def of(cls, index: ImageIndex, encoder: Encoder) -> TunedFor:
         """Describe an index and its encoder as they are now."""
@@ -53,6 +63,63 @@ class TunedFor:
         )
 
 
+class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What escalation costs and keeps at one level of caution, on average over queries.
+
+    Attributes:
+        level: Share of the queries that are not sure enough at a step, over all of them.
+        thresholds: Confidence that each step but the last must reach to be the last.
+        macs_fraction: Mean multiply-accumulates of a query, as a share of the full encoder's.
+        lost: Share of right first hits that the full encoder has and escalation has not, less
+            those that only escalation has. Right is a hit of the query's label or, without labels,
+            the one that the full encoder puts first.
+    """
+
+    level: float
+    thresholds: tuple[float, ...]
+    macs_fraction: float
+    lost: float
+
+
+class Escalation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which submodels a query is asked with, one after the other, and when it stops.
+
+    Attributes:
+        ladder: Submodels, the first one first.
+        thresholds: Confidence that each but the last must reach to be the last.
+        uses_labels: Whether confidence also asks how many hits have the label of the first.
+        max_loss: Bound on `Operation.lost` that the thresholds were set for.
+        certainty: Probability with which it holds for queries like those they were set with.
+        calibrated_on: Number of those.
+        reported: What it costs and keeps on other queries.
+        curve: The same for other thresholds, from never to always going on.
+
+    Raises:
+        ValueError: If there are not as many thresholds as steps to go on from.
+    """
+
+    ladder: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    uses_labels: bool
+    max_loss: float
+    certainty: float
+    calibrated_on: int
+    reported: Operation
+    curve: tuple[Operation, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.thresholds) != len(self.ladder) - 1 or not self.ladder:
+            raise ValueError(
+                f"a ladder of {len(self.ladder)} submodels needs one threshold for each but the "
+                f"last, got {len(self.thresholds)}"
+            )
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether any query does; else the first submodel alone keeps what was asked for."""
+        return any(threshold >= 0 for threshold in self.thresholds)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
     """Which submodels are worth asking an index with, measured on queries of its own kind.
@@ -61,7 +128,9 @@ class Tuning:
     of many is never as good as it looked when it was picked.
 
     Attributes:
-        tuned_for: The index that this is about.
+        encoder: The whole encoder of the index.
+        folder: Of the index.
+        tuned_for: The index that this is about, as it was then.
         frontier: Operating points of the submodels that were kept.
         selection: The same, measured on the queries that are used to choose.
         target: Of the frontier's metric, what the recommended submodel has to reach.
@@ -73,6 +142,8 @@ class Tuning:
         scales: How the scores of submodels translate into the full encoder's.
     """
 
+    encoder: MatViT = field(repr=False, compare=False)
+    folder: Path = field(compare=False)
     tuned_for: TunedFor
     frontier: ParetoFrontier
     selection: ParetoFrontier
@@ -84,6 +155,21 @@ class Tuning:
     escalation: Escalation | None = None
     scales: Mapping[str, ScoreScale] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, index: ImageIndex, encoder: Encoder) -> Tuning:
+        """Read what `tune` stored with an index.
+
+        Raises:
+            ValueError: If the index was never tuned with this encoder, what is stored is damaged,
+                or the encoder is only an extracted submodel.
+        """
+        if (found := read_tuning(index, encoder)) is not None:
+            return found
+        raise ValueError(
+            f"{index.path} was never tuned with encoder {encoder.name}; "
+            f"run `matvit tune {index.path}` first, or name a submodel"
+        )
+
     @property
     def by_overlap(self) -> ParetoFrontier:
         """What choices are made by, ranked by the overlap with the full encoder's answers.
@@ -91,6 +177,58 @@ class Tuning:
         It tells submodels apart with few queries; a hit rate does not.
         """
         return ParetoFrontier(self.selection, metric=f"overlap@{self.selection.points[0].k}")
+
+    def by_ms(self) -> ParetoFrontier:
+        """Return `by_overlap` with the milliseconds that submodels take on this machine.
+
+        They are measured at the first call and remembered; see `measured_ms`.
+        """
+        return self._timed(self.by_overlap)
+
+    def choose(
+        self,
+        *,
+        max_gmacs: float | None = None,
+        max_ms: float | None = None,
+        min_recall: float | None = None,
+    ) -> Submodel:
+        """Pick a submodel by a budget.
+
+        Args:
+            max_gmacs: Billions of multiply-accumulates that embedding a query may cost.
+            max_ms: Milliseconds that embedding one query may take at the median on this machine;
+                see `by_ms`.
+            min_recall: What must be kept, of retained hit rate if the index has labels, else of
+                the overlap; then the cheapest that keeps it is picked. Else it is the one with
+                the largest overlap that fits: a hit rate is too coarse to tell submodels apart.
+
+        Raises:
+            ValueError: If no budget is given, one is out of range, or nothing meets it (the
+                message names the nearest).
+        """
+        budget = Budget(max_gmacs=max_gmacs, max_ms=max_ms, min_recall=min_recall)
+        frontier = self.by_overlap if min_recall is None else self.selection
+        allowed = frontier if max_ms is None else self._timed(frontier)
+        return self.encoder.submodel(budget.pick(allowed).submodel)
+
+    def on_full_scale(self, hits: Hits) -> Hits:
+        """Give hits the scores that the full encoder would have given; see `ScoreScale`.
+
+        So that a threshold means the same whatever submodel answers.
+
+        Raises:
+            ValueError: If the scores of the submodel that answered were not measured.
+        """
+        if self.encoder.submodel(hits.submodel).is_full or not hits.hits:
+            return hits
+        if (scale := self.scales.get(hits.submodel)) is None:
+            raise ValueError(
+                f"the scores of {hits.submodel} were not measured when {self.folder} was tuned; "
+                f"those of {', '.join(self.scales)} were"
+            )
+        scores = scale.to_full(np.array([hit.score for hit in hits]))
+        pairs = zip(hits.hits, scores, strict=True)
+        return replace(hits, hits=tuple(replace(hit, score=float(new)) for hit, new in pairs))
 
     @property
     def recommended(self) -> OperatingPoint:
@@ -115,83 +253,100 @@ class Tuning:
             "did not choose it"
         )
 
-    def note(self, now: TunedFor) -> str | None:
-        """Say how the index differs from the one that was tuned; None if it does not."""
-        then = self.tuned_for
-        if now.content == then.content:
+    def note(self, index: ImageIndex) -> str | None:
+        """Say how an index has changed since it was tuned; None if it has not."""
+        then, generation = self.tuned_for, index.info()["generation"]
+        if generation == then.generation:
+            return None
+        if TunedFor.of(index, self.encoder).content == then.content:
             return None
         return (
             f"the index was tuned at generation {then.generation} with {then.images:,} images "
-            f"and is now at generation {now.generation} with {now.images:,}; "
+            f"and is now at generation {generation} with {len(index):,}; "
             "`matvit tune` measures again"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            **vars(self),
-            "tuned_for": asdict(self.tuned_for),
-            "frontier": json.loads(self.frontier.to_json()),
-            "selection": json.loads(self.selection.to_json()),
-            "escalation": None if self.escalation is None else self.escalation.to_dict(),
-            "scales": {name: asdict(scale) for name, scale in self.scales.items()},
-        }
+        """Return plain JSON values: all but the encoder and the folder."""
+        values = {name: getattr(self, name) for name in _Stored.__struct_fields__}
+        plain: dict[str, Any] = msgspec.to_builtins(values, enc_hook=ParetoFrontier.to_dict)
+        return plain
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Tuning:
-        """Read back what `to_dict` returned.
+    def store(self) -> None:
+        """Put it beside its index, in place of an earlier one.
 
         Raises:
-            ValueError: If the values are of another shape.
+            OSError: If that is not possible.
         """
-        try:
-            escalation = values["escalation"]
-            known = {
-                **values,
-                "tuned_for": TunedFor(**values["tuned_for"]),
-                "frontier": ParetoFrontier.from_json(json.dumps(values["frontier"])),
-                "selection": ParetoFrontier.from_json(json.dumps(values["selection"])),
-                "escalation": None if escalation is None else Escalation.from_dict(escalation),
-                "scales": {
-                    name: ScoreScale(**{side: tuple(scale[side]) for side in scale})
-                    for name, scale in values["scales"].items()
-                },
-            }
-            return cls(**known)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"not a tuning: {error!r}") from error
+        write_checked(self.folder / TUNING, self.to_dict())
+
+    def _timed(self, frontier: ParetoFrontier) -> ParetoFrontier:
+        here = measured_ms(self.encoder, [point.submodel for point in frontier])
+        points = [
+            replace(point, latency_ms_p50=here[point.submodel], latency_ms_p95=None)
+            for point in frontier
+        ]
+        return ParetoFrontier(points, metric=frontier.metric)
 
 
-def store_tuning(folder: Path, tuning: Tuning) -> None:
-    """Put a tuning beside an index, in place of an earlier one."""
-    write_checked(folder / FILE, tuning.to_dict())
+class _Stored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A tuning as it is stored; see `Tuning`."""
+
+    tuned_for: TunedFor
+    frontier: ParetoFrontier
+    selection: ParetoFrontier
+    target: float
+    strategy: str
+    measured: int
+    selecting: int
+    altered: bool
+    escalation: Escalation | None
+    scales: dict[str, ScoreScale]
 
 
-def read_tuning(folder: Path, encoder: Encoder) -> Tuning | None:
+def read_tuning(index: ImageIndex, encoder: Encoder) -> Tuning | None:
     """Read the tuning of an index; None if it has none, or one of another encoder.
 
     Raises:
-        ValueError: If it is damaged.
+        ValueError: If it is damaged, or the encoder is only an extracted submodel.
     """
-    values = read_checked(folder / FILE)
-    if values is None:
+    model, path = whole(encoder), index.path / TUNING
+    if (values := read_checked(path)) is None:
         return None
     try:
-        tuning = Tuning.from_dict(values)
+        stored = msgspec.convert(values, _Stored, dec_hook=lambda kind, each: kind.from_dict(each))
     except ValueError as error:
-        raise _damaged(folder / FILE, str(error)) from error
-    theirs = (tuning.tuned_for.fingerprint, tuning.tuned_for.weights)
-    return tuning if theirs == (encoder.fingerprint, encoder.weights_fingerprint) else None
+        raise _damaged(path, str(error)) from error
+    if not stored.tuned_for.is_of(model):
+        return None
+    return Tuning(encoder=model, folder=index.path, **msgspec.structs.asdict(stored))
+
+
+def whole(encoder: Encoder) -> MatViT:
+    """Return an encoder if it is a whole one.
+
+    Raises:
+        ValueError: If it is an extracted submodel, of which nothing can be cut.
+    """
+    if not isinstance(encoder, MatViT):
+        raise ValueError(
+            f"{encoder.name} is only the extracted submodel {encoder.submodel(None)}; "
+            "choosing among submodels needs the whole encoder"
+        )
+    return encoder
+
+
+class _Checked(msgspec.Struct, forbid_unknown_fields=True):
+    """JSON in which damage is noticed."""
+
+    format_version: int
+    sha256: str
+    content: dict[str, Any]
 
 
 def write_checked(path: Path, values: dict[str, Any]) -> None:
     """Write JSON so that damage is noticed when it is read."""
-    text = json.dumps(values, sort_keys=True, allow_nan=False)
-    document = {
-        "format_version": _VERSION,
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "content": values,
-    }
+    document = {"format_version": _VERSION, "sha256": _digest(values), "content": values}
     data = (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
     write_atomically(path, lambda stream: stream.write(data))
 
@@ -202,29 +357,26 @@ def read_checked(path: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: If it is damaged, or of another version.
     """
-    if not path.exists():
-        return None
-    if path.stat().st_size > _LARGEST:
-        raise _damaged(path, "it is far too large")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        data = read_file(path, max_bytes=_LARGEST).data
+        found = parse_json(data, _Checked, "what was written")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
-    if not isinstance(document, dict) or set(document) != {"format_version", "sha256", "content"}:
-        raise _damaged(path, "it holds something else")
-    if document["format_version"] != _VERSION:
+    if found.format_version != _VERSION:
         raise ValueError(
-            f"{path} has format version {document['format_version']!r:.20}, this program reads "
-            f"{_VERSION}; run `matvit tune` again"
+            f"{path} has format version {found.format_version}, this program reads {_VERSION}; "
+            "run `matvit tune` again"
         )
-    content = document["content"]
-    text = json.dumps(content, sort_keys=True)
-    if (
-        not isinstance(content, dict)
-        or hashlib.sha256(text.encode()).hexdigest() != document["sha256"]
-    ):
+    if _digest(found.content) != found.sha256:
         raise _damaged(path, "its content is not what was written")
-    return content
+    return found.content
+
+
+def _digest(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _damaged(path: Path, reason: str) -> ValueError:

@@ -1,4 +1,4 @@
-"""The queries that an encoder is chosen by: some to select with, others to calibrate and report."""
+"""The queries that submodels are chosen by: some to select with, others to bound and to report."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Sample:
 
     Attributes:
         selecting: To choose submodels by.
-        calibrating: To set the threshold of the per-query choice by.
+        bounding: To set the thresholds of the per-query choice by, so that its loss is bounded.
         reporting: To say what the chosen ones are worth.
         altered: Whether they are altered images of the index itself.
         has_labels: Whether it is known what is relevant to enough of each.
@@ -83,7 +83,7 @@ class Sample:
     """
 
     selecting: Queries
-    calibrating: Queries
+    bounding: Queries
     reporting: Queries
     altered: bool
     has_labels: bool
@@ -95,7 +95,7 @@ def draw_sample(
 ) -> Sample:
     """Draw queries at random, decode them, and divide them into three.
 
-    A quarter is to select by, half to calibrate by, and a quarter to report on.
+    A quarter is to select by, half to set thresholds by, and a quarter to report on.
 
     Args:
         retriever: Encoder and index.
@@ -134,10 +134,10 @@ def draw_sample(
     if not has_labels:  # too few labels tell less than none
         nothing = np.zeros_like(drawn.wanted.total)
         drawn = Queries(pixels=drawn.pixels, wanted=drawn.wanted._replace(total=nothing))
-    selecting, calibrating, reporting = (drawn.take(np.sort(rows)) for rows in parts)
+    selecting, bounding, reporting = (drawn.take(np.sort(rows)) for rows in parts)
     return Sample(
         selecting=selecting,
-        calibrating=calibrating,
+        bounding=bounding,
         reporting=reporting,
         altered=queries is None,
         has_labels=has_labels,

@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from matvit import MatViT, MatViTConfig, Submodel, count_macs, embed, embed_each
+from matvit import MatViTConfig, Submodel, count_macs, embed, embed_each
 from retrieval import metrics
 from retrieval.ground_truth import find_others
 from retrieval.retriever import Retriever
+from retrieval.tuning.record import whole
 from retrieval.tuning.sample import Queries
 from retrieval.tuning.score_scale import ScoreScale
 
@@ -68,7 +69,7 @@ class Trial:
         known: Mapping[Submodel, Score] | None = None,
         on_progress: Callable[[], object] | None = None,
     ) -> None:
-        self._model = whole(retriever)
+        self._model = whole(retriever.encoder)
         self._retriever, self._queries, self._k = retriever, queries, k
         self._on_progress = on_progress
         self.scores: dict[Submodel, Score] = dict(known or {})
@@ -149,21 +150,6 @@ def _centred(
     vectors = np.where(there, flat.reshape(*rows.shape, -1), 0)
     mean = vectors.sum(axis=1, keepdims=True) / np.maximum(there.sum(axis=1, keepdims=True), 1)
     return np.where(there, vectors - mean, 0).astype(np.float32)
-
-
-def whole(retriever: Retriever) -> MatViT:
-    """Return the encoder of a retriever if it is a whole one.
-
-    Raises:
-        ValueError: If it is an extracted submodel, of which nothing can be cut.
-    """
-    encoder = retriever.encoder
-    if not isinstance(encoder, MatViT):
-        raise ValueError(
-            f"{encoder.name} is only the extracted submodel {encoder.submodel(None)}; "
-            "choosing among submodels needs the whole encoder"
-        )
-    return encoder
 
 
 def hits(

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 from tqdm import tqdm
 
 from indexing import Corpus
 from matvit import MatViT, Submodel, count_macs, count_params, trained_sizes
-from retrieval.escalation import Escalation
 from retrieval.evaluation import conditions_of
 from retrieval.frontier import Conditions, OperatingPoint, ParetoFrontier
 from retrieval.metrics import retained
 from retrieval.retriever import Retriever
 from retrieval.speed import describe_precision, measured_ms
-from retrieval.tuning.calibrate import calibrate, check_bound, ladders, reply
 from retrieval.tuning.candidates import KEPT, STRATEGY, ask_candidates, spread
 from retrieval.tuning.journal import Journal, only_one
-from retrieval.tuning.record import TunedFor, Tuning, store_tuning
+from retrieval.tuning.record import Escalation, TunedFor, Tuning, whole
 from retrieval.tuning.sample import FEWEST, Sample, draw_sample
-from retrieval.tuning.trial import Score, Trial, whole
+from retrieval.tuning.threshold import check_bound, ladders, reply, set_thresholds
+from retrieval.tuning.trial import Score, Trial
 
 TARGET_WITH_LABELS = 0.95
 TARGET_WITHOUT_LABELS = 0.8
@@ -55,8 +55,8 @@ def tune(
         retriever: A whole encoder and its index.
         queries: Images like those that will be asked with; None takes images of the index itself
             and alters them a little. Their labels are used if the index has labels too.
-        size: Queries to draw: a quarter to select submodels by, half to calibrate the per-query
-            choice by, a quarter to report on.
+        size: Queries to draw: a quarter to select submodels by, half to set the thresholds of the
+            per-query choice by, a quarter to report on.
         k: Hits that the overlap looks at.
         target: What the recommended submodel has to reach, of retained hit rate with labels
             (default 0.95), of the overlap without (default 0.8).
@@ -76,7 +76,7 @@ def tune(
         BlockingIOError: If another process is tuning the index.
         OSError: If it cannot be stored.
     """
-    model = whole(retriever)
+    model = whole(retriever.encoder)
     retriever.index.check_encoder(model)
     _check(k, len(retriever.index), target, max_loss, certainty)
     folder = retriever.index.path
@@ -100,6 +100,8 @@ def tune(
         )
         labelled = frontier.metric == _RETAINED
         tuning = Tuning(
+            encoder=model,
+            folder=folder,
             tuned_for=TunedFor.of(retriever.index, model),
             frontier=frontier,
             selection=selection,
@@ -111,21 +113,21 @@ def tune(
             escalation=escalation,
             scales={str(each): scale for each, scale in reporting.scales.items()},
         )
-        store_tuning(folder, tuning)
+        tuning.store()
         journal.forget()
     return tuning
 
 
 def _settings(retriever: Retriever, sample: Sample, k: int) -> dict[str, Any]:
     """Whatever changes a score: who asks what of whom, and in which precision."""
-    model = whole(retriever)
+    model = whole(retriever.encoder)
     return {
         "pixels": hashlib.sha256(sample.selecting.pixels.tobytes()).hexdigest(),
         "wanted": [hashlib.sha256(t.tobytes()).hexdigest() for t in sample.selecting.wanted],
         "k": k,
         "strategy": [STRATEGY, KEPT],
         "precision": describe_precision(model.device),
-        **asdict(TunedFor.of(retriever.index, model)),
+        **msgspec.structs.asdict(TunedFor.of(retriever.index, model)),
     }
 
 
@@ -147,12 +149,12 @@ def _escalation(
     max_loss: float | None,
     certainty: float,
 ) -> Escalation | None:
-    """Calibrate the per-query choice, with some of the reported submodels to start from."""
+    """Set the thresholds of the per-query choice, with some of the reported submodels to start."""
     labelled = sample.has_labels
-    return calibrate(
+    return set_thresholds(
         lambda asked, rungs: reply(retriever, asked, rungs, uses_labels=labelled),
         sample,
-        ladders(whole(retriever), reported[:: max(1, len(reported) // _STARTS)]),
+        ladders(whole(retriever.encoder), reported[:: max(1, len(reported) // _STARTS)]),
         max_loss=_or(max_loss, MAX_LOSS_WITH_LABELS, MAX_LOSS_WITHOUT_LABELS, labelled),
         certainty=certainty,
     )

@@ -94,18 +94,17 @@ def test_auto_shows_the_steps_it_took(matvit, index, encoder, query, monkeypatch
     from dataclasses import replace
 
     from indexing import ImageIndex
-    from retrieval import Retriever
-    from retrieval.escalation import Escalation, Operation
-    from retrieval.tuning.record import store_tuning
+    from retrieval import Retriever, tune
+    from retrieval.tuning.record import Escalation, Operation
 
     retriever = Retriever(small_encoder(), ImageIndex.open(index))
-    made = retriever.tune(size=80, latency=False)
+    made = tune(retriever, size=80, latency=False)
     operation = Operation(level=1.0, thresholds=(1e9,), macs_fraction=1.5, lost=0.0)
     always = Escalation(
         ladder=("S", "XL"), thresholds=(1e9,), uses_labels=False, max_loss=0.1, certainty=0.9,
         calibrated_on=40, reported=operation,
     )  # fmt: skip
-    store_tuning(index, replace(made, escalation=always))
+    replace(made, escalation=always).store()
     code, out, _ = matvit("search", index, query, "--submodel", "auto", *encoder)
     assert code == 0
     assert "[S -> XL: " in out

@@ -7,7 +7,7 @@ from tuned import photos, small_encoder
 
 from app.demo import MARKER, run_demo, split
 from indexing import Corpus, ImageIndex
-from retrieval import Retriever
+from retrieval import Tuning
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def test_budgets_can_be_given_in_milliseconds_after_the_demo(tmp_path):
     model = small_encoder()
     photos(tmp_path / "photos", 120)
     made = run_demo(model, tmp_path / "demo", tmp_path / "photos", progress=False)
-    tuning = Retriever(model, ImageIndex.open(made.index)).tuning
+    tuning = Tuning.of(ImageIndex.open(made.index), model)
     assert all(point.latency_ms_p50 > 0 for point in tuning.frontier)
 
 
@@ -85,7 +85,7 @@ def test_with_enough_photos_one_size_is_recommended_and_marked(tmp_path):
     report = json.loads((made.report / "report.json").read_text())
     assert report["recommended"] == made.recommended
     assert f"recommended: {made.recommended}" in (made.report / "frontier.svg").read_text()
-    tuned = Retriever(model, ImageIndex.open(made.index)).tuning
+    tuned = Tuning.of(ImageIndex.open(made.index), model)
     assert tuned.recommended.submodel == made.recommended
 
 

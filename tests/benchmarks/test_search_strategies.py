@@ -18,7 +18,7 @@ def retriever(tmp_path_factory):
 @pytest.fixture(scope="module")
 def queries(retriever, tmp_path_factory):
     corpus = photos(tmp_path_factory.mktemp("queries"), 80, first=5000)
-    return draw_sample(retriever, corpus, size=80).calibrating
+    return draw_sample(retriever, corpus, size=80).bounding
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

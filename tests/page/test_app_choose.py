@@ -18,7 +18,6 @@ from indexing import Corpus, ImageIndex
 from matvit.extraction import extract, save_extracted
 from matvit.model import MatViT
 from retrieval import ParetoFrontier, Retriever
-from retrieval.tuning.record import store_tuning
 
 
 def test_the_frontier_is_drawn_from_the_report_beside_the_index(page):
@@ -220,15 +219,12 @@ def test_a_budget_picks_what_the_command_picks(open_page, place, tiny_model, mon
     found = {"S": (0.9, 5.0), "1xS,1xL": (0.85, 4.0), "XL": (1.0, 9.0)}
     selection = [replace(each, overlap_at_k=found[each.submodel][0]) for each in stored.selection]
     told = [replace(each, latency_ms_p50=found[each.submodel][1] + 1) for each in stored.frontier]
-    store_tuning(
-        place / "i.index",
-        replace(stored, selection=ParetoFrontier(selection), frontier=ParetoFrontier(told)),
+    stored = replace(stored, selection=ParetoFrontier(selection), frontier=ParetoFrontier(told))
+    stored.store()
+    monkeypatch.setattr(
+        "retrieval.tuning.record.measured_ms",
+        lambda encoder, submodels: {each: found[each][1] for each in submodels},
     )
-    for place_of_use in ("app.page.tuned", "retrieval.speed"):
-        monkeypatch.setattr(
-            f"{place_of_use}.measured_ms",
-            lambda encoder, submodels: {str(each): found[str(each)][1] for each in submodels},
-        )
     page = open_page("--index", place / "i.index", "--encoder", place / "encoder")
     turn_to(page, "choose")
     for unit, option in (("GMACs", "max_gmacs"), ("ms", "max_ms")):
@@ -237,7 +233,7 @@ def test_a_budget_picks_what_the_command_picks(open_page, place, tiny_model, mon
         picked = set()
         for limit in (budget.max, budget.min, (budget.min + budget.max) / 2):
             page.slider(key="budget").set_value(limit).run()
-            chosen = str(opened.retriever.choose(**{option: page.slider(key="budget").value}))
+            chosen = str(stored.choose(**{option: page.slider(key="budget").value}))
             (card,) = html(page, "card")
             assert card.split()[0] == chosen
             assert f"overlap@10 {stored.frontier.point_of(chosen).overlap_at_k:.4f}" in card

@@ -10,7 +10,7 @@ from app.page.query import Query
 from app.page.sight import Sights
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
-from retrieval import Retriever
+from retrieval import AutoRetriever, Retriever
 
 
 @pytest.fixture
@@ -106,13 +106,18 @@ def test_auto_is_warm_for_all_it_may_go_on_to(
 ):
     opened = open_photos(tiny_model, photo_folder, tmp_path / "tuned.index")
     tune(opened)
-    asked, search = [], opened.retriever.search
+    asked, search, search_auto = [], opened.retriever.search, AutoRetriever.search
 
     def note(image, submodel, k):
         asked.append(submodel)
         return search(image, submodel, k)
 
+    def note_auto(auto, image, k):
+        asked.append("auto")
+        return search_auto(auto, image, k)
+
     monkeypatch.setattr(opened.retriever, "search", note)
+    monkeypatch.setattr(AutoRetriever, "search", note_auto)
     opened.answers.to(query, "auto", 3)
     assert asked[:4] == ["S", "XL", "auto", "auto"]
     assert set(asked[4:]) <= {"auto"}

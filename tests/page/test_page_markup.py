@@ -9,8 +9,7 @@ import pytest
 from app.page import markup
 from app.page.choice import Cost
 from app.page.comparison import Cell, Strip
-from retrieval import OperatingPoint, ParetoFrontier
-from retrieval.escalation import Step
+from retrieval import OperatingPoint, ParetoFrontier, Step
 
 CELL = Cell(
     id=1, path="a.png", score=0.5, rank=2, change=0, label=None, right=None, picture=b"jpeg"

@@ -53,7 +53,7 @@ def test_opening_and_searching_do_not_change_the_stamp(tiny_model, photo_folder,
     opened = open_photos(tiny_model, photo_folder, path)
     before = stamp(path)
     ImageIndex.open(path)
-    opened.retriever.warm_up()
+    opened.retriever.search(photo_folder / "bread" / "01.png")
     opened.pictures.of(0)
     assert stamp(path) == before
 

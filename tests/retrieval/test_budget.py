@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from retrieval.budget import Budget, choose
-from retrieval.frontier import OperatingPoint, ParetoFrontier
+from retrieval.frontier import Budget, OperatingPoint, ParetoFrontier
 
 MACS = {"S": 1_000_000_000, "M": 2_000_000_000, "L": 3_000_000_000, "XL": 4_000_000_000}
 OVERLAP = {"S": 0.7, "M": 0.8, "L": 0.75, "XL": 1.0}
@@ -17,18 +16,10 @@ def frontier():
     return ParetoFrontier(
         OperatingPoint(
             submodel=name, macs=macs, macs_fraction=macs / MACS["XL"], params=1, queries=10, k=10,
-            overlap_at_k=OVERLAP[name],
+            overlap_at_k=OVERLAP[name], latency_ms_p50=MS[name],
         )
         for name, macs in MACS.items()
     )  # fmt: skip
-
-
-def measured(names):
-    return {name: MS[name] for name in names}
-
-
-def unmeasured(names):
-    raise AssertionError("nobody asked for milliseconds")
 
 
 @pytest.mark.parametrize(
@@ -47,8 +38,7 @@ def unmeasured(names):
     ],
 )
 def test_a_budget_buys_the_best_and_a_recall_costs_the_least(frontier, budget, expected):
-    measure = measured if "max_ms" in budget else unmeasured
-    assert choose(frontier, Budget(**budget), measure).submodel == expected
+    assert Budget(**budget).pick(frontier).submodel == expected
 
 
 @pytest.mark.parametrize(
@@ -61,17 +51,17 @@ def test_a_budget_buys_the_best_and_a_recall_costs_the_least(frontier, budget, e
 )
 def test_a_budget_that_nothing_meets_names_the_nearest(frontier, budget, message):
     with pytest.raises(ValueError, match=message):
-        choose(frontier, Budget(**budget), measured)
+        Budget(**budget).pick(frontier)
 
 
 def test_the_number_in_the_message_is_enough(frontier):
     for macs in (143_944_704, 322_833_408, 999_999_999, 1):
         points = [replace(frontier.points[0], macs=macs)]
         with pytest.raises(ValueError, match="needs") as refused:
-            choose(ParetoFrontier(points), Budget(max_gmacs=1e-12), measured)
+            Budget(max_gmacs=1e-12).pick(ParetoFrontier(points))
         needed = float(str(refused.value).split()[-2])
         assert macs <= needed * 1e9 <= macs * 1.001
-        choose(ParetoFrontier(points), Budget(max_gmacs=needed), measured)
+        Budget(max_gmacs=needed).pick(ParetoFrontier(points))
 
 
 @pytest.mark.parametrize(

@@ -116,14 +116,6 @@ def test_k_below_one_is_an_error(retriever, photo_folder, k):
         retriever.search(photo_folder / "apple" / "00.png", k=k)
 
 
-def test_search_vectors_takes_queries_that_are_already_embedded(retriever, photo_folder):
-    path = photo_folder / "apple" / "00.png"
-    pixels = np.stack([retriever.encoder.preprocess.pixels(path)])
-    vectors = embed(retriever.encoder, pixels, "S")
-    ids, scores = retriever.search_vectors(vectors, k=4)
-    assert list(zip(ids[0], scores[0], strict=True)) == answer(retriever.search(path, "S", k=4))
-
-
 def test_json_has_the_documented_shape(retriever, photo_folder):
     path = photo_folder / "apple" / "00.png"
     hits = retriever.search(path, "S", k=2)
@@ -214,18 +206,20 @@ def test_threads_may_search_with_two_submodels_at_once(retriever, photo_folder):
     assert found == expected
 
 
-def test_an_image_removed_by_another_thread_meanwhile_is_still_told(retriever, photo_folder):
+def test_an_image_removed_by_another_thread_meanwhile_is_still_told(
+    retriever, photo_folder, monkeypatch
+):
     query = photo_folder / "bread" / "04.png"
     expected = answer(retriever.search(query, k=3))
-    searching, original = retriever.search_vectors, retriever.index
+    searching, original = ImageIndex.search, retriever.index
 
-    def removed_meanwhile(vectors, k):
-        found = searching(vectors, k)
+    def removed_meanwhile(index, vectors, k):
+        found = searching(index, vectors, k)
         original.remove([int(found[0][0, 0])])
         return found
 
-    retriever.search_vectors = removed_meanwhile
-    assert answer(retriever.search(query, k=3)) == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageIndex, "search", removed_meanwhile)
+        assert answer(retriever.search(query, k=3)) == expected
     assert expected[0][0] not in original.ids
-    del retriever.search_vectors
     assert answer(retriever.search(query, k=2)) == expected[1:]

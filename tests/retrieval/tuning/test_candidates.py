@@ -60,7 +60,7 @@ def retriever(tmp_path_factory):
 
 def test_the_trained_sizes_and_the_papers_rule_are_always_asked(retriever, tmp_path):
     corpus = photos(tmp_path / "queries", 40, first=5000)
-    trial = Trial(retriever, draw_sample(retriever, corpus, size=40).calibrating)
+    trial = Trial(retriever, draw_sample(retriever, corpus, size=40).bounding)
     ask_candidates(trial)
     config = retriever.encoder.config
     assert set(trained_sizes(config)) < set(paper_rule(config)) < set(trial.searched)
@@ -85,7 +85,7 @@ def test_the_table_finds_the_block_that_costs_nothing_to_shrink(tmp_path):
     changed = Retriever.__new__(Retriever)
     changed.encoder, changed.index = model, retriever.index
     queries = draw_sample(changed, photos(tmp_path / "queries", 60, first=5000), size=60)
-    trial = Trial(changed, queries.calibrating)
+    trial = Trial(changed, queries.bounding)
     ask_candidates(trial)
     asked = {str(each) for each in trial.searched}
     scores = {size: trial.searched[model.submodel(size)] for size in ("M", "L", "XL")}

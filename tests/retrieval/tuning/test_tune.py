@@ -3,22 +3,16 @@ from __future__ import annotations
 import json
 import shutil
 
-import numpy as np
 import pytest
 from filelock import FileLock
-from tuned import colourful, photos, small_encoder, small_retriever
+from tuned import colourful, photos, picture, small_encoder, small_retriever
 
 from indexing import Corpus, ImageIndex
-from retrieval import Retriever
+from retrieval import Retriever, read_tuning, tune
 from retrieval.tuning import journal
 from retrieval.tuning import tuner as module
-from retrieval.tuning.record import FILE, TunedFor
+from retrieval.tuning.record import TUNING, TunedFor
 from retrieval.tuning.tuner import PROGRESS
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +20,7 @@ def template(tmp_path_factory):
     """An index that was tuned on altered images of itself."""
     folder = tmp_path_factory.mktemp("tuned")
     retriever = small_retriever(folder)
-    retriever.tune(size=80, latency=False)
+    tune(retriever, size=80, latency=False)
     return folder
 
 
@@ -38,13 +32,17 @@ def tuned(template, tmp_path):
 
 @pytest.fixture
 def untuned(tuned):
-    (tuned.index.path / FILE).unlink()
+    (tuned.index.path / TUNING).unlink()
     return tuned
 
 
+def tuning_of(retriever):
+    return read_tuning(retriever.index, retriever.encoder)
+
+
 def test_what_is_returned_is_what_is_stored(untuned):
-    made = untuned.tune(size=80, latency=False)
-    assert Retriever(small_encoder(), ImageIndex.open(untuned.index.path)).tuning == made
+    made = tune(untuned, size=80, latency=False)
+    assert tuning_of(Retriever(small_encoder(), ImageIndex.open(untuned.index.path))) == made
     assert not (untuned.index.path / PROGRESS).exists()
     assert made.altered
     assert made.selecting == 20
@@ -53,7 +51,7 @@ def test_what_is_returned_is_what_is_stored(untuned):
 
 
 def test_the_trained_sizes_are_always_reported_and_full_keeps_everything(tuned):
-    frontier = tuned.tuning.frontier
+    frontier = tuning_of(tuned).frontier
     assert {"S", "M", "L", "XL"} <= {point.submodel for point in frontier}
     assert frontier.full.overlap_at_k == 1
     assert frontier.metric == "retained_hit_rate@1"
@@ -61,14 +59,14 @@ def test_the_trained_sizes_are_always_reported_and_full_keeps_everything(tuned):
 
 def test_without_labels_the_overlap_decides(tmp_path):
     retriever = small_retriever(tmp_path, labels=False)
-    made = retriever.tune(size=80, latency=False)
+    made = tune(retriever, size=80, latency=False)
     assert made.frontier.metric == "overlap@10"
     assert made.target == 0.8
     assert "overlap@10" in made.summary
 
 
 def test_held_out_queries_can_be_named(untuned, tmp_path):
-    made = untuned.tune(photos(tmp_path / "queries", 60, first=5000), size=60, latency=False)
+    made = tune(untuned, photos(tmp_path / "queries", 60, first=5000), size=60, latency=False)
     assert not made.altered
     assert made.frontier.conditions.in_index == 0
     assert sum((made.selecting, made.frontier.conditions.queries)) == 30
@@ -80,20 +78,20 @@ def test_an_interrupted_run_goes_on_where_it_stopped(untuned, monkeypatch):
     monkeypatch.setattr(journal, "_SAVE_EVERY_S", 0.0)
     stop_after(monkeypatch, 12)
     with pytest.raises(KeyboardInterrupt):
-        untuned.tune(size=80, latency=False)
+        tune(untuned, size=80, latency=False)
     assert (untuned.index.path / PROGRESS).exists()
-    assert untuned.tuning is None
+    assert tuning_of(untuned) is None
     before = len(asked)
     monkeypatch.setattr(journal.Journal, "advance", lambda self: None)
-    resumed = untuned.tune(size=80, latency=False)
+    resumed = tune(untuned, size=80, latency=False)
     assert set(asked[:before]).isdisjoint(asked[before : before + 1])
     assert resumed.frontier == fresh.frontier
     assert resumed.escalation == fresh.escalation
 
 
 def small_retriever_run(retriever):
-    made = retriever.tune(size=80, latency=False)
-    (retriever.index.path / FILE).unlink()
+    made = tune(retriever, size=80, latency=False)
+    (retriever.index.path / TUNING).unlink()
     return made
 
 
@@ -129,18 +127,18 @@ def test_progress_of_other_settings_or_damaged_is_not_used(untuned, monkeypatch)
     expected = small_retriever_run(untuned)
     for text in ('{"half', json.dumps({"format_version": 1, "sha256": "", "content": {}})):
         (untuned.index.path / PROGRESS).write_text(text)
-        assert untuned.tune(size=80, latency=False).frontier == expected.frontier
+        assert tune(untuned, size=80, latency=False).frontier == expected.frontier
     stop_after(monkeypatch, 12)
     with pytest.raises(KeyboardInterrupt):
-        untuned.tune(size=80, seed=1, latency=False)
+        tune(untuned, size=80, seed=1, latency=False)
     monkeypatch.undo()
-    assert untuned.tune(size=80, latency=False).frontier == expected.frontier
+    assert tune(untuned, size=80, latency=False).frontier == expected.frontier
 
 
 def test_two_at_once_are_refused(untuned):
     busy = pytest.raises(BlockingIOError, match="being tuned by another process; wait until")
     with FileLock(untuned.index.path / "tuning.lock"), busy:
-        untuned.tune(size=80, latency=False)
+        tune(untuned, size=80, latency=False)
 
 
 @pytest.mark.parametrize(
@@ -156,37 +154,37 @@ def test_two_at_once_are_refused(untuned):
 )
 def test_settings_out_of_range_are_refused(untuned, settings, message):
     with pytest.raises(ValueError, match=message):
-        untuned.tune(**{"size": 80, "latency": False, **settings})
+        tune(untuned, **{"size": 80, "latency": False, **settings})
 
 
 def test_compaction_keeps_a_tuning_valid_and_adding_makes_it_stale(tuned, tmp_path):
-    assert tuned.tuning_note is None
+    assert tuning_of(tuned).note(tuned.index) is None
     tuned.index.remove([int(tuned.index.ids[0])])
     assert "tuned at generation 1 with 90 images and is now at generation 2 with 89" in (
-        tuned.tuning_note
+        tuning_of(tuned).note(tuned.index)
     )
-    made = tuned.tune(size=80, latency=False)
+    made = tune(tuned, size=80, latency=False)
     tuned.index.compact()
-    assert tuned.tuning == made
-    assert tuned.tuning_note is None
+    assert tuning_of(tuned) == made
+    assert tuning_of(tuned).note(tuned.index) is None
 
 
 def test_the_tuning_of_another_encoder_is_none(tuned):
-    path = tuned.index.path / FILE
+    path = tuned.index.path / TUNING
     other = small_encoder()
     other.serve_full_size_from(small_encoder())  # the same full size, other small ones
-    assert Retriever(other, tuned.index).tuning is not None
+    assert read_tuning(tuned.index, other) is not None
     import torch
 
     with torch.no_grad():
         next(other.backbone.parameters()).mul_(1.5)
-    assert Retriever(other, tuned.index).tuning is None
+    assert read_tuning(tuned.index, other) is None
     assert path.exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "foreign", "version"])
 def test_a_damaged_tuning_is_named_and_never_used(tuned, damage):
-    path = tuned.index.path / FILE
+    path = tuned.index.path / TUNING
     text = path.read_text()
     path.write_text(
         {
@@ -198,29 +196,23 @@ def test_a_damaged_tuning_is_named_and_never_used(tuned, damage):
     )
     assert path.read_text() != text
     with pytest.raises(ValueError, match=r"tuning\.json .*matvit tune"):
-        tuned.tuning  # noqa: B018
-    tuned.search(np_picture())  # a submodel needs no tuning
-    tuned.tune(size=80, latency=False)
-    assert tuned.tuning is not None
-
-
-def np_picture():
-    from PIL import Image
-
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        tuning_of(tuned)
+    tuned.search(picture())  # a submodel needs no tuning
+    tune(tuned, size=80, latency=False)
+    assert tuning_of(tuned) is not None
 
 
 def test_verify_and_compact_leave_a_tuning_alone(tuned):
-    before = (tuned.index.path / FILE).read_bytes()
+    before = (tuned.index.path / TUNING).read_bytes()
     report = tuned.index.verify()
     assert report.ok
     assert report.orphans == ()
     tuned.index.compact()
-    assert (tuned.index.path / FILE).read_bytes() == before
+    assert (tuned.index.path / TUNING).read_bytes() == before
 
 
 def test_the_recommended_submodel_is_the_cheapest_that_reaches_the_target(tuned):
-    tuning = tuned.tuning
+    tuning = tuning_of(tuned)
     picked_by = tuning.selection
     good = [point for point in picked_by if picked_by.recall(point) >= tuning.target]
     chosen = min(good, key=lambda point: point.macs).submodel
@@ -232,7 +224,7 @@ def test_the_recommended_submodel_is_the_cheapest_that_reaches_the_target(tuned)
 
 def test_what_was_tuned_for_tells_images_kinds_and_encoders_apart(tuned, tmp_path):
     now = TunedFor.of(tuned.index, tuned.encoder)
-    assert now == tuned.tuning.tuned_for
+    assert now == tuning_of(tuned).tuned_for
     corpus = photos(tmp_path / "again", 90)
     same = ImageIndex.build(small_encoder(), corpus, tmp_path / "same")
     other_kind = ImageIndex.build(small_encoder(), corpus, tmp_path / "kind", kind="Flat16")
@@ -247,7 +239,7 @@ def test_what_was_tuned_for_tells_images_kinds_and_encoders_apart(tuned, tmp_pat
 def test_a_second_interruption_keeps_what_the_first_had_measured(untuned, monkeypatch):
     stop_after(monkeypatch, 12)
     with pytest.raises(KeyboardInterrupt):
-        untuned.tune(size=80, latency=False)
+        tune(untuned, size=80, latency=False)
     monkeypatch.undo()
     before = (untuned.index.path / PROGRESS).read_bytes()
 
@@ -256,7 +248,7 @@ def test_a_second_interruption_keeps_what_the_first_had_measured(untuned, monkey
 
     monkeypatch.setattr(module, "Trial", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        untuned.tune(size=80, latency=False)
+        tune(untuned, size=80, latency=False)
     assert (untuned.index.path / PROGRESS).read_bytes() == before
 
 
@@ -268,6 +260,6 @@ def test_a_few_labels_among_many_images_count_as_none(tmp_path):
     corpus = Corpus.from_folder(tmp_path / "photos")
     retriever = Retriever(model, ImageIndex.build(model, corpus, tmp_path / "index"))
     for seed in range(3):
-        made = retriever.tune(size=80, seed=seed, latency=False)
+        made = tune(retriever, size=80, seed=seed, latency=False)
         assert made.frontier.metric == "overlap@10"
         assert made.target == 0.8

@@ -25,7 +25,7 @@ def held_out(tmp_path, count=50):
 
 
 def parts(sample):
-    return sample.selecting, sample.calibrating, sample.reporting
+    return sample.selecting, sample.bounding, sample.reporting
 
 
 def test_the_three_parts_share_no_query_and_hold_all_that_were_drawn(retriever, tmp_path):

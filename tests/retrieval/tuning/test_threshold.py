@@ -6,15 +6,15 @@ from tuned import photos, small_encoder, small_retriever
 
 from matvit.cost import count_macs
 from matvit.embedding import embed
-from retrieval.tuning.calibrate import (
+from retrieval.tuning.sample import draw_sample
+from retrieval.tuning.threshold import (
     Replies,
     _upper_bound,
-    calibrate,
     curve,
     ladders,
     reply,
+    set_thresholds,
 )
-from retrieval.tuning.sample import draw_sample
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +37,16 @@ def made_up(model, count, seed, *, telling=True):
 
 class MadeUpSample:
     has_labels = True
-    selecting, calibrating, reporting = "selecting", "calibrating", "reporting"
+    selecting, bounding, reporting = "selecting", "bounding", "reporting"
 
 
 def run(model, *, telling=True, count=1000, max_loss=0.03, certainty=0.9):
     parts = {
         name: made_up(model, count, seed, telling=telling)
-        for seed, name in enumerate(("selecting", "calibrating", "reporting"))
+        for seed, name in enumerate(("selecting", "bounding", "reporting"))
     }
     ladder = (model.submodel("S"), model.submodel())
-    found = calibrate(
+    found = set_thresholds(
         lambda queries, rungs: parts[queries], MadeUpSample(), [ladder],
         max_loss=max_loss, certainty=certainty,
     )  # fmt: skip
@@ -86,10 +86,10 @@ def test_confidence_that_tells_is_used_and_the_bound_holds(model):
     found, parts, ladder = run(model)
     assert found.ladder == ("S", "XL")
     assert found.calibrated_on == 1000
-    _, lost = parts["calibrating"].operate(ladder, found.thresholds)
+    _, lost = parts["bounding"].operate(ladder, found.thresholds)
     assert lost.mean() + 1.28 * lost.std() / np.sqrt(1000) <= 0.03
     # confidence below 0.15 is wrong, and 3 % may be lost: 12 to 15 % go on, and some for certainty
-    assert 0.11 < (parts["calibrating"].confidence[ladder[0]] < found.thresholds[0]).mean() < 0.2
+    assert 0.11 < (parts["bounding"].confidence[ladder[0]] < found.thresholds[0]).mean() < 0.2
     assert (
         found.reported
         == parts["reporting"].operate(ladder, found.thresholds, found.reported.level)[0]
@@ -122,9 +122,9 @@ def test_over_many_draws_the_bound_is_broken_no_more_often_than_promised(model):
     for seed in range(100):
         parts = {
             name: made_up(model, 300, 3 * seed + place)
-            for place, name in enumerate(("selecting", "calibrating", "reporting"))
+            for place, name in enumerate(("selecting", "bounding", "reporting"))
         }
-        found = calibrate(
+        found = set_thresholds(
             lambda queries, rungs, parts=parts: parts[queries], MadeUpSample(),
             [(model.submodel("S"), model.submodel())], max_loss=0.05, certainty=0.8,
         )  # fmt: skip
@@ -153,7 +153,7 @@ def test_replies_are_what_a_search_by_hand_finds(tmp_path, labels):
     retriever = small_retriever(tmp_path, labels=labels)
     sample = draw_sample(retriever, photos(tmp_path / "queries", 60, first=5000), size=60)
     assert sample.has_labels == labels
-    model, queries = retriever.encoder, sample.calibrating
+    model, queries = retriever.encoder, sample.bounding
     small = model.submodel("S")
     replies = reply(retriever, queries, [small], uses_labels=labels)
     database = retriever.index.embeddings[:]

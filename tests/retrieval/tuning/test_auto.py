@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from tuned import small_encoder
+from tuned import photos, picture, small_encoder
 
+from indexing import ImageIndex, IndexMismatchError
 from matvit.cost import count_macs
 from matvit.embedding import embed
-from retrieval.escalation import RANKS, Escalation, Operation, confidence_of, escalate
+from matvit.extraction import extract
+from retrieval import AutoRetriever, Retriever
+from retrieval.tuning.auto import RANKS, confidence_of, escalate
+from retrieval.tuning.record import Escalation, Operation
 
 OPERATION = Operation(level=0.5, thresholds=(0.1,), macs_fraction=0.5, lost=0.0)
 
@@ -118,17 +123,61 @@ def test_labels_decide_only_if_the_escalation_uses_them(model, database):
             assert answer.steps[-1].confidence == pytest.approx(expected, abs=1e-6)
 
 
-def test_it_comes_back_from_json_as_it_was():
-    found = escalation()
-    assert Escalation.from_dict(found.to_dict()) == found
+@pytest.fixture
+def auto(indexed, stored):
+    return AutoRetriever(indexed, stored)
 
 
-@pytest.mark.parametrize("change", [{"ladder": 3}, {"extra": 1}, {"reported": {}}])
-def test_another_shape_is_refused(change):
-    with pytest.raises(ValueError, match="not an escalation"):
-        Escalation.from_dict({**escalation().to_dict(), **change})
+def test_auto_climbs_and_tells_what_it_took(indexed, stored, auto):
+    ladder = stored.escalation.ladder
+    for hits in auto.search_batch([picture(seed) for seed in range(6)], k=3):
+        assert tuple(step.submodel for step in hits.steps) == ladder[: len(hits.steps)]
+        assert hits.submodel == hits.steps[-1].submodel
+        assert hits.macs == sum(step.macs for step in hits.steps)
+        assert len(hits) == 3
+        values = hits.to_dict()
+        assert [step["submodel"] for step in values["steps"]] == list(ladder[: len(hits.steps)])
+        assert stored.on_full_scale(hits).steps == hits.steps
+    assert "steps" not in indexed.search(picture(), "S").to_dict()
 
 
-def test_a_ladder_needs_a_threshold_for_each_step_but_the_last():
-    with pytest.raises(ValueError, match="a ladder of 2 submodels needs one threshold"):
-        escalation(("S", "XL"), (0.1, 0.2))
+def test_auto_of_one_query_is_the_answer_of_the_submodel_it_ended_with(indexed, auto):
+    for seed in range(5):
+        hits = auto.search(picture(seed), k=4)
+        assert hits.hits == indexed.search(picture(seed), hits.submodel, k=4).hits
+
+
+def test_auto_of_no_queries_is_no_answers(auto):
+    assert auto.search_batch([]) == []
+
+
+def test_auto_refuses_what_every_search_refuses(auto):
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        auto.search(picture(), k=0)
+    with pytest.raises(FileNotFoundError, match="no such image"):
+        auto.search("nowhere.png")
+
+
+def test_auto_needs_the_whole_encoder(indexed, stored):
+    small = Retriever(extract(small_encoder(), "S"), indexed.index)
+    with pytest.raises(ValueError, match="only the extracted submodel S; choosing among"):
+        AutoRetriever(small, stored)
+
+
+def test_auto_needs_a_tuning_of_its_own_encoder(stored, tmp_path):
+    other = small_encoder(seed=1)
+    index = ImageIndex.build(other, photos(tmp_path / "photos", 12), tmp_path / "index")
+    with pytest.raises(IndexMismatchError, match="was tuned with another encoder than small"):
+        AutoRetriever(Retriever(other, index), stored)
+
+
+def test_many_queries_at_once_are_answered_in_parts(auto, monkeypatch):
+    expected = [auto.search(picture(seed)) for seed in range(7)]
+    monkeypatch.setattr("retrieval.tuning.auto._TOGETHER", 3)
+    found = auto.search_batch([picture(seed) for seed in range(7)])
+    assert [hits.hits for hits in found] == [hits.hits for hits in expected]
+
+
+def test_no_escalation_worth_making_is_an_error_with_advice(indexed, stored):
+    with pytest.raises(ValueError, match="no per-query choice worth making; name a submodel"):
+        AutoRetriever(indexed, replace(stored, escalation=None))

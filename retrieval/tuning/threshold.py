@@ -1,4 +1,4 @@
-"""Setting the threshold of the per-query choice, so that little is lost."""
+"""Setting the thresholds of the per-query choice, so that little is lost."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from numpy import ndarray
 
 from matvit import Granularity, MatViT, Submodel, added_macs, embed_each, trained_sizes
 from retrieval import metrics
-from retrieval.escalation import RANKS, Escalation, Operation, confidence_of
 from retrieval.ground_truth import find_others
 from retrieval.retriever import Retriever
+from retrieval.tuning.auto import RANKS, confidence_of
+from retrieval.tuning.record import Escalation, Operation, whole
 from retrieval.tuning.sample import Queries, Sample
-from retrieval.tuning.trial import whole
 
 Ladder = tuple[Submodel, ...]
 
@@ -83,7 +83,7 @@ def reply(
         uses_labels: Whether right means a hit of the same label, and confidence may look at the
             labels of the hits; else right means the full encoder's first hit.
     """
-    model = whole(retriever)
+    model = whole(retriever.encoder)
     full = model.submodel()
     judged = queries
     if uses_labels:
@@ -126,7 +126,7 @@ def ladders(model: MatViT, extra: Sequence[Submodel] = ()) -> list[Ladder]:
     return list(dict.fromkeys(found))
 
 
-def calibrate(
+def set_thresholds(
     ask: Callable[[Queries, Sequence[Submodel]], Replies],
     sample: Sample,
     candidates: Sequence[Ladder],
@@ -137,7 +137,7 @@ def calibrate(
     """Find the escalation that costs least among those that certainly lose little.
 
     The ladder and the order in which its thresholds are tried come from the selecting queries.
-    On the calibrating ones each threshold is then tested, from the most cautious on, against
+    On the bounding ones each threshold is then tested, from the most cautious on, against
     losing more than `max_loss`, and the last one before the first that fails is taken. So with
     probability `certainty` the loss is at most `max_loss` on average over queries drawn as these
     were: with labels, of those that something is relevant to.
@@ -165,9 +165,9 @@ def calibrate(
     if not promising:
         return None
     rungs = _rungs([ladder for ladder, _ in promising])
-    calibrating, reporting = (ask(part, rungs) for part in (sample.calibrating, sample.reporting))
+    bounding, reporting = (ask(part, rungs) for part in (sample.bounding, sample.reporting))
     for ladder, operations in promising:
-        passed = _test(calibrating, ladder, operations, max_loss, each_certainty)
+        passed = _test(bounding, ladder, operations, max_loss, each_certainty)
         if passed is None or passed.macs_fraction >= 1:
             continue
         reported, _ = reporting.operate(ladder, passed.thresholds, passed.level)
@@ -181,7 +181,7 @@ def calibrate(
             uses_labels=sample.has_labels,
             max_loss=max_loss,
             certainty=certainty,
-            calibrated_on=calibrating.queries,
+            calibrated_on=bounding.queries,
             reported=reported,
             curve=tuple(every),
         )
