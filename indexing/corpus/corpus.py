@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from indexing.corpus.decoding import DecodeError, DecodePool, Decoders
+from indexing.corpus.decode_process import DecodeError
+from indexing.corpus.decoding import DecodePool, Decoders
 from indexing.corpus.folder import Folder
 from indexing.corpus.parquet import ParquetFiles
 from indexing.corpus.source import (

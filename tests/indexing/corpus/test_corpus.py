@@ -194,6 +194,14 @@ def test_subset_keeps_the_chosen_images_with_their_positions_and_labels(photo_fo
     assert [(record.path, record.position) for record in records] == [(NAMES[5], 5), (NAMES[0], 0)]
 
 
+def test_rows_of_a_batch_are_places_in_what_was_decoded(damaged_folder):
+    corpus = Corpus.open(damaged_folder).subset([1, 15, 7, 0, 11, 3])
+    batches = list(corpus.decode(PREPROCESS, Decoders(batch_size=2)))
+    assert [batch.rows.tolist() for batch in batches] == [[1], [3], [5]]
+    assert [batch.images for batch in batches] == [2, 2, 2]
+    assert [record.position for batch in batches for record in batch.records] == [15, 0, 3]
+
+
 def test_subset_outside_the_corpus_is_an_error(photo_folder):
     with pytest.raises(IndexError, match="12"):
         Corpus.open(photo_folder).subset([12])

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indexing.corpus import decoding
+from indexing.corpus import decode_process
 from indexing.corpus.corpus import Corpus
-from indexing.corpus.decoding import DecodeError, DecodePool, Decoders
+from indexing.corpus.decode_process import DecodeError
+from indexing.corpus.decoding import DecodePool, Decoders
 from matvit.preprocess import Preprocess
 
 PREPROCESS = Preprocess(img_size=8)
@@ -28,21 +29,21 @@ PREPROCESS = Preprocess(img_size=8)
 # A worker whose decoder dies over some files, as one with a bug in C would.
 FRAGILE = """
 import os, signal, time
-from indexing.corpus import decode_worker
+from indexing.corpus import decode_process
 
-decode = decode_worker.Preprocess.decode
+decode = decode_process.Preprocess.decode
 
 def decode_or_die(self, data):
     if data == b"crash":
         os.kill(os.getpid(), signal.SIGKILL)
     if data == b"hang":
-        decode_worker.signal.setitimer(signal.ITIMER_REAL, 0.01)
+        decode_process.signal.setitimer(signal.ITIMER_REAL, 0.01)
         time.sleep(60)
     print("a library that talks", flush=True)
     return decode(self, data)
 
-decode_worker.Preprocess.decode = decode_or_die
-decode_worker.main()
+decode_process.Preprocess.decode = decode_or_die
+decode_process.main()
 """
 
 
@@ -77,7 +78,7 @@ def test_decoder_that_crashes_costs_its_own_image_alone(photo_folder, monkeypatc
     expected = [PREPROCESS.pixels(file) for file in sorted(photo_folder.rglob("*.png"))]
     (photo_folder / "apple/01.png").write_bytes(b"crash")
     (photo_folder / "cheese/99.png").write_bytes(b"crash")
-    monkeypatch.setattr(decoding, "_PROGRAM", FRAGILE)
+    monkeypatch.setattr(decode_process, "_PROGRAM", FRAGILE)
     pixels, records, failures = decode_all(Corpus.open(photo_folder), workers=2, processes=True)
     np.testing.assert_array_equal(pixels, np.stack(expected))
     assert [record.position for record in records] == [0, *range(2, 13)]
@@ -106,7 +107,7 @@ def test_process_that_is_killed_for_another_reason_costs_nothing(monkeypatch):
 
 
 def test_decoder_that_hangs_is_stopped_and_not_asked_again(monkeypatch):
-    monkeypatch.setattr(decoding, "_PROGRAM", FRAGILE)
+    monkeypatch.setattr(decode_process, "_PROGRAM", FRAGILE)
     with DecodePool(PREPROCESS, Decoders(1, processes=True)) as pool:
         with pytest.raises(DecodeError, match="decoding took longer than 120 seconds") as raised:
             pool.decode(b"hang")
@@ -114,10 +115,18 @@ def test_decoder_that_hangs_is_stopped_and_not_asked_again(monkeypatch):
         assert pool.decode(png(0)).width == 24
 
 
+def test_decoding_process_is_small_because_it_imports_nothing_large():
+    program = "import sys, indexing.corpus.decode_process; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert "indexing.corpus.decode_process" in loaded
+    assert not loaded & {"torch", "faiss", "pyarrow", "timm"}
+
+
 def test_process_that_cannot_start_is_an_error_and_not_a_failure_of_every_image(
     photo_folder, monkeypatch
 ):
-    monkeypatch.setattr(decoding, "_PROGRAM", "raise SystemExit(7)")
+    monkeypatch.setattr(decode_process, "_PROGRAM", "raise SystemExit(7)")
     with pytest.raises(RuntimeError, match=r"did not start \(exit code 7\); decode in threads"):
         decode_all(Corpus.open(photo_folder), processes=True)
 

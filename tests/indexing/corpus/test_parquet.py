@@ -68,6 +68,13 @@ def test_parquet_labels_may_be_words_or_missing(tmp_path):
     assert images.labels.tolist() == [1, -1, 0]
 
 
+def test_labels_of_different_types_are_refused(tmp_path):
+    write_parquet(tmp_path / "a.parquet", 2, label=["dog", "ant"])
+    write_parquet(tmp_path / "b.parquet", 2, label=[0, 1])
+    with pytest.raises(ValueError, match="labels in .* are of types int64 and string; make them"):
+        Corpus.open(tmp_path)
+
+
 def test_images_may_be_a_plain_binary_column(tmp_path):
     pq.write_table(pa.table({"image": pa.array([b"a", b"b"])}), tmp_path / "x.parquet")
     images = Corpus.open(tmp_path)

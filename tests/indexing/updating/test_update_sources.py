@@ -14,7 +14,7 @@ from toy import ToyEncoder, photo
 from updating import counts
 
 from indexing import Corpus, ImageIndex, add, build
-from indexing.corpus import decoding
+from indexing.corpus import decode_process
 from indexing.store.folder import writer_lock
 
 
@@ -92,12 +92,12 @@ def test_name_that_is_twice_in_one_archive_is_refused_by_an_addition(photos, tmp
 def test_processes_serve_all_shards_and_change_nothing(photos, index, tmp_path, monkeypatch):
     started = []
 
-    class Counted(decoding._Process):
+    class Counted(decode_process._Process):
         def __init__(self, preprocess):
             started.append(self)
             super().__init__(preprocess)
 
-    monkeypatch.setattr(decoding, "_Process", Counted)
+    monkeypatch.setattr(decode_process, "_Process", Counted)
     monkeypatch.setattr(build, "SHARD_SIZE", 2)
     monkeypatch.setattr(add, "SHARD_SIZE", 2)
     options = {"workers": 1, "processes": True}
