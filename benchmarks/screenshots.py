@@ -1,4 +1,4 @@
-"""Pictures of the page for the README: `docs/page*.png`.
+"""Pictures of the page: `docs/images/page*.png`.
 
     python benchmarks/screenshots.py
 
@@ -22,7 +22,7 @@ from indexing import Corpus, ImageIndex
 from matvit import MatViT, checkpoint
 from retrieval import Retriever
 
-DOCS = Path(__file__).parent.parent / "docs"
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
 PIECES, QUERIES = 700, 800
 _COLOURS = 256
 
@@ -57,9 +57,9 @@ def take_all(browser: Browser, address: str) -> None:
             expect(page.locator("[data-testid=stVegaLiteChart] svg")).to_be_visible()
             page.wait_for_load_state("networkidle")
         page.mouse.move(0, 0)
-        page.screenshot(path=DOCS / f"{name}.png")
+        page.screenshot(path=IMAGES / f"{name}.png")
         page.close()
-        shrink(DOCS / f"{name}.png")
+        shrink(IMAGES / f"{name}.png")
 
 
 def shrink(path: Path) -> None:

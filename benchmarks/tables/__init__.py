@@ -1,0 +1,36 @@
+"""Every table and every measured sentence of the README and the docs, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tables import answers, costs
+
+TABLES: dict[str, Callable[[], str]] = {
+    "front": answers.front,
+    "headline": answers.headline,
+    "retrieval": lambda: answers.sizes("tiny_imagenet"),
+    "grocery": lambda: answers.sizes("grocery"),
+    "digits": lambda: answers.sizes("demo"),
+    "mixes": answers.mixes,
+    "agreement": answers.agreement,
+    "strategies": answers.strategies,
+    "per_query": lambda: answers.per_query("per_query_tiny_imagenet", timed=True),
+    # Measured beside other work: its milliseconds say nothing.
+    "per_query_grocery": lambda: answers.per_query("per_query_grocery", timed=False),
+    "voting": answers.voting,
+    "continued": answers.continued,
+    "tuned": answers.tuned,
+    "kinds": lambda: costs.kinds("kinds"),
+    "kinds_gpu": lambda: costs.kinds("kinds_gpu"),
+    "indexing": costs.indexing,
+    "decoding": costs.decoding,
+    "memory": costs.memory,
+    "verify": costs.verify,
+    "crash": costs.crash,
+    "metrics": costs.metrics,
+    "page": costs.page,
+    "recipes": costs.recipes,
+    "joint_step": costs.joint_step,
+    "training_split": costs.training_split,
+}
