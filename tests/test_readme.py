@@ -1,47 +1,32 @@
-"""The README's session runs as printed, and its tables are what the results say."""
+"""The README's sessions print what it says, and it is the front door that it should be."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from sessions import ROOT, assert_alike, digits, python_session, shell_session
 
-from app.demo import write_digits
-
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_python_session_runs_as_printed(tmp_path, monkeypatch, capsys):
-    digits = sorted(write_digits(tmp_path / "digits").rglob("*.png"), key=lambda path: path.name)
-    for folder, files in (("photos", digits[:200]), ("queries", digits[200:220])):
-        for file in files:
-            target = tmp_path / folder / file.parent.name / file.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, target)
-    shutil.copy(digits[300], tmp_path / "query.png")
-    (session,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    digits(tmp_path)
     monkeypatch.chdir(tmp_path)
-    exec(compile(session, "README.md", "exec"), {})
-    *hits, choice = capsys.readouterr().out.splitlines()
-    (printed,) = re.findall(r"```text\n(.*?)\n```", README, re.DOTALL)
-    *expected, _ = printed.splitlines()
-    assert all(re.fullmatch(r"0\.\d{3}  \d/\d{4}\.png", line) for line in hits)
-    # Other processors round differently: scores move a little, and close neighbours swap.
-    scores, wanted = ([float(line.split()[0]) for line in lines] for lines in (hits, expected))
-    assert scores == pytest.approx(wanted, abs=0.01)
-    assert re.fullmatch(r"S|M|L|XL|(\dx\w+,?)+", choice)
+    program, wanted = python_session(README)
+    exec(compile(program, "README.md", "exec"), {})
+    assert_alike(capsys.readouterr().out.splitlines(), wanted)
 
 
-def test_the_tables_are_what_the_results_say():
-    assert "<!-- table: retrieval -->" in README
-    check = [sys.executable, str(ROOT / "benchmarks" / "render.py"), "--check"]
-    done = subprocess.run(check, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_shell_session_runs_as_printed(tmp_path, monkeypatch, matvit):
+    digits(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    session = list(shell_session(README))
+    assert [command[0] for command, _ in session] == ["index", "search", "index", "index"]
+    for command, wanted in session:
+        code, out, err = matvit(*command)
+        assert code == 0, err
+        assert_alike(out.splitlines(), wanted)
 
 
 @pytest.mark.parametrize("command", ["make demo", "make test"])
@@ -53,3 +38,13 @@ def test_every_file_that_is_linked_exists():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_it_is_read_in_a_minute():
+    assert len(README.splitlines()) <= 200
+    assert len(README.encode()) <= 10_000
+
+
+def test_it_has_one_picture_and_one_table():
+    assert len(re.findall(r"!\[", README)) == 1
+    assert len(re.findall(r"^\| ---", README, re.MULTILINE)) == 1
