@@ -193,7 +193,9 @@ def _ladder(row: Row, statics: list[Row]) -> Row:
 
 def voting() -> str:
     """What the labels of the hits are worth without asking again."""
-    rows = {row["submodel"]: row for row in read("per_query_tiny_imagenet")["with_labels"]["static"]}
+    rows = {
+        row["submodel"]: row for row in read("per_query_tiny_imagenet")["with_labels"]["static"]
+    }
     said = ", ".join(
         f"{name} {rows[name]['right']:.3f} to {rows[name]['voting']:.3f}" for name in TRAINED
     )
@@ -255,5 +257,3 @@ def tuned() -> str:
         f"most:\n\n{table(submodels, result['rows'])}\n"
         f"{table(budgets, result['budgets'])}{source(result)}"
     )
-
-

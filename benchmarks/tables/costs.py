@@ -1,4 +1,4 @@
-"""Tables of what indexing, searching, the page and training cost, and of what killed writers left."""
+"""Tables of what indexes, the page and training cost, and of what killed writers left."""
 
 from __future__ import annotations
 
@@ -229,5 +229,3 @@ def training_split() -> str:
         f"{table(columns, rows)}\nDecoding the {result['images']:,} images once, before the first "
         f"step, took {result['decoding_seconds']:.1f} s.\n{source(result)}"
     )
-
-
