@@ -194,9 +194,9 @@ def _facts(encoder: MatViT, home: Path) -> None:
             "ViT-B/16": world.mixes(large),
         },
         "hits": {
-            "encoder": world.hits(Retriever(encoder, tuned), [*world.SIZES, "auto"]),
-            "converted": world.hits(Retriever(converted, tuned), world.SIZES),
-            "extracted": world.hits(Retriever(encoders["extracted"], tuned), ["S"]),
+            "encoder": world.hits(Retriever(encoder, tuned).search, [*world.SIZES, "auto"]),
+            "converted": world.hits(Retriever(converted, tuned).search, world.SIZES),
+            "extracted": world.hits(Retriever(encoders["extracted"], tuned).search, ["S"]),
         },
         "losses": {
             objective: world.five_steps(objective, home, train, recipe("joint64"), data, encoder)

@@ -22,7 +22,7 @@ import world
 from indexing import KINDS, Corpus, ImageIndex
 from matvit import MatViT, MatViTConfig, load_encoder
 from matvit.training import LabelledPixels, recipe, train
-from retrieval import Retriever
+from retrieval import AutoRetriever, Hits, Retriever, Tuning
 
 SAME_MACHINE = world.machine() == json.loads((world.DATA / "machine.json").read_text())
 FACTS = json.loads((world.DATA / "facts.json").read_text())
@@ -233,10 +233,16 @@ def test_an_encoder_is_saved_as_it_was(name, tmp_path):
 
 @pytest.mark.parametrize("name", FACTS["hits"])
 def test_photos_find_what_they_found(name):
-    index = ImageIndex.open(world.INDEXES / "tuned")
-    retriever = Retriever(load_encoder(ENCODERS[name]), index)
+    retriever = Retriever(load_encoder(ENCODERS[name]), ImageIndex.open(world.INDEXES / "tuned"))
     sizes = {"encoder": [*world.SIZES, "auto"], "converted": world.SIZES, "extracted": ["S"]}
-    assert_says(world.hits(retriever, sizes[name]), FACTS["hits"][name])
+
+    def search(image: bytes, size: str, k: int) -> Hits:
+        if size != "auto":
+            return retriever.search(image, size, k)
+        tuning = Tuning.of(retriever.index, retriever.encoder)
+        return AutoRetriever(retriever, tuning).search(image, k)
+
+    assert_says(world.hits(search, sizes[name]), FACTS["hits"][name])
 
 
 @pytest.mark.parametrize("name", FACTS["mixes"])

@@ -416,9 +416,9 @@ def answers(index: Any) -> dict[str, np.ndarray]:
     return {"ids": near_ids, "scores": near, "all_ids": all_ids, "all_scores": everything}
 
 
-def hits(retriever: Any, sizes: Iterable[str]) -> list[dict[str, Any]]:
+def hits(search: Callable[..., Any], sizes: Iterable[str]) -> list[dict[str, Any]]:
     """What three photos find with several sizes."""
-    found = [retriever.search(photo(n), size, 5) for size in sizes for n in (300, 301, 302)]
+    found = [search(photo(number), size, 5) for size in sizes for number in (300, 301, 302)]
     return [_masked_value(each.to_dict()) for each in found]
 
 
