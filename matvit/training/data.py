@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -183,10 +183,19 @@ def _evenly_spaced(total: int, count: int) -> NDArray[np.int64]:
 
 
 def _decoded(images: Images, preprocess: Preprocess, *, progress: bool) -> Iterator[DecodedImages]:
+    """Decode a set run by run.
+
+    Raises:
+        ValueError: In the end, if not one image could be read.
+    """
+    read = 0
     with tqdm(total=len(images), desc="decode", unit="img", disable=not progress) as bar:
         for run in images.decode(preprocess):
             yield run
+            read += len(run.rows)
             bar.update(run.images)
+    if not read:
+        raise ValueError(f"none of the {len(images)} images in {images.root} can be read")
 
 
 def _in_memory(images: Images, preprocess: Preprocess, *, progress: bool) -> _Kept:
@@ -209,7 +218,7 @@ def _in_memory(images: Images, preprocess: Preprocess, *, progress: bool) -> _Ke
         pixels[filled : filled + len(run.rows)] = run.pixels
         filled += len(run.rows)
         places.append(run.rows)
-    return _Kept(pixels[:filled], _joined(places, images))
+    return _Kept(pixels[:filled], np.concatenate(places))
 
 
 def _on_disk(images: Images, preprocess: Preprocess, folder: Path, *, progress: bool) -> _Kept:
@@ -260,22 +269,21 @@ def _write_entry(entry: Path, images: Images, preprocess: Preprocess, *, progres
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     partial.mkdir()
     places: list[NDArray[np.int64]] = []
-    with (partial / _PIXELS).open("wb") as file:
-        start = _write_header(file, 0, preprocess)
-        for run in _decoded(images, preprocess, progress=progress):
-            file.write(run.pixels.tobytes())
-            places.append(run.rows)
-        file.seek(0)
-        # NumPy pads its header so that the first axis can grow in place.
-        assert _write_header(file, sum(map(len, places)), preprocess) == start
-        file.flush()
-        os.fsync(file.fileno())
     try:
-        np.save(partial / _ROWS, _joined(places, images))
-    except ValueError:
-        shutil.rmtree(partial)
-        raise
-    partial.replace(entry)
+        with (partial / _PIXELS).open("wb") as file:
+            start = _write_header(file, 0, preprocess)
+            for run in _decoded(images, preprocess, progress=progress):
+                file.write(run.pixels.tobytes())
+                places.append(run.rows)
+            file.seek(0)
+            # NumPy pads its header so that the first axis can grow in place.
+            assert _write_header(file, sum(map(len, places)), preprocess) == start
+            file.flush()
+            os.fsync(file.fileno())
+        np.save(partial / _ROWS, np.concatenate(places))
+        partial.replace(entry)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_header(file: BinaryIO, images: int, preprocess: Preprocess) -> int:
@@ -284,17 +292,6 @@ def _write_header(file: BinaryIO, images: int, preprocess: Preprocess) -> int:
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
     return file.tell()
-
-
-def _joined(places: Sequence[NDArray[np.int64]], images: Images) -> NDArray[np.int64]:
-    """Join the places of the images that could be read.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    if not any(map(len, places)):
-        raise ValueError(f"none of the {len(images)} images in {images.root} can be read")
-    return np.concatenate(places)
 
 
 def _shape(preprocess: Preprocess) -> tuple[int, int, int]:

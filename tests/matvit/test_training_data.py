@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -128,6 +129,20 @@ def test_cached_images_are_decoded_only_once(photo_folder, tmp_path, monkeypatch
     monkeypatch.setattr(Preprocess, "decode", lambda *_: pytest.fail("decoded again"))
     again = load(photo_folder, cache=tmp_path / "cache")
     assert np.array_equal(again.pixels, first.pixels)
+
+
+def test_of_several_that_want_the_same_images_one_decodes(photo_folder, tmp_path, monkeypatch):
+    decoded, decode = [], Corpus.decode
+
+    def counted(self, preprocess):
+        decoded.append(len(self))
+        return decode(self, preprocess)
+
+    monkeypatch.setattr(Corpus, "decode", counted)
+    with ThreadPoolExecutor(3) as pool:
+        loads = [pool.submit(load, photo_folder, cache=tmp_path / "cache") for _ in range(3)]
+    assert len({data.result().fingerprint for data in loads}) == 1
+    assert decoded == [12]
 
 
 def test_a_limit_or_images_without_labels_are_cached_apart(photo_folder, tmp_path):
