@@ -99,6 +99,6 @@ def _faiss() -> dict[str, Any]:
 
 
 def _encoders() -> dict[str, Any]:
-    from matvit import bundled
+    from matvit import bundled_encoders
 
-    return {"encoders": bundled()}
+    return {"encoders": bundled_encoders()}

@@ -105,9 +105,9 @@ def extract(
         raise FileExistsError(f"{out} is not empty; choose another folder")
     model = load(encoder, Device.CPU)
     small = matvit.extract(model, resolve(model, submodel))
-    matvit.save_extracted(small, out)
+    matvit.save_encoder(small, out)
     count = sum(parameter.numel() for parameter in small.parameters())
-    say(f"{model.name} {small.widths}: {count:,} parameters in {out}.")
+    say(f"{model.name} {small.submodel()}: {count:,} parameters in {out}.")
 
 
 def convert(
@@ -181,7 +181,7 @@ def _find_encoder(source: str, img_size: int | None = None) -> matvit.MatViT:
         FileNotFoundError: If it is a path where nothing is.
         ValueError: If it can be neither loaded nor converted.
     """
-    is_ours = source in matvit.bundled() or Path(source).exists()
+    is_ours = source in matvit.bundled_encoders() or Path(source).exists()
     if is_ours and img_size is not None:
         raise ValueError("--image-size is for encoders that timm loads; this one has its own")
     if is_ours:

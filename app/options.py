@@ -99,7 +99,7 @@ def exit_with_failures(count: int) -> None:
 def load(encoder: str, device: Device) -> matvit.MatViT:
     """Load a whole encoder by bundled name or folder; an empty name is the default one."""
     where = matvit.resolve_device(device.value)
-    return matvit.MatViT.load(encoder or matvit.DEFAULT, device=where)
+    return matvit.MatViT.load(encoder or matvit.DEFAULT_ENCODER, device=where)
 
 
 def encoder_name(path: Path, built_by: str, encoder: str | None) -> str:
@@ -108,7 +108,7 @@ def encoder_name(path: Path, built_by: str, encoder: str | None) -> str:
     Raises:
         ValueError: If none was named and the index was built by one that is not bundled.
     """
-    if encoder is None and built_by not in matvit.bundled():
+    if encoder is None and built_by not in matvit.bundled_encoders():
         raise ValueError(
             f"{path} was built by encoder {built_by!r}, which is not bundled; "
             "name its folder with --encoder"

@@ -24,7 +24,7 @@ from torch.nn.functional import normalize
 
 from indexing import Corpus
 from matvit import (
-    DEFAULT,
+    DEFAULT_ENCODER,
     MatViT,
     Submodel,
     count_macs,
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--database", type=int, default=10_000)
-    parser.add_argument("--encoder", default=DEFAULT)
+    parser.add_argument("--encoder", default=DEFAULT_ENCODER)
     given = parser.parse_args()
 
     model = MatViT.load(given.encoder, device=resolve_device("auto"))
@@ -109,7 +109,7 @@ def _vectors_and_scores(
     ):
         for start in range(0, len(pixels), 256):
             images = to_input(pixels[start : start + 256], model)
-            pooled.append(model.pool(model.features(images, [submodel]))[0])
+            pooled.append(model.vectors(images, [submodel])[0])
             scores.append(model.classify(pooled[-1]).float().cpu())
     vectors = normalize(torch.cat(pooled).float().cpu(), dim=-1)
     return vectors.numpy(), torch.cat(scores).numpy()

@@ -13,14 +13,14 @@ from time import perf_counter
 from provenance import provenance, write_result
 
 from app.demo import run_demo
-from matvit import DEFAULT, MatViT
+from matvit import DEFAULT_ENCODER, MatViT
 
 
 def main() -> None:
     """Run the demo in a temporary folder and keep what it measured."""
     start = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        made = run_demo(MatViT.load(DEFAULT), Path(folder) / "demo", None, progress=True)
+        made = run_demo(MatViT.load(DEFAULT_ENCODER), Path(folder) / "demo", None, progress=True)
     conditions = made.frontier.conditions
     write_result(
         "demo",

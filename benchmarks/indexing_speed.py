@@ -44,7 +44,7 @@ from indexing import Corpus, DecodedBatch, Decoders, ImageIndex, KindRequest, em
 from indexing import build as building
 from indexing.corpus.decoding import DecodePool
 from indexing.search.request import EXACT
-from matvit import DEFAULT, MatViT, MatViTConfig, Preprocess, embed, resolve_device
+from matvit import DEFAULT_ENCODER, MatViT, MatViTConfig, Preprocess, embed, resolve_device
 
 PARTS = ["decoding", "ways", "memory"]
 _BATCH = 256
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--encoder", default=DEFAULT)
+    parser.add_argument("--encoder", default=DEFAULT_ENCODER)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", default="10000,100000,1000000", help="for the peak memory")
     parser.add_argument("--name", default="indexing")

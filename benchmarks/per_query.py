@@ -27,7 +27,7 @@ from provenance import provenance, without_paths, write_result
 
 from indexing import Corpus, ImageIndex
 from matvit import (
-    DEFAULT,
+    DEFAULT_ENCODER,
     ContinuedEmbedding,
     MatViT,
     Submodel,
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--index", type=Path, required=True)
     parser.add_argument("--queries", required=True)
-    parser.add_argument("--encoder", default=DEFAULT)
+    parser.add_argument("--encoder", default=DEFAULT_ENCODER)
     parser.add_argument("--size", type=int, default=6000)
     parser.add_argument("--name", default="per_query")
     given = parser.parse_args()

@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_image
 from visitor import chromium, look, serving
 
 from indexing import Corpus, ImageIndex
-from matvit import MatViT, checkpoint
+from matvit import DEFAULT_ENCODER, MatViT
 from retrieval import Retriever
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
@@ -76,7 +76,7 @@ def make_index(folder: Path) -> Path:
         return path
     cut(folder / "pieces", PIECES, seed=0)
     cut(folder / "queries", QUERIES, seed=1)
-    model = MatViT.load(checkpoint.DEFAULT)
+    model = MatViT.load(DEFAULT_ENCODER)
     index = ImageIndex.build(model, Corpus.open(folder / "pieces"), path, progress=True)
     # Neighbouring parts overlap, so the answers of the full encoder say more than the classes.
     queries = Corpus.open(folder / "queries").without_labels()

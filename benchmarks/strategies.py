@@ -22,7 +22,7 @@ from provenance import provenance, without_paths, write_result
 from search_strategies import STRATEGIES
 
 from indexing import Corpus, ImageIndex
-from matvit import DEFAULT, MatViT, Submodel, count_macs, embed, embed_each, resolve_device
+from matvit import DEFAULT_ENCODER, MatViT, Submodel, count_macs, embed, embed_each, resolve_device
 from retrieval import Retriever, metrics
 from retrieval.ground_truth import find_others
 from retrieval.tuning.sample import Queries, draw_sample
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--index", type=Path, required=True)
     parser.add_argument("--queries", required=True)
-    parser.add_argument("--encoder", default=DEFAULT)
+    parser.add_argument("--encoder", default=DEFAULT_ENCODER)
     parser.add_argument("--size", type=int, default=4000, help="queries: a quarter of them selects")
     parser.add_argument("--only", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
     parser.add_argument("--name", default="strategies")

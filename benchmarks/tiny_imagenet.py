@@ -18,7 +18,14 @@ from typing import Any
 from provenance import provenance, without_paths, write_result
 
 from indexing import Corpus, ImageIndex, read_manifest
-from matvit import DEFAULT, MatViT, mix_n_match, neighbouring_mixes, resolve_device, trained_sizes
+from matvit import (
+    DEFAULT_ENCODER,
+    MatViT,
+    mix_n_match,
+    neighbouring_mixes,
+    resolve_device,
+    trained_sizes,
+)
 from retrieval import Retriever, evaluate, write_report
 
 _MIXES = 6
@@ -29,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--encoder", default=DEFAULT)
+    parser.add_argument("--encoder", default=DEFAULT_ENCODER)
     parser.add_argument("--name", default="tiny_imagenet")
     given = parser.parse_args()
 

@@ -21,7 +21,7 @@ import numpy as np
 from provenance import provenance, without_paths, write_result
 
 from indexing import Corpus, ImageIndex
-from matvit import DEFAULT, MatViT, resolve_device
+from matvit import DEFAULT_ENCODER, MatViT, resolve_device
 from retrieval import ParetoFrontier, Retriever, Tuning, evaluate, measure_speed, measured_ms, tune
 
 BUDGETS = 6
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--index", type=Path, required=True)
     parser.add_argument("--queries", required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--encoder", default=DEFAULT)
+    parser.add_argument("--encoder", default=DEFAULT_ENCODER)
     parser.add_argument("--size", type=int, default=2000)
     parser.add_argument("--asked", type=int, default=1000, help="queries that are held out")
     parser.add_argument("--name", default="tuned")

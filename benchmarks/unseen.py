@@ -17,7 +17,7 @@ from provenance import provenance, without_paths, write_result
 from tiny_imagenet import is_complete
 
 from indexing import Corpus, ImageIndex
-from matvit import DEFAULT, MatViT, mix_n_match, resolve_device, trained_sizes
+from matvit import DEFAULT_ENCODER, MatViT, mix_n_match, resolve_device, trained_sizes
 from retrieval import Retriever, evaluate
 
 _MIXES = 6
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--encoder", default=DEFAULT)
+    parser.add_argument("--encoder", default=DEFAULT_ENCODER)
     parser.add_argument("--name", default="grocery")
     given = parser.parse_args()
 

@@ -1,203 +1,220 @@
-"""Encoders on disk: `model.safetensors` and `config.json` in one folder.
+"""Encoders on disk: `model.safetensors` and `config.json` in one folder, written and read here.
 
-A converted encoder has a third file, `anchor.safetensors`: the full size, as it was before the
-conversion.
-
-The fingerprint identifies an encoder by architecture and weights. An index stores it and refuses
-any other encoder; a submodel extracted from a model keeps its parent's, since it answers the
-same index.
+An encoder is whole, or a submodel extracted from one, or has an anchor: then a third file,
+`anchor.safetensors`, holds the full size as it was before the conversion. Both kinds of weights
+have their fingerprint in `config.json`, and are refused if theirs is another one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal
 
 import torch
+from msgspec import UNSET, Meta, Struct, UnsetType
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from matvit.config import MatViTConfig
+from matvit.conversion.anchored import AnchoredMatViT
+from matvit.extraction import ExtractedViT
+from matvit.files import read_json
+from matvit.identity import fingerprint_of
+from matvit.model import MatViT
 from matvit.preprocess import Preprocess
+from matvit.submodel import Submodel
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 WEIGHTS = "model.safetensors"
-ANCHOR = "anchor.safetensors"
+ANCHOR: Final = "anchor.safetensors"
 SETTINGS = "config.json"
-DEFAULT = "matvit-tiny64"
-BUNDLED = Path(__file__).parent / "weights"
-_KEYS = {
-    "format_version", "name", "fingerprint", "weights", "submodel", "model", "preprocess",
-    "training",
-}  # fmt: skip
+DEFAULT_ENCODER = "matvit-tiny64"
+_BUNDLED = Path(__file__).parent / "weights"
+
+_Fingerprint = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A stored encoder.
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `config.json` says.
 
     Attributes:
-        name: What to call it.
-        config: Architecture of the full model.
+        name: What to call the encoder.
+        fingerprint: Identity of the full encoder.
+        weights: Fingerprint of the tensors in `model.safetensors`.
+        submodel: For an extracted submodel, what was cut; None for a whole encoder.
+        model: Architecture of the full encoder.
         preprocess: How images become its input.
-        tensors: float32 weights under timm's names.
         training: How the weights came to be; free-form.
-        submodel: For an extracted submodel, what was cut; None for a full MatViT.
-        fingerprint: Identity of the full encoder; computed from the weights if empty.
-        anchor: Weights that a converted encoder runs its full size from; None if from `tensors`.
+        anchor: File of the weights that a converted encoder runs its full size from.
     """
 
+    format_version: Literal[1]
     name: str
-    config: MatViTConfig
+    fingerprint: _Fingerprint
+    weights: _Fingerprint
+    submodel: str | None
+    model: MatViTConfig
     preprocess: Preprocess
-    tensors: Mapping[str, Tensor]
-    training: dict[str, Any] = field(default_factory=dict)
-    submodel: str | None = None
-    fingerprint: str = ""
-    anchor: Mapping[str, Tensor] | None = None
+    training: dict[str, Any]
+    anchor: Literal["anchor.safetensors"] | UnsetType = UNSET
+
+    def to_json(self) -> str:
+        """Return the text of the file."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        values |= {"model": self.model.to_dict(), "preprocess": self.preprocess.to_dict()}
+        if self.anchor is UNSET:
+            del values["anchor"]
+        return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
 
-def fingerprint(config: MatViTConfig, tensors: Mapping[str, Tensor]) -> str:
-    """16 hex digits that change with the architecture or with any weight of the encoder.
-
-    The classification head is left out: it takes no part in embedding.
-
-    Args:
-        config: Architecture.
-        tensors: Weights under timm's names; compared as float32.
-    """
-    shape = {key: value for key, value in config.to_dict().items() if key != "num_classes"}
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    for key in sorted(key for key in tensors if not key.startswith("head.")):
-        values = tensors[key].detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"\n{key} {tuple(values.shape)}\n".encode())
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def weights_version(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Something that changes when a weight is replaced or updated in place, found without hashing.
-
-    Torch counts the in-place updates of every tensor; tensors made in inference mode are not
-    counted, and cannot be trained either.
-    """
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())
-
-
-def bundled() -> list[str]:
+def bundled_encoders() -> list[str]:
     """Names of the encoders that come with the package."""
-    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{SETTINGS}"))
+    return sorted(path.parent.name for path in _BUNDLED.glob(f"*/{SETTINGS}"))
 
 
 def locate(source: str | Path) -> Path:
-    """Find a checkpoint folder: a bundled name, or a path.
+    """Find the folder of an encoder: a bundled name, or a path.
 
     Raises:
         FileNotFoundError: If there is neither.
     """
-    if str(source) in bundled():
-        return BUNDLED / str(source)
+    names = bundled_encoders()
+    if str(source) in names:
+        return _BUNDLED / str(source)
     folder = Path(source)
     if (folder / SETTINGS).is_file():
         return folder
     raise FileNotFoundError(
-        f"no encoder {str(source)!r}: bundled encoders are {', '.join(bundled()) or 'none'}; "
+        f"no encoder {str(source)!r}: bundled encoders are {', '.join(names) or 'none'}; "
         f"or give a folder that holds {SETTINGS} and {WEIGHTS}"
     )
 
 
-def write(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a checkpoint; weights first, settings last, each in one step.
-
-    An interrupted write leaves files whose fingerprints disagree, which `read` refuses. `dtype`
-    is for the weights; an anchor is stored in it only where that loses nothing.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights_fingerprint = fingerprint(checkpoint.config, checkpoint.tensors)
-    anchor = checkpoint.anchor
-    identity = checkpoint.fingerprint or weights_fingerprint
-    settings = {
-        "format_version": FORMAT_VERSION,
-        "name": checkpoint.name,
-        "fingerprint": identity if anchor is None else fingerprint(checkpoint.config, anchor),
-        "weights": weights_fingerprint,
-        "submodel": checkpoint.submodel,
-        "model": checkpoint.config.to_dict(),
-        "preprocess": checkpoint.preprocess.to_dict(),
-        "training": checkpoint.training,
-        **({} if anchor is None else {"anchor": ANCHOR}),
-    }
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as staging:
-        description = Path(staging) / SETTINGS
-        _save(checkpoint.tensors, Path(staging) / WEIGHTS, dtype)
-        if anchor is not None:
-            _save(anchor, Path(staging) / ANCHOR, dtype, exact=True)
-        description.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        for made in (WEIGHTS, *(() if anchor is None else (ANCHOR,)), SETTINGS):
-            (Path(staging) / made).replace(folder / made)
-    if anchor is None:
-        (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier checkpoint in this folder
-    return folder
-
-
-def read(source: str | Path) -> Checkpoint:
-    """Read a checkpoint, whole or extracted, and check that the weights are those written.
+def read_settings(source: str | Path) -> Settings:
+    """Read what is known of an encoder without its weights.
 
     Raises:
         FileNotFoundError: If there is no such encoder.
-        ValueError: If a file is damaged or of another version.
+        ValueError: If the file is damaged or of another version.
     """
-    folder = locate(source)
-    settings = _read_settings(folder / SETTINGS)
+    path = locate(source) / SETTINGS
+    return read_json(path, Settings, "the description of an encoder", version=FORMAT_VERSION)
+
+
+def load_encoder(
+    source: str | Path, *, device: str | torch.device = "cpu"
+) -> MatViT | ExtractedViT:
+    """Load an encoder: a bundled one by name, or a folder that `save_encoder` wrote.
+
+    Returns:
+        A whole `MatViT`, or a submodel extracted from one.
+
+    Raises:
+        FileNotFoundError: If there is neither; the message lists the bundled names.
+        ValueError: If a file is damaged or of another version, or the files do not fit together.
+    """
+    folder, settings = locate(source), read_settings(source)
+    expected = {WEIGHTS: settings.weights}
+    if settings.anchor is not UNSET:
+        expected[ANCHOR] = settings.fingerprint
+    tensors = {
+        name: _read(folder / name, settings.model, known) for name, known in expected.items()
+    }
     try:
-        config = MatViTConfig.from_dict(settings["model"])
-        preprocess = Preprocess.from_dict(settings["preprocess"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / SETTINGS}: {error}") from error
-    tensors = _load(folder / WEIGHTS, config, settings["weights"])
-    has_anchor = "anchor" in settings
-    anchor = _load(folder / ANCHOR, config, settings["fingerprint"]) if has_anchor else None
-    return Checkpoint(
-        name=settings["name"],
-        config=config,
-        preprocess=preprocess,
-        tensors=tensors,
-        training=settings["training"],
-        submodel=settings["submodel"],
-        fingerprint=settings["fingerprint"],
-        anchor=anchor,
+        encoder = _build(settings, tensors)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the weights in {folder} do not fit its settings: {reason}") from error
+    return encoder.to(device)
+
+
+def save_encoder(
+    encoder: MatViT | ExtractedViT,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    training: dict[str, Any] | None = None,
+) -> Path:
+    """Write weights, settings and fingerprints into a folder; weights first, settings last.
+
+    Each file appears in one step. An interrupted write leaves files whose fingerprints disagree,
+    which `load_encoder` refuses.
+
+    Args:
+        encoder: A whole encoder, or an extracted submodel.
+        folder: Created if missing; an earlier encoder in it is replaced.
+        dtype: Stored precision. With float16 the file is half as large, and the encoder it
+            loads as (float32 values rounded to float16) has its own fingerprint. An anchor is
+            never rounded.
+        training: Anything worth remembering about how the weights came to be.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = _files(encoder, dtype)
+    weights = fingerprint_of(encoder.config, files[WEIGHTS])
+    is_extracted = isinstance(encoder, ExtractedViT)
+    settings = Settings(
+        format_version=FORMAT_VERSION,
+        name=encoder.name,
+        # Rounding may have changed the weights, but not those of an anchor.
+        fingerprint=encoder.fingerprint if is_extracted or ANCHOR in files else weights,
+        weights=weights,
+        submodel=str(encoder.submodel()) if is_extracted else None,
+        model=encoder.config,
+        preprocess=encoder.preprocess,
+        training=training or {},
+        anchor=ANCHOR if ANCHOR in files else UNSET,
     )
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as staging:
+        for name, tensors in files.items():
+            save_file(tensors, Path(staging) / name, metadata={"format": "pt"})
+            (Path(staging) / name).chmod(0o644)  # the library makes it private
+        (Path(staging) / SETTINGS).write_text(settings.to_json(), encoding="utf-8")
+        for name in (*files, SETTINGS):
+            (Path(staging) / name).replace(folder / name)
+    if ANCHOR not in files:
+        (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier encoder in this folder
+    return folder
 
 
-def _save(
-    tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype, *, exact: bool = False
-) -> None:
-    """Write tensors; with `exact`, in float32 wherever `dtype` would change a value."""
-    stored = {}
-    for key, value in tensors.items():
-        rounded = value.detach().to("cpu", dtype).clone()
-        if exact and not torch.equal(rounded.float(), value.detach().cpu().float()):
-            rounded = value.detach().to("cpu", torch.float32).clone()
-        stored[key] = rounded
-    save_file(stored, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # the library makes it private
+def _files(encoder: MatViT | ExtractedViT, dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each file, as they are stored."""
+    weights = encoder if isinstance(encoder, ExtractedViT) else encoder.backbone
+    files = {
+        WEIGHTS: {
+            key: value.detach().to("cpu", torch.float32).to(dtype).contiguous()
+            for key, value in weights.state_dict().items()
+        }
+    }
+    if isinstance(encoder, AnchoredMatViT):
+        files[ANCHOR] = {
+            key: _lossless(value.detach().to("cpu", torch.float32), dtype)
+            for key, value in encoder.anchor.state_dict().items()
+        }
+    return files
 
 
-def _load(path: Path, config: MatViTConfig, expected: str) -> dict[str, Tensor]:
+def _lossless(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert to a smaller type where that changes no value."""
+    rounded = tensor.to(dtype)
+    return (rounded if torch.equal(rounded.float(), tensor) else tensor).contiguous()
+
+
+def _read(path: Path, config: MatViTConfig, expected: str) -> dict[str, Tensor]:
     """Read tensors as float32, and check that they are those written."""
     try:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     tensors = {key: value.float() for key, value in stored.items()}
-    found = fingerprint(config, tensors)
+    found = fingerprint_of(config, tensors)
     if found != expected:
         raise ValueError(
             f"{path} is damaged or was changed: its fingerprint is {found}, "
@@ -206,16 +223,20 @@ def _load(path: Path, config: MatViTConfig, expected: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-    if not isinstance(settings, dict) or set(settings) - {"anchor"} != _KEYS:
-        raise ValueError(f"{path} does not describe an encoder; expected keys {sorted(_KEYS)}")
-    if settings["format_version"] != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {settings['format_version']}, "
-            f"this program reads version {FORMAT_VERSION}"
-        )
-    return settings
+def _build(
+    settings: Settings, tensors: Mapping[str, Mapping[str, Tensor]]
+) -> MatViT | ExtractedViT:
+    """Make the encoder that the settings describe, of the tensors of each file."""
+    config, preprocess, name = settings.model, settings.preprocess, settings.name
+    if settings.submodel is not None:
+        cut = Submodel.parse(settings.submodel, depth=config.depth, hidden_dim=config.hidden_dim)
+        extracted = ExtractedViT(config, cut, preprocess, name, settings.fingerprint)
+        extracted.take_weights(tensors[WEIGHTS])
+        return extracted
+    if settings.anchor is UNSET:
+        model = MatViT(config, preprocess, name)
+    else:
+        model = anchored = AnchoredMatViT(config, preprocess, name)
+        anchored.anchor.load_state_dict(tensors[ANCHOR])
+    model.backbone.load_state_dict(tensors[WEIGHTS])
+    return model

@@ -1,24 +1,35 @@
-"""Pixels to embeddings: the one function that corpus, query and evaluation use."""
+"""Pixels to embeddings: what corpus, query, evaluation and tuning use.
+
+One submodel (`embed`), many that share what they can (`embed_each`), or one after the other, each
+going on from where an earlier one agreed with it (`ContinuedEmbedding`).
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from numpy import ndarray
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from matvit.config import MatViTConfig
+from matvit.cost import count_macs, count_shared_macs
+from matvit.model import MatViT, Memory, pool, run
 from matvit.preprocess import Preprocess
 from matvit.submodel import Granularity, Submodel
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
 _FEW = 4
+_TOGETHER = 16  # submodels; more share more, but need memory for as many hidden states
 
 
 class Encoder(Protocol):
@@ -76,39 +87,174 @@ def embed(
             encoder is in training mode (stochastic depth would make its vectors random), or an
             embedding is not finite.
     """
+    chosen = encoder.submodel(submodel)
+
+    def run_batch(images: Tensor) -> Tensor:
+        return encoder.encode(images, chosen)[None]
+
+    (vectors,) = _in_batches(encoder, pixels, run_batch, 1, batch_size, precision)
+    return _unit_vectors(vectors, encoder.name)
+
+
+def embed_each(
+    model: MatViT,
+    pixels: UInt8[ndarray, "images height width 3"],
+    submodels: Sequence[Submodel],
+    *,
+    batch_size: int = 64,
+    precision: Precision = "auto",
+) -> Iterator[tuple[Submodel, Float32[ndarray, "images dim"]]]:
+    """Embed images with each of some submodels; those with a common prefix share its cost.
+
+    The vectors agree with those of `embed` to the rounding of the arithmetic.
+
+    Args:
+        model: A whole encoder.
+        pixels: Images as `Preprocess.pixels` makes them.
+        submodels: What runs.
+        batch_size: Images at a time.
+        precision: As for `embed`.
+
+    Yields:
+        Each distinct submodel and its unit vectors, those of common prefixes after each other.
+
+    Raises:
+        ValueError: As `embed` does.
+    """
+    distinct = sorted({model.submodel(each) for each in submodels}, key=lambda each: each.widths)
+    for start in range(0, len(distinct), _TOGETHER):
+        group = distinct[start : start + _TOGETHER]
+        together = _in_batches(
+            model, pixels, partial(_run_group, model, group), len(group), batch_size, precision
+        )
+        for submodel, vectors in zip(group, together, strict=True):
+            yield submodel, _unit_vectors(vectors, model.name)
+
+
+def _run_group(model: MatViT, group: Sequence[Submodel], images: Tensor) -> Tensor:
+    return normalize(model.vectors(images, group), dim=-1)
+
+
+class ContinuedEmbedding:
+    """Images that are embedded by one submodel after the other, each going on where it can.
+
+    Submodels whose first blocks keep the same widths have the same hidden states up to there, and
+    the attention of the block where they part is the same too. What was computed once is kept, so
+    a larger submodel pays only for what is new. The vectors are those of `embed`: bit for bit if
+    as many images run together.
+
+    Not for several threads at once: it remembers.
+
+    Args:
+        model: A whole encoder.
+        pixels: Images as `Preprocess.pixels` makes them.
+        precision: As for `embed`.
+
+    Raises:
+        ValueError: If the pixels are not uint8, or the encoder is in training mode.
+
+    Attributes:
+        macs: Multiply-accumulates spent on each image so far.
+    """
+
+    def __init__(
+        self,
+        model: MatViT,
+        pixels: UInt8[ndarray, "images height width 3"],
+        *,
+        precision: Precision = "auto",
+    ) -> None:
+        if pixels.dtype != np.uint8:
+            raise ValueError(f"expected uint8 pixels, got {pixels.dtype}")
+        _check_mode(model)
+        self._model = model
+        self._dtype = resolve_precision(model.device, precision, len(pixels))
+        self._images = to_input(pixels, model)
+        model.check(self._images)
+        self._memory: dict[VisionTransformer, Memory] = defaultdict(dict)
+        self._done: list[Submodel] = []
+        self.macs = 0
+
+    def embed(
+        self, submodel: Submodel | Granularity | str | None = None
+    ) -> Float32[ndarray, "images dim"]:
+        """Embed the images with a submodel, from the longest prefix that ran before.
+
+        Returns:
+            float32 embeddings of length one.
+
+        Raises:
+            ValueError: If the submodel is not one of the encoder's, or an embedding is not finite.
+        """
+        chosen = self._model.submodel(submodel)
+        weights = self._model.weights_of(chosen)
+        added = self.added_macs(chosen)
+        with torch.inference_mode(), precision_of(self._model.device, self._dtype):
+            tokens = run(weights, self._images, [chosen], self._memory[weights])
+            vectors = normalize(pool(weights, tokens)[0], dim=-1).float().cpu().numpy()
+        self.macs += added
+        self._done.append(chosen)
+        return _unit_vectors(vectors, self._model.name)
+
+    def added_macs(self, submodel: Submodel | Granularity | str | None = None) -> int:
+        """Multiply-accumulates per image that embedding with a submodel would add now."""
+        return added_macs(self._model, self._model.submodel(submodel), self._done)
+
+    def take(self, rows: Int64[ndarray, " rows"]) -> ContinuedEmbedding:
+        """Return some of the images, to go on with those alone."""
+        part = object.__new__(ContinuedEmbedding)
+        part._model, part._dtype = self._model, self._dtype
+        chosen = torch.from_numpy(np.asarray(rows)).to(self._images.device)
+        with torch.inference_mode():
+            part._images = self._images[chosen]
+            part._memory = defaultdict(dict)
+            for weights, states in self._memory.items():
+                part._memory[weights] = {widths: each[chosen] for widths, each in states.items()}
+        part._done, part.macs = list(self._done), self.macs
+        return part
+
+
+def added_macs(model: MatViT, submodel: Submodel, done: Sequence[Submodel]) -> int:
+    """Multiply-accumulates that a submodel adds to others which have run on the same image."""
+    weights = model.weights_of(submodel)
+    shared = [
+        count_shared_macs(model.config, submodel, each)
+        for each in done
+        if model.weights_of(each) is weights
+    ]
+    return count_macs(model.config, submodel) - max(shared, default=0)
+
+
+def _in_batches(
+    encoder: Encoder,
+    pixels: UInt8[ndarray, "images height width 3"],
+    run_batch: Callable[[Tensor], Tensor],
+    submodels: int,
+    batch_size: int,
+    precision: Precision,
+) -> Float32[ndarray, "submodels images dim"]:
+    """Run all images through some submodels of an encoder, a batch at a time."""
     if pixels.dtype != np.uint8 or batch_size < 1:
         raise ValueError(
             f"expected uint8 pixels and a batch_size of at least 1, got {pixels.dtype} "
             f"and {batch_size}"
         )
-    if encoder.training:
-        raise ValueError(f"encoder {encoder.name} is in training mode; call eval() first")
-    chosen = encoder.submodel(submodel)
+    _check_mode(encoder)
     dtype = resolve_precision(encoder.device, precision, len(pixels))
-    parts = [np.empty((0, encoder.config.embed_dim), dtype=np.float32)]
+    vectors = np.empty((submodels, len(pixels), encoder.config.embed_dim), dtype=np.float32)
     with torch.inference_mode(), precision_of(encoder.device, dtype):
-        for start in range(0, len(pixels), batch_size):
-            images = to_input(pixels[start : start + batch_size], encoder)
-            parts.append(encoder.encode(images, chosen).float().cpu().numpy())
-    return unit_vectors(np.concatenate(parts), encoder.name)
+        for rows, images in batches(encoder, pixels, batch_size):
+            vectors[:, rows] = run_batch(images).float().cpu().numpy()
+    return vectors
 
 
-def unit_vectors(
-    vectors: Float[ndarray, "images dim"], encoder_name: str
-) -> Float[ndarray, "images dim"]:
-    """Bring what an encoder returned to length one, exactly.
-
-    Raises:
-        ValueError: If a vector is not finite.
-    """
-    if not np.isfinite(vectors).all():
-        raise ValueError(
-            f"encoder {encoder_name} produced embeddings that are not finite; "
-            "its weights are damaged or it needs precision='float32'"
-        )
-    # bfloat16 leaves the length off by up to 1 %; the index stores cosines.
-    unit: Float[ndarray, "images dim"] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit
+def batches(
+    encoder: Encoder, pixels: UInt8[ndarray, "images height width 3"], batch_size: int
+) -> Iterator[tuple[slice, Float[Tensor, "batch 3 height width"]]]:
+    """Yield images as the encoder takes them, some at a time, and which rows of all they are."""
+    for start in range(0, len(pixels), batch_size):
+        rows = slice(start, start + batch_size)
+        yield rows, to_input(pixels[rows], encoder)
 
 
 def to_input(
@@ -127,6 +273,30 @@ def normalize_pixels(
     mean = torch.tensor(preprocess.mean, device=images.device).view(3, 1, 1)
     std = torch.tensor(preprocess.std, device=images.device).view(3, 1, 1)
     return (images.float() / 255 - mean) / std
+
+
+def _check_mode(encoder: Encoder) -> None:
+    """Refuse an encoder whose vectors would be random."""
+    if encoder.training:
+        raise ValueError(f"encoder {encoder.name} is in training mode; call eval() first")
+
+
+def _unit_vectors(
+    vectors: Float32[ndarray, "images dim"], encoder_name: str
+) -> Float32[ndarray, "images dim"]:
+    """Bring what an encoder returned to length one, exactly.
+
+    Raises:
+        ValueError: If a vector is not finite.
+    """
+    if not np.isfinite(vectors).all():
+        raise ValueError(
+            f"encoder {encoder_name} produced embeddings that are not finite; "
+            "its weights are damaged or it needs precision='float32'"
+        )
+    # bfloat16 leaves the length off by up to 1 %; the index stores cosines.
+    unit: Float32[ndarray, "images dim"] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
 
 
 @cache

@@ -7,7 +7,6 @@ was cut from, so it may ask that model's indexes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -17,11 +16,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from matvit import checkpoint
 from matvit.config import MatViTConfig
 from matvit.cost import check_submodel
-from matvit.layers import ACTIVATIONS, timm_arguments
-from matvit.model import MatViT
+from matvit.identity import fingerprint_of, weights_version, without_head
+from matvit.model import ACTIVATIONS, MatViT, timm_arguments
 from matvit.preprocess import Preprocess
 from matvit.submodel import Granularity, Submodel
 
@@ -54,7 +52,7 @@ class ExtractedViT(VisionTransformer):
             block.mlp = Mlp(config.embed_dim, width, act_layer=ACTIVATIONS[config.act_layer])
         setattr(self, "head", UnitNorm())  # noqa: B010 -- timm declares a linear head or none
         self.config, self.preprocess = config, preprocess
-        self.name, self.widths = name, submodel
+        self.name, self._cut = name, submodel
         self._fingerprint = fingerprint
         self._weights = ""
         self._checked: object = None
@@ -67,9 +65,9 @@ class ExtractedViT(VisionTransformer):
         Raises:
             ValueError: If the weights have changed since.
         """
-        state = checkpoint.weights_version(self)
+        state = weights_version(self)
         if state != self._checked:
-            if checkpoint.fingerprint(self.config, self.state_dict()) != self._weights:
+            if fingerprint_of(self.config, self.state_dict()) != self._weights:
                 raise ValueError(
                     f"the weights of this submodel of {self.name} have changed since it was "
                     "extracted; it no longer speaks for that encoder"
@@ -85,7 +83,7 @@ class ExtractedViT(VisionTransformer):
     def take_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the weights cut out of the full encoder; from now on a change is noticed."""
         self.load_state_dict(dict(tensors))
-        self._weights = checkpoint.fingerprint(self.config, self.state_dict())
+        self._weights = fingerprint_of(self.config, self.state_dict())
 
     @property
     def device(self) -> torch.device:
@@ -104,12 +102,12 @@ class ExtractedViT(VisionTransformer):
             if isinstance(spec, str)
             else spec
         )
-        if wanted is not None and wanted != self.widths:
+        if wanted is not None and wanted != self._cut:
             raise ValueError(
-                f"this encoder is the extracted submodel {self.widths} and holds no {wanted}; "
+                f"this encoder is the extracted submodel {self._cut} and holds no {wanted}; "
                 "use the full model for other sizes"
             )
-        return self.widths
+        return self._cut
 
     def encode(
         self,
@@ -152,64 +150,9 @@ def extract(model: MatViT, submodel: Submodel | str | None = None) -> ExtractedV
     return small
 
 
-def save_extracted(
-    encoder: ExtractedViT, folder: str | Path, *, dtype: torch.dtype = torch.float32
-) -> Path:
-    """Write an extracted encoder; see `checkpoint.write`."""
-    stored = checkpoint.Checkpoint(
-        name=encoder.name,
-        config=encoder.config,
-        preprocess=encoder.preprocess,
-        tensors=encoder.state_dict(),
-        submodel=str(encoder.widths),
-        fingerprint=encoder.fingerprint,
-    )
-    return checkpoint.write(folder, stored, dtype=dtype)
-
-
-def load_extracted(folder: str | Path) -> ExtractedViT:
-    """Read an extracted encoder back.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is damaged, or a whole MatViT.
-    """
-    stored = checkpoint.read(folder)
-    if stored.submodel is None:
-        raise ValueError(f"{folder} holds a whole MatViT; load it with MatViT.load")
-    return _from_checkpoint(stored, folder)
-
-
-def load_encoder(
-    source: str | Path, *, device: str | torch.device = "cpu"
-) -> MatViT | ExtractedViT:
-    """Load whatever encoder is there: a whole MatViT, or a submodel extracted from one.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is damaged.
-    """
-    stored = checkpoint.read(source)
-    if stored.submodel is None:
-        return MatViT.from_checkpoint(stored).to(device)
-    return _from_checkpoint(stored, source).to(device)
-
-
-def _from_checkpoint(stored: checkpoint.Checkpoint, source: str | Path) -> ExtractedViT:
-    config = stored.config
-    assert stored.submodel is not None
-    submodel = Submodel.parse(stored.submodel, depth=config.depth, hidden_dim=config.hidden_dim)
-    encoder = ExtractedViT(config, submodel, stored.preprocess, stored.name, stored.fingerprint)
-    try:
-        encoder.take_weights(stored.tensors)
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {source} do not fit its settings: {error}") from error
-    return encoder
-
-
 def _slice(tensors: Mapping[str, Tensor], submodel: Submodel) -> dict[str, Tensor]:
     """Keep the first hidden units of every block, and leave the classification head behind."""
-    kept = {key: value for key, value in tensors.items() if not key.startswith("head.")}
+    kept = without_head(tensors)
     for block, width in enumerate(submodel.widths):
         mlp = f"blocks.{block}.mlp"
         kept[f"{mlp}.fc1.weight"] = kept[f"{mlp}.fc1.weight"][:width]

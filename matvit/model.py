@@ -1,34 +1,184 @@
-"""`MatViT`: one Vision Transformer that holds many encoders."""
+"""MatFormer: one Vision Transformer that holds many encoders, each nested in the next.
+
+The blocks of a ViT alternate attention and a feed-forward network. Here the first `width` hidden
+units of every feed-forward network are a network of their own, so that one set of weights runs at
+any width, block by block: a `Submodel` is one width per block. All of them share the attention,
+the embedding of the patches and the space that their vectors are in.
+
+References:
+    MatFormer: Nested Transformer for Elastic Inference, section 3 (MatViT in section 4.2).
+    https://arxiv.org/abs/2310.07707
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from msgspec.structs import replace
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers.activations import GELUTanh, QuickGELU
+from timm.layers.mlp import Mlp
+from timm.layers.norm import LayerNorm
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import linear, normalize
 
-from matvit import backbone, checkpoint
+import matvit
 from matvit.config import MatViTConfig
 from matvit.cost import check_submodel
+from matvit.identity import fingerprint_of, weights_version, without_head
 from matvit.preprocess import Preprocess
 from matvit.submodel import Granularity, Submodel
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": GELUTanh,
+    "quick_gelu": QuickGELU,
+}
+
+Memory = dict[tuple[int, ...], Tensor]
+"""Hidden states by the widths that made them; see `run`."""
+
+
+class NestedMlp(Mlp):
+    """Feed-forward network whose first `width` hidden units are a network of their own.
+
+    Sliced, not masked: a masked network still multiplies the zeros, so its smaller sizes would
+    be no cheaper to run. Parameters are named and shaped as in timm's `Mlp`, so a plain ViT's
+    weights load unchanged.
+
+    References:
+        MatFormer, section 3.1.
+    """
+
+    def forward(
+        self, x: Float[Tensor, "*batch tokens dim"], width: int | None = None
+    ) -> Float[Tensor, "*batch tokens dim"]:
+        """Run the nested network that keeps the first `width` hidden units (None: all).
+
+        Raises:
+            ValueError: If `width` is outside 1..hidden_dim.
+        """
+        hidden_dim = len(self.fc1.weight)
+        width = hidden_dim if width is None else width
+        # A Python slice would clip in silence and the cost reported would be wrong.
+        if not 1 <= width <= hidden_dim:
+            raise ValueError(f"width must be within 1..{hidden_dim}, got {width}")
+        bias = self.fc1.bias
+        hidden = linear(x, self.fc1.weight[:width], None if bias is None else bias[:width])
+        hidden = self.drop1(self.act(hidden))
+        out: Tensor = self.drop2(linear(hidden, self.fc2.weight[:, :width], self.fc2.bias))
+        return out
+
+
+class NestedBlock(Block):
+    """A timm ViT block whose two halves run apart, the second one at any width."""
+
+    def attend(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Self-attention with its residual: the part that all submodels share."""
+        out: Tensor = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        return out
+
+    def feed_forward(
+        self, x: Float[Tensor, "batch tokens dim"], width: int | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Feed-forward network of `width` hidden units, with its residual.
+
+        Raises:
+            ValueError: If `width` is outside 1..hidden_dim.
+        """
+        out: Tensor = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x), width)))
+        return out
+
+
+def timm_arguments(config: MatViTConfig) -> dict[str, Any]:
+    """Return the arguments that make timm's `VisionTransformer` the plain ViT of these settings."""
+    arguments = {**config.to_dict(), "act_layer": ACTIVATIONS[config.act_layer]}
+    if (eps := arguments.pop("norm_eps", None)) is not None:
+        arguments["norm_layer"] = partial(LayerNorm, eps=eps)
+    return arguments
+
+
+def nested_vit(config: MatViTConfig, drop_path_rate: float = 0.0) -> VisionTransformer:
+    """Build a timm ViT whose feed-forward networks run at any width."""
+    return VisionTransformer(
+        **timm_arguments(config),
+        drop_path_rate=drop_path_rate,
+        block_fn=NestedBlock,
+        mlp_layer=NestedMlp,
+    )
+
+
+def run(
+    weights: VisionTransformer,
+    images: Float[Tensor, "batch 3 height width"],
+    submodels: Sequence[Submodel],
+    memory: Memory | None = None,
+) -> Float[Tensor, "submodels batch tokens dim"]:
+    """Run several submodels of one set of weights, computing what they share only once.
+
+    Submodels whose first k widths are the same have the same hidden states up to there, and the
+    attention of the block after them is the same too. So a state is known by the widths that made
+    it: it is the tokens after those blocks and after the next one's attention. The attention of
+    different states runs as one batch.
+
+    Args:
+        weights: What `nested_vit` made.
+        images: Normalised images.
+        submodels: What runs, one row of the outcome each.
+        memory: States of earlier runs on the same images, to go on from; those of this run are
+            added to it. None keeps no state longer than the next block needs it.
+
+    Returns:
+        Tokens after the last block and norm.
+    """
+    blocks = cast("list[NestedBlock]", list(weights.blocks))
+    states: Memory = {} if memory is None else memory
+    if () not in states:
+        states[()] = blocks[0].attend(_embed_patches(weights, images))
+    for depth, block in enumerate(blocks, start=1):
+        prefixes = dict.fromkeys(submodel.widths[:depth] for submodel in submodels)
+        new = {
+            prefix: block.feed_forward(states[prefix[:-1]], prefix[-1])
+            for prefix in prefixes
+            if prefix not in states
+        }
+        if new and depth < len(blocks):
+            attended = blocks[depth].attend(torch.cat(list(new.values())))
+            new = dict(zip(new, attended.chunk(len(new)), strict=True))
+        if memory is None:
+            states = new
+        else:
+            states.update(new)
+    tokens: Tensor = weights.norm(torch.stack([states[each.widths] for each in submodels]))
+    return tokens
+
+
+def _embed_patches(
+    weights: VisionTransformer, images: Float[Tensor, "batch 3 height width"]
+) -> Float[Tensor, "batch tokens dim"]:
+    """Run everything before the first block: patches, positions, prefix tokens."""
+    patches = weights.patch_drop(weights._pos_embed(weights.patch_embed(images)))
+    tokens: Tensor = weights.norm_pre(patches)
+    return tokens
+
+
+def pool(
+    weights: VisionTransformer, tokens: Float[Tensor, "submodels batch tokens dim"]
+) -> Float[Tensor, "submodels batch dim"]:
+    """Reduce what `run` returned to one vector per image, not normalised."""
+    pooled: Tensor = weights.forward_head(tokens.flatten(0, 1), pre_logits=True)
+    return pooled.view(*tokens.shape[:2], pooled.shape[-1])
+
 
 class MatViT(nn.Module):
-    """A timm `VisionTransformer` with nested feed-forward networks.
+    """A Vision Transformer at any of its sizes, and how images become its input.
 
     Which submodel runs is an argument of every call and never state, so threads can use one
     model at several sizes at once.
-
-    Usually all sizes are nested in one set of weights, `backbone`. A converted encoder (see
-    `serve_full_size_from`) has a second one, `anchor`: the full size of the encoder that it was
-    made from, unchanged. Then the full size runs there and every other one in `backbone`.
 
     Args:
         config: Architecture.
@@ -40,8 +190,8 @@ class MatViT(nn.Module):
     Raises:
         ValueError: If the preprocessing produces another image size than the model takes.
 
-    References:
-        MatFormer, section 3 (MatViT in section 4.2). https://arxiv.org/abs/2310.07707
+    Attributes:
+        backbone: The weights: a timm `VisionTransformer` of `NestedBlock`s.
     """
 
     def __init__(
@@ -61,131 +211,9 @@ class MatViT(nn.Module):
                 f"the model takes {config.img_size}"
             )
         self.name = name
-        self.backbone = backbone.build(config, drop_path_rate)
-        self.anchor: VisionTransformer | None = None
-        self._hashes: dict[bool, tuple[object, str]] = {}
+        self.backbone = nested_vit(config, drop_path_rate)
+        self._hashes: dict[VisionTransformer, tuple[object, str]] = {}
         self.eval()
-
-    @classmethod
-    def load(cls, source: str | Path, *, device: str | torch.device = "cpu") -> MatViT:
-        """Load a bundled encoder by name, or a checkpoint folder.
-
-        Raises:
-            FileNotFoundError: If there is neither; the message lists the bundled names.
-            ValueError: If the checkpoint is damaged, or an extracted submodel.
-        """
-        stored = checkpoint.read(source)
-        if stored.submodel is not None:
-            raise ValueError(
-                f"{source} holds the extracted submodel {stored.submodel}, not a whole MatViT; "
-                "load it with matvit.extraction.load_extracted"
-            )
-        return cls.from_checkpoint(stored).to(device)
-
-    @classmethod
-    def from_checkpoint(cls, stored: checkpoint.Checkpoint) -> MatViT:
-        """Build the model that a checkpoint describes.
-
-        Raises:
-            ValueError: If the weights do not fit the settings.
-        """
-        model = cls(stored.config, stored.preprocess, stored.name)
-        try:
-            model.backbone.load_state_dict(dict(stored.tensors))
-            if stored.anchor is not None:
-                model._set_anchor(stored.anchor)
-        except RuntimeError as error:
-            raise ValueError(
-                f"the weights of {stored.name} do not fit its settings: {error}"
-            ) from error
-        return model
-
-    def save(
-        self,
-        folder: str | Path,
-        *,
-        dtype: torch.dtype = torch.float32,
-        training: dict[str, Any] | None = None,
-    ) -> Path:
-        """Write weights, settings and fingerprint into `folder`; see `checkpoint.write`.
-
-        Args:
-            folder: Created if missing; an earlier checkpoint in it is replaced.
-            dtype: Stored precision. With float16 the file is half as large, and the encoder it
-                loads as (float32 values rounded to float16) has its own fingerprint. An anchor is
-                never rounded.
-            training: Anything worth remembering about how the weights came to be.
-        """
-        tensors = backbone.tensors(self.backbone)
-        rounded = {key: value.to(dtype).float() for key, value in tensors.items()}
-        return checkpoint.write(
-            folder,
-            checkpoint.Checkpoint(
-                name=self.name,
-                config=self.config,
-                preprocess=self.preprocess,
-                tensors=rounded,
-                training=training or {},
-                anchor=None if self.anchor is None else backbone.tensors(self.anchor),
-            ),
-            dtype=dtype,
-        )
-
-    def start_from(self, other: MatViT) -> None:
-        """Take over the weights of another model, but for a head of other classes.
-
-        Of a converted encoder these are the nested ones; its anchor stays behind.
-
-        Raises:
-            ValueError: If it has another architecture or preprocessing.
-        """
-        self._check_same_shape(other, "start from")
-        weights = other.backbone.state_dict()
-        if other.config.num_classes != self.config.num_classes:
-            weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
-        self.backbone.load_state_dict(weights, strict=False)
-
-    def serve_full_size_from(self, original: MatViT) -> None:
-        """From now on, the full size is that of another encoder, bit for bit.
-
-        This model takes on its fingerprint, and its indexes stay valid. The anchor is a copy that
-        is never trained; the smaller sizes go on running from this model's own weights.
-
-        Args:
-            original: Encoder of the same shape. If it is a converted one itself, its full size
-                is what counts.
-
-        Raises:
-            ValueError: If it has another architecture or preprocessing.
-        """
-        self._check_same_shape(original, "serve the full size from")
-        self._set_anchor(original.weights_of(original.submodel()).state_dict())
-
-    def train(self, mode: bool = True) -> MatViT:
-        """Switch stochastic depth on or off; an anchor never has any."""
-        super().train(mode)
-        if self.anchor is not None:
-            self.anchor.eval()
-        return self
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits identifying architecture and weights of the full size (not the head)."""
-        return self._hash(self.weights_of(self.submodel()))
-
-    @property
-    def weights_fingerprint(self) -> str:
-        """16 hex digits identifying architecture and nested weights, those of the smaller sizes.
-
-        Without an anchor this is `fingerprint`. Conversions of one encoder share that one, and
-        differ in this one.
-        """
-        return self._hash(self.backbone)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights live."""
-        return next(self.parameters()).device
 
     def submodel(self, spec: Submodel | Granularity | str | None = None) -> Submodel:
         """Resolve what a caller wrote into a submodel of this model; None is the full size.
@@ -201,10 +229,6 @@ class MatViT(nn.Module):
         check_submodel(self.config, spec)
         return spec
 
-    def weights_of(self, submodel: Submodel) -> VisionTransformer:
-        """Return the weights that a submodel runs from."""
-        return self.anchor if self.anchor is not None and submodel.is_full else self.backbone
-
     def forward(
         self,
         images: Float[Tensor, "batch 3 height width"],
@@ -219,8 +243,7 @@ class MatViT(nn.Module):
             ValueError: If the images have another size than the model takes, or the submodel is
                 not one of this model's.
         """
-        chosen = [self.submodel(submodel)]
-        return normalize(self.pool(self.features(images, chosen), chosen)[0], dim=-1)
+        return normalize(self.vectors(images, [self.submodel(submodel)])[0], dim=-1)
 
     def encode(
         self,
@@ -231,86 +254,120 @@ class MatViT(nn.Module):
         embeddings: Tensor = self(images, submodel)
         return embeddings
 
-    def features(
+    def vectors(
         self, images: Float[Tensor, "batch 3 height width"], submodels: Sequence[Submodel]
-    ) -> Float[Tensor, "submodels batch tokens dim"]:
-        """Run several submodels at once, computing what they share only once.
-
-        Submodels with the same first k widths have the same hidden states up to there. Shared
-        work is patch embedding, the attention of the first block, and all blocks of a common
-        prefix; the attention of the rest runs as one batch.
+    ) -> Float[Tensor, "submodels batch dim"]:
+        """Embed normalised images with several submodels at once, sharing what they share.
 
         Returns:
-            Tokens after the last block and norm, one row per submodel.
-        """
-        backbone.check_images(self.config, images)
-        for submodel in submodels:
-            check_submodel(self.config, submodel)
-        if self.anchor is None:
-            return backbone.run(self.backbone, images, submodels)
-        tokens: dict[int, Tensor] = {}
-        for weights in (self.anchor, self.backbone):
-            rows = [row for row, each in enumerate(submodels) if self.weights_of(each) is weights]
-            if rows:
-                chosen = [submodels[row] for row in rows]
-                tokens.update(zip(rows, backbone.run(weights, images, chosen), strict=True))
-        return torch.stack([tokens[row] for row in range(len(submodels))])
-
-    def pool(
-        self,
-        features: Float[Tensor, "*batch tokens dim"],
-        submodels: Sequence[Submodel] | None = None,
-    ) -> Float[Tensor, "*batch dim"]:
-        """Reduce tokens to one vector per image, not normalised.
-
-        Args:
-            features: What `features` returned, or some of it.
-            submodels: What ran. Needed only by a converted encoder that normalises after pooling:
-                its full size has its own norm.
+            Pooled vectors, not normalised, one row per submodel: what training works on.
 
         Raises:
-            ValueError: If it is needed and not given.
+            ValueError: As when calling the model.
         """
-        if self.anchor is None or isinstance(self.backbone.fc_norm, nn.Identity):
-            return backbone.pool(self.backbone, features)
-        if submodels is None:
-            raise ValueError(
-                f"{self.name} was converted, and normalises after pooling: its full size does so "
-                "with other weights than the rest; say which submodels ran, one per row"
-            )
-        pairs = zip(features, submodels, strict=True)
-        return torch.stack([backbone.pool(self.weights_of(each), row) for row, each in pairs])
+        self.check(images, submodels)
+        return pool(self.backbone, run(self.backbone, images, submodels))
 
-    def classify(self, pooled: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch classes"]:
-        """Class scores of pooled vectors, from the head that training uses.
+    def classify(self, vectors: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch classes"]:
+        """Class scores of vectors that are not normalised, from the head that training uses.
 
         Raises:
             ValueError: If the model was built without classes.
         """
         if self.config.num_classes == 0:
             raise ValueError("this encoder has no classification head (num_classes is 0)")
-        logits: Tensor = self.backbone.head(pooled)
+        logits: Tensor = self.backbone.head(vectors)
         return logits
 
-    def _hash(self, weights: VisionTransformer) -> str:
-        """Return the fingerprint of the anchor or of the backbone, computed when they change."""
-        known, state = self._hashes, checkpoint.weights_version(weights)
-        which = weights is self.anchor
-        if which not in known or known[which][0] != state:
-            tensors = backbone.tensors(weights)
-            known[which] = (state, checkpoint.fingerprint(self.config, tensors))
-        return known[which][1]
+    def check(self, images: Tensor, submodels: Sequence[Submodel] = ()) -> None:
+        """Refuse images of another size than the model takes, and submodels of another model.
 
-    def _set_anchor(self, tensors: Mapping[str, Tensor]) -> None:
-        reference = next(self.backbone.parameters())
-        anchor = backbone.build(replace(self.config, num_classes=0))
-        anchor.to(reference.device, reference.dtype)
-        anchor.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("head.")})
-        self.anchor = anchor.eval().requires_grad_(False)
+        Raises:
+            ValueError: If there are any.
+        """
+        size, patch = self.config.img_size, self.config.patch_size
+        height, width = images.shape[-2:]
+        if self.config.dynamic_img_size:
+            if height % patch or width % patch or not height or not width:
+                raise ValueError(f"image sides must be multiples of {patch}, got {height}x{width}")
+        elif (height, width) != (size, size):
+            raise ValueError(f"this encoder takes {size}x{size} images, got {height}x{width}")
+        for submodel in submodels:
+            check_submodel(self.config, submodel)
 
-    def _check_same_shape(self, other: MatViT, purpose: str) -> None:
+    def weights_of(self, submodel: Submodel) -> VisionTransformer:  # noqa: ARG002 -- all the same
+        """Return the weights that a submodel runs from: here those of all sizes."""
+        return self.backbone
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits identifying architecture and weights of the full size (not the head)."""
+        return self._hash(self.weights_of(self.submodel()))
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """The same of the weights that the smaller sizes run from."""
+        return self._hash(self.backbone)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return next(self.parameters()).device
+
+    def start_from(self, other: MatViT) -> None:
+        """Take over the trained weights of another model, but for a head of other classes.
+
+        Raises:
+            ValueError: If it has another architecture or preprocessing.
+        """
+        self.check_alike(other, "start from")
+        weights = other.backbone.state_dict()
+        if other.config.num_classes != self.config.num_classes:
+            weights = without_head(weights)
+        self.backbone.load_state_dict(weights, strict=False)
+
+    def check_alike(self, other: MatViT, purpose: str) -> None:
+        """Refuse a model of another shape, that cannot exchange weights with this one.
+
+        Raises:
+            ValueError: If architecture (but for the classes) or preprocessing differ.
+        """
         theirs = {**other.config.to_dict(), "num_classes": self.config.num_classes}
         if theirs != self.config.to_dict() or other.preprocess != self.preprocess:
             raise ValueError(
                 f"cannot {purpose} {other.name}: its architecture or preprocessing differs"
             )
+
+    @staticmethod
+    def load(source: str | Path, *, device: str | torch.device = "cpu") -> MatViT:
+        """Load a bundled encoder by name, or from a folder; see `load_encoder`.
+
+        Raises:
+            FileNotFoundError: If there is neither; the message lists the bundled names.
+            ValueError: If it is damaged, or an extracted submodel.
+        """
+        encoder = matvit.load_encoder(source, device=device)
+        if not isinstance(encoder, MatViT):
+            raise ValueError(
+                f"{source} holds the extracted submodel {encoder.submodel()}, not a whole MatViT; "
+                "load it with load_encoder"
+            )
+        return encoder
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        training: dict[str, Any] | None = None,
+    ) -> Path:
+        """Write weights, settings and fingerprint into `folder`; see `save_encoder`."""
+        return matvit.save_encoder(self, folder, dtype=dtype, training=training)
+
+    def _hash(self, weights: VisionTransformer) -> str:
+        """Hash weights, unless they are as they were when they were hashed before."""
+        version = weights_version(weights)
+        if weights not in self._hashes or self._hashes[weights][0] != version:
+            found = fingerprint_of(self.config, weights.state_dict())
+            self._hashes[weights] = (version, found)
+        return self._hashes[weights][1]

@@ -10,7 +10,7 @@ import streamlit as st
 from app.demo import INDEX, run_demo
 from app.page.plain import plain
 from indexing import read_manifest
-from matvit import MatViT, checkpoint
+from matvit import DEFAULT_ENCODER, MatViT
 
 _ONE_AT_A_TIME = Lock()
 
@@ -49,4 +49,4 @@ def _build(demo: Path) -> None:
     """Make the demo, unless another visitor has made it meanwhile: it would be replaced."""
     with _ONE_AT_A_TIME:
         if not is_built(demo / INDEX):
-            run_demo(MatViT.load(checkpoint.DEFAULT), demo, None, progress=False)
+            run_demo(MatViT.load(DEFAULT_ENCODER), demo, None, progress=False)

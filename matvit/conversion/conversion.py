@@ -1,6 +1,6 @@
 """Any encoder into an elastic one, without labels and without touching its index.
 
-The full size stays what it was, bit for bit (see `MatViT.serve_full_size_from`), so an index made
+The full size stays what it was, bit for bit (see `AnchoredMatViT`), so an index made
 with it stays valid. The smaller sizes get weights of their own: a copy whose hidden units are
 sorted by importance and which is then trained until its vectors meet those of the original.
 
@@ -20,10 +20,12 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
-from matvit import checkpoint
+from matvit.checkpoint import SETTINGS, read_settings
 from matvit.config import MatViTConfig
+from matvit.conversion.anchored import AnchoredMatViT
 from matvit.conversion.reorder import reorder
 from matvit.embedding import embed
+from matvit.identity import without_head
 from matvit.mixes import trained_sizes
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
@@ -154,9 +156,7 @@ def convert(
             resume=_can_resume(out / _WORKPLACE / _RUN),
             progress=progress,
         )
-    converted = MatViT(original.config, original.preprocess, f"{model.name}-converted")
-    converted.start_from(trained)
-    converted.serve_full_size_from(original)
+    converted = AnchoredMatViT.join(trained, original, f"{model.name}-converted")
     converted.to(original.device)
     if recipe is not None:
         tell(TRAINED, converted)
@@ -172,8 +172,8 @@ def check_target(out: Path, *, resume: bool) -> None:
         FileExistsError: If it holds a finished encoder, or anything and `resume` is not set.
         FileNotFoundError: If `resume` is set and there is nothing to resume.
     """
-    is_begun = (out / _WORKPLACE / _START / checkpoint.SETTINGS).exists()
-    if (out / checkpoint.SETTINGS).exists() and not is_begun:
+    is_begun = (out / _WORKPLACE / _START / SETTINGS).exists()
+    if (out / SETTINGS).exists() and not is_begun:
         raise FileExistsError(f"{out} is already converted; choose another folder")
     if resume and not is_begun:
         raise FileNotFoundError(f"no conversion to resume in {out}; start without resume")
@@ -204,10 +204,8 @@ def split(data: LabelledPixels, most: int = 500) -> tuple[LabelledPixels, Labell
 def full_size_of(model: MatViT) -> MatViT:
     """Return the full size as an encoder of its own, without anchor and classification head."""
     plain = MatViT(structs.replace(model.config, num_classes=0), model.preprocess, model.name)
-    weights = model.weights_of(model.submodel()).state_dict()
-    plain.backbone.load_state_dict(
-        {key: value for key, value in weights.items() if not key.startswith("head.")}
-    )
+    weights = model.weights_of(model.submodel())
+    plain.backbone.load_state_dict(without_head(weights.state_dict()))
     return plain.to(model.device)
 
 
@@ -221,15 +219,15 @@ def _start(original: MatViT, data: LabelledPixels, out: Path, *, resume: bool) -
     folder = out / _WORKPLACE / _START
     begun_with = {"original": original.fingerprint, "images": data.fingerprint}
     if resume:
-        stored = checkpoint.read(folder)
+        before = read_settings(folder).training
         for what, now in begun_with.items():
-            if (was := stored.training.get(what)) != now:
+            if (was := before.get(what)) != now:
                 name = "encoder" if what == "original" else what
                 raise ValueError(
                     f"cannot resume in {out}: it was begun with {name} {was}, this is {now}; "
                     "resume with what it was begun with"
                 )
-        return MatViT.from_checkpoint(stored).to(original.device)
+        return MatViT.load(folder, device=original.device)
     sample = data.sample(_SORTING_IMAGES).pixels
     candidates = (original, reorder(original, sample))
     start = max(candidates, key=lambda encoder: _nearness(encoder, sample[::4]))
@@ -287,5 +285,5 @@ def _clear(out: Path) -> None:
         if (run / name).exists():
             (run / name).replace(out / name)
     shutil.rmtree(run, ignore_errors=True)
-    (out / _WORKPLACE / _START / checkpoint.SETTINGS).unlink()  # from here on it is finished
+    (out / _WORKPLACE / _START / SETTINGS).unlink()  # from here on it is finished
     shutil.rmtree(out / _WORKPLACE)

@@ -25,8 +25,8 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from matvit.config import Activation, MatViTConfig
-from matvit.layers import ACTIVATIONS, timm_arguments
-from matvit.model import MatViT
+from matvit.identity import without_head
+from matvit.model import ACTIVATIONS, MatViT, timm_arguments
 from matvit.preprocess import Preprocess
 
 _INACTIVE = (nn.Identity, nn.Dropout, DropPath, PatchDropout)
@@ -74,8 +74,7 @@ def from_timm(
     is_untrained = isinstance(source, str) and not pretrained
     name = _name(vit).partition(".")[0] if is_untrained else _name(vit)  # no tag of weights
     model = MatViT(config, preprocess or preprocess_of(vit), name)
-    weights = {key: v for key, v in vit.state_dict().items() if not key.startswith("head.")}
-    model.backbone.load_state_dict(weights)
+    model.backbone.load_state_dict(without_head(vit.state_dict()))
     model.to(next(vit.parameters()).device)
     _check_same_vectors(vit, model)
     return model

@@ -17,9 +17,9 @@ from timm.layers.layer_scale import LayerScale
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from matvit.embedding import to_input
-from matvit.layers import NestedBlock, NestedMlp
-from matvit.model import MatViT
+from matvit.conversion.anchored import AnchoredMatViT
+from matvit.embedding import batches
+from matvit.model import MatViT, NestedBlock, NestedMlp
 
 
 def reorder(
@@ -63,15 +63,14 @@ def output_energy(
     """
     if len(pixels) == 0:
         raise ValueError("the importance of hidden units is measured on images; got none")
-    if model.anchor is not None:
+    if isinstance(model, AnchoredMatViT):
         raise ValueError(f"{model.name} has an anchor; sort the encoder it was made from instead")
     blocks = list(model.backbone.blocks)
     sums = [torch.zeros(model.config.hidden_dim, dtype=torch.float64) for _ in blocks]
     handles = [_watch(block, total) for block, total in zip(blocks, sums, strict=True)]
     try:
         with torch.inference_mode():
-            for start in range(0, len(pixels), batch_size):
-                images = to_input(pixels[start : start + batch_size], model)
+            for _, images in batches(model, pixels, batch_size):
                 model(images.to(next(model.parameters()).dtype))
     finally:
         for handle in handles:

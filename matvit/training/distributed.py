@@ -10,8 +10,8 @@ micro-batches of a step, for what depends on these: stochastic depth, the neighb
 the first process writes files.
 
 Gradients are added up explicitly, once per step and in a few large buckets, not by
-`DistributedDataParallel`: that wraps `forward`, while a step here calls `features`, `classify`
-and `pool` of one model, several times before its gradients are complete; and it has to be told,
+`DistributedDataParallel`: that wraps `forward`, while a step here calls `vectors` and `classify`
+of one model, several times before its gradients are complete; and it has to be told,
 or to search the graph, for parameters without a gradient, such as the head in an aligning phase.
 Which parameters have one depends on the step alone and so is the same everywhere. What is given
 up is the overlap of the exchange with the backward pass: one exchange of a ViT-B's 350 MB.

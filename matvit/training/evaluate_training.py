@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from matvit.embedding import to_input
+from matvit.embedding import batches
 from matvit.mixes import trained_sizes
 from matvit.model import MatViT
 from matvit.training.data import LabelledPixels
@@ -18,9 +18,7 @@ def top1_per_size(
     sizes = trained_sizes(model.config)
     right = np.zeros(len(sizes), dtype=np.int64)
     with torch.inference_mode():
-        for start in range(0, len(data), batch_size):
-            images = to_input(data.pixels[start : start + batch_size], model)
-            scores = model.classify(model.pool(model.features(images, sizes)))
-            labels = data.labels[start : start + batch_size]
-            right += (scores.argmax(dim=-1).cpu().numpy() == labels).sum(axis=1)
+        for rows, images in batches(model, data.pixels, batch_size):
+            scores = model.classify(model.vectors(images, sizes))
+            right += (scores.argmax(dim=-1).cpu().numpy() == data.labels[rows]).sum(axis=1)
     return {str(size): float(count) / len(data) for size, count in zip(sizes, right, strict=True)}

@@ -46,7 +46,7 @@ def joint_cross_entropy(
         https://arxiv.org/abs/2310.07707
     """
     _check_weights(submodels, weights)
-    logits = model.classify(model.pool(model.features(images, submodels))).float()
+    logits = model.classify(model.vectors(images, submodels)).float()
     repeated = torch.cat([labels] * len(submodels))
     losses = cross_entropy(
         logits.flatten(0, 1), repeated, label_smoothing=label_smoothing, reduction="none"
@@ -89,7 +89,7 @@ def alignment(
         knowledge transfer, section 3.3. https://arxiv.org/abs/2006.16331
     """
     _check_weights(submodels, weights)
-    vectors = normalize(model.pool(model.features(images, submodels)).float(), dim=-1)
+    vectors = normalize(model.vectors(images, submodels).float(), dim=-1)
     losses = 1 - (vectors * targets).sum(dim=-1).mean(dim=1)
     if neighbour_weight:
         losses = losses + neighbour_weight * neighbour_divergence(vectors, targets, temperature)

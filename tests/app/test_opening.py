@@ -4,7 +4,8 @@ import pytest
 
 from app.options import load_encoder_for
 from indexing import Corpus, ImageIndex
-from matvit.extraction import ExtractedViT, extract, save_extracted
+from matvit.checkpoint import save_encoder
+from matvit.extraction import ExtractedViT, extract
 from matvit.model import MatViT
 
 
@@ -15,7 +16,7 @@ def index(tiny_model, photo_folder, tmp_path) -> ImageIndex:
 
 def test_a_named_encoder_is_loaded_whole_or_extracted(index, tiny_model, tmp_path):
     whole = tiny_model.save(tmp_path / "whole")
-    small = save_extracted(extract(tiny_model, "S"), tmp_path / "small")
+    small = save_encoder(extract(tiny_model, "S"), tmp_path / "small")
     assert isinstance(load_encoder_for(index, str(whole)), MatViT)
     loaded = load_encoder_for(index, str(small))
     assert isinstance(loaded, ExtractedViT)

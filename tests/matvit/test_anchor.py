@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,9 +12,11 @@ from msgspec.structs import replace
 
 from indexing import Corpus, ImageIndex
 from matvit import checkpoint
+from matvit.checkpoint import load_encoder, save_encoder
 from matvit.config import MatViTConfig
+from matvit.conversion.anchored import AnchoredMatViT
 from matvit.cost import count_macs
-from matvit.extraction import extract, load_encoder, save_extracted
+from matvit.extraction import extract
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
 from retrieval import Retriever
@@ -44,10 +46,8 @@ def nested(original) -> MatViT:
 
 
 @pytest.fixture
-def converted(original, nested) -> MatViT:
-    model = copy.deepcopy(nested)
-    model.serve_full_size_from(original)
-    return model
+def converted(original, nested) -> AnchoredMatViT:
+    return AnchoredMatViT.join(nested, original)
 
 
 @pytest.fixture
@@ -65,28 +65,13 @@ def test_the_full_size_is_the_originals_and_the_rest_is_nested(converted, origin
 
 def test_several_submodels_at_once_come_in_order(converted, images):
     submodels = [converted.submodel(size) for size in SIZES]
-    features = converted.features(images, submodels)
-    pooled = converted.pool(features, submodels)
-    for submodel, tokens, vectors in zip(submodels, features, pooled, strict=True):
-        alone = converted.features(images, [submodel])
-        torch.testing.assert_close(tokens, alone[0], rtol=0, atol=1e-5)
+    together = converted.vectors(images, submodels)
+    for submodel, vectors in zip(submodels, together, strict=True):
+        alone = converted.vectors(images, [submodel])
+        torch.testing.assert_close(vectors, alone[0], rtol=0, atol=1e-5)
         expected = converted(images, submodel)
         found = torch.nn.functional.normalize(vectors, dim=-1)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-def test_pooling_asks_what_ran_only_where_it_matters(images):
-    for config in SHAPES.values():
-        model = build(2, config)
-        features = model.features(images, [model.submodel("S")])
-        before = model.pool(features)
-        model.serve_full_size_from(build(1, config))
-        if config.global_pool == "token":
-            assert torch.equal(model.pool(features), before)
-            continue
-        with pytest.raises(ValueError, match="say which submodels ran, one per row"):
-            model.pool(features)
-        assert torch.equal(model.pool(features, [model.submodel("S")]), before)
 
 
 def test_the_fingerprint_is_the_originals_whatever_the_nested_weights_are(converted, original):
@@ -94,7 +79,6 @@ def test_the_fingerprint_is_the_originals_whatever_the_nested_weights_are(conver
     with torch.no_grad():
         converted.backbone.cls_token.add_(1)
     assert converted.fingerprint == original.fingerprint
-    assert converted.anchor is not None
     with torch.no_grad():
         converted.anchor.cls_token.add_(1)
     assert converted.fingerprint != original.fingerprint
@@ -115,9 +99,7 @@ def test_the_anchor_is_a_copy_that_is_never_trained(converted, original, images)
         original.backbone.cls_token.add_(1)
     assert torch.equal(converted(images), before)
     converted.train()
-    assert converted.anchor is not None
-    assert converted.backbone.training
-    assert not converted.anchor.training
+    assert torch.equal(converted(images), before)
     trained = {name for name, parameter in converted.named_parameters() if parameter.requires_grad}
     assert trained == {f"backbone.{name}" for name, _ in converted.backbone.named_parameters()}
 
@@ -126,7 +108,7 @@ def test_the_anchor_is_a_copy_that_is_never_trained(converted, original, images)
 def test_saving_keeps_the_anchor_bit_for_bit(converted, original, images, tmp_path, dtype):
     loaded = MatViT.load(converted.save(tmp_path / "enc", dtype=dtype))
     assert torch.equal(loaded(images), original(images))
-    assert loaded.anchor is not None
+    assert isinstance(loaded, AnchoredMatViT)
     stored = original.backbone.state_dict()
     for key, value in loaded.anchor.state_dict().items():
         assert torch.equal(value, stored[key])
@@ -140,8 +122,7 @@ def test_saving_keeps_the_anchor_bit_for_bit(converted, original, images, tmp_pa
 def test_an_anchor_that_fits_into_half_is_stored_in_half(original, nested, tmp_path):
     rounded = MatViT.load(original.save(tmp_path / "half", dtype=torch.float16))
     for name, dtype in (("whole", torch.float32), ("small", torch.float16)):
-        model = copy.deepcopy(nested)
-        model.serve_full_size_from(rounded)
+        model = AnchoredMatViT.join(nested, rounded)
         model.save(tmp_path / name, dtype=dtype)
         assert MatViT.load(tmp_path / name).fingerprint == rounded.fingerprint
     sizes = [(tmp_path / name / checkpoint.ANCHOR).stat().st_size for name in ("whole", "small")]
@@ -177,7 +158,7 @@ def test_extraction_takes_each_size_from_its_own_weights(converted, original, im
     assert torch.equal(whole(images), extract(original)(images))
     torch.testing.assert_close(small(images), converted(images, "S"), rtol=0, atol=1e-6)
     assert whole.fingerprint == small.fingerprint == original.fingerprint
-    loaded = load_encoder(save_extracted(small, tmp_path / "small"))
+    loaded = load_encoder(save_encoder(small, tmp_path / "small"))
     assert loaded.fingerprint == original.fingerprint
     assert loaded.weights_fingerprint == small.weights_fingerprint != whole.weights_fingerprint
     assert torch.equal(loaded.encode(images), small(images))
@@ -186,13 +167,11 @@ def test_extraction_takes_each_size_from_its_own_weights(converted, original, im
 def test_training_goes_on_from_the_nested_weights(converted, nested):
     fresh = MatViT(converted.config, converted.preprocess)
     fresh.start_from(converted)
-    assert fresh.anchor is None
     assert fresh.fingerprint == nested.fingerprint
 
 
 def test_the_anchor_of_an_anchor_is_the_first_original(converted, original, nested, images):
-    again = copy.deepcopy(nested)
-    again.serve_full_size_from(converted)
+    again = AnchoredMatViT.join(nested, converted)
     assert torch.equal(again(images), original(images))
     assert again.fingerprint == original.fingerprint
 
@@ -200,7 +179,15 @@ def test_the_anchor_of_an_anchor_is_the_first_original(converted, original, nest
 def test_another_shape_is_refused(nested):
     other = MatViT(replace(nested.config, reg_tokens=1), nested.preprocess, "other")
     with pytest.raises(ValueError, match="cannot serve the full size from other: its architecture"):
-        nested.serve_full_size_from(other)
+        AnchoredMatViT.join(nested, other)
+
+
+def test_threads_use_either_set_of_weights_of_one_encoder(converted, images):
+    expected = {size: converted(images, size) for size in SIZES}
+    sizes = SIZES * 8
+    with ThreadPoolExecutor(4) as pool:
+        for size, found in zip(sizes, pool.map(lambda s: converted(images, s), sizes), strict=True):
+            assert torch.equal(found, expected[size])
 
 
 def test_costs_do_not_count_the_anchor(converted, original):

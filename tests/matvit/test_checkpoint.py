@@ -30,7 +30,7 @@ def test_what_is_loaded_equals_what_was_saved_bit_for_bit(model, tmp_path):
     for size in ("S", "M", "L", "XL"):
         assert torch.equal(loaded(images, size), model(images, size))
     assert torch.equal(loaded.backbone.head.weight, model.backbone.head.weight)
-    assert checkpoint.read(tmp_path / "enc").training == {"recipe": "none"}
+    assert checkpoint.read_settings(tmp_path / "enc").training == {"recipe": "none"}
 
 
 def test_float16_storage_halves_the_file_and_round_trips_from_then_on(model, tmp_path):
@@ -79,10 +79,18 @@ def test_a_truncated_weights_file_is_named(model, tmp_path):
     ("change", "message"),
     [
         ({"format_version": 99}, "format version 99, this program reads version 1"),
-        ({"surprise": 1}, "does not describe an encoder"),
-        ({"submodel": "S"}, "holds the extracted submodel S"),
-        ({"preprocess": None}, "config.json: "),
-        ({"model": None}, "config.json: "),
+        (
+            {"format_version": "1"},
+            "config.json is not the description of an encoder: Expected `int`",
+        ),
+        ({"surprise": 1}, "is not the description of an encoder: .* unknown field `surprise`"),
+        ({"submodel": "S"}, "do not fit its settings: .*size mismatch"),
+        ({"submodel": "huge"}, "do not fit its settings: unknown size 'huge'"),
+        ({"fingerprint": "0" * 15}, "Expected `str` matching regex"),
+        ({"anchor": "/etc/passwd"}, "Invalid enum value '/etc/passwd'"),
+        ({"preprocess": None}, "config.json is not the .* at `\\$.preprocess`"),
+        ({"preprocess": {"image_size": 8}}, "makes images of 8 px, the model takes 16"),
+        ({"model": None}, "config.json is not the .* at `\\$.model`"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(model, tmp_path, change, message):
@@ -96,12 +104,12 @@ def test_settings_that_do_not_fit_are_refused(model, tmp_path, change, message):
 def test_settings_that_are_no_json_are_refused(model, tmp_path):
     model.save(tmp_path)
     (tmp_path / checkpoint.SETTINGS).write_text("{")
-    with pytest.raises(ValueError, match=r"cannot read .*config\.json"):
+    with pytest.raises(ValueError, match=r"config\.json is not the description of an encoder"):
         MatViT.load(tmp_path)
 
 
 def test_every_bundled_encoder_loads_and_is_small():
-    assert checkpoint.DEFAULT in checkpoint.bundled()
-    for name in checkpoint.bundled():
+    assert checkpoint.DEFAULT_ENCODER in checkpoint.bundled_encoders()
+    for name in checkpoint.bundled_encoders():
         assert MatViT.load(name).name == name
         assert (checkpoint.locate(name) / checkpoint.WEIGHTS).stat().st_size <= 25e6

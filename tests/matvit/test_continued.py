@@ -9,9 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from matvit.config import MatViTConfig
-from matvit.continued import ContinuedEmbedding, added_macs
+from matvit.conversion.anchored import AnchoredMatViT
 from matvit.cost import count_macs
-from matvit.embedding import embed
+from matvit.embedding import ContinuedEmbedding, added_macs, embed
 from matvit.model import MatViT
 from matvit.submodel import Submodel
 
@@ -28,9 +28,7 @@ def model():
 @pytest.fixture(scope="module")
 def converted(model):
     torch.manual_seed(1)
-    other = MatViT(CONFIG)
-    other.serve_full_size_from(model)
-    return other
+    return AnchoredMatViT.join(MatViT(CONFIG), model)
 
 
 def pixels(count, seed=0):

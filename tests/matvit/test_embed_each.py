@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from matvit.config import MatViTConfig
-from matvit.embedding import embed
-from matvit.embedding_each import embed_each
+from matvit.conversion.anchored import AnchoredMatViT
+from matvit.embedding import embed, embed_each
 from matvit.mixes import mix_n_match
 from matvit.model import MatViT
 
@@ -23,7 +23,7 @@ def test_every_submodel_gets_the_vectors_of_a_run_of_its_own(anchored):
     model = MatViT(CONFIG)
     if anchored:
         torch.manual_seed(1)
-        model.serve_full_size_from(MatViT(CONFIG))
+        model = AnchoredMatViT.join(model, MatViT(CONFIG))
     submodels = mix_n_match(CONFIG)
     images = pixels(5)
     found = dict(embed_each(model, images, [*submodels, submodels[0]], batch_size=2))

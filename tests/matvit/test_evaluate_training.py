@@ -22,7 +22,7 @@ def test_top1_is_the_share_of_right_answers_of_each_size():
     found = top1_per_size(model, LabelledPixels(pixels, labels, ["a", "b", "c"], 0), batch_size=4)
     for size, share in found.items():
         with torch.no_grad():
-            features = model.features(to_input(pixels, model), [model.submodel(size)])
-            scores = model.classify(model.pool(features))[0]
+            vectors = model.vectors(to_input(pixels, model), [model.submodel(size)])
+            scores = model.classify(vectors)[0]
         assert share == (scores.argmax(dim=1).numpy() == labels).mean()
     assert list(found) == ["S", "M", "L", "XL"]

@@ -4,8 +4,9 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from matvit.checkpoint import load_encoder, save_encoder
 from matvit.config import MatViTConfig
-from matvit.extraction import extract, load_extracted, save_extracted
+from matvit.extraction import ExtractedViT, extract
 from matvit.model import MatViT
 
 CONFIG = MatViTConfig(
@@ -73,7 +74,8 @@ def test_extracted_encoder_refuses_other_sizes(model, images):
 
 def test_saved_extracted_encoder_loads_to_the_same(model, images, tmp_path):
     small = extract(model.float(), "1xS,2xM")
-    loaded = load_extracted(save_extracted(small, tmp_path / "small"))
+    loaded = load_encoder(save_encoder(small, tmp_path / "small"))
+    assert isinstance(loaded, ExtractedViT)
     assert torch.equal(loaded(images.float()), small(images.float()))
     assert loaded.fingerprint == model.fingerprint
     assert (loaded.name, str(loaded.submodel())) == ("parent", "1xS,2xM")
@@ -81,5 +83,14 @@ def test_saved_extracted_encoder_loads_to_the_same(model, images, tmp_path):
     assert (tmp_path / "small" / "model.safetensors").stat().st_size < whole.stat().st_size
     with pytest.raises(ValueError, match="holds the extracted submodel 1xS,2xM"):
         MatViT.load(tmp_path / "small")
-    with pytest.raises(ValueError, match=r"whole MatViT; load it with MatViT\.load"):
-        load_extracted(tmp_path / "whole")
+    assert isinstance(load_encoder(tmp_path / "whole"), MatViT)
+
+
+def test_an_extracted_encoder_in_half_precision_loads_too(model, images, tmp_path):
+    small = extract(model.float(), "S")
+    loaded = load_encoder(save_encoder(small, tmp_path, dtype=torch.float16))
+    assert loaded.fingerprint == model.fingerprint
+    assert loaded.weights_fingerprint != small.weights_fingerprint
+    torch.testing.assert_close(
+        loaded.encode(images.float()), small(images.float()), atol=1e-2, rtol=0
+    )

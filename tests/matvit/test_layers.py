@@ -11,7 +11,7 @@ import torch
 from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 
-from matvit.layers import NestedBlock, NestedMlp
+from matvit.model import NestedBlock, NestedMlp
 
 DIM, HIDDEN = 6, 16
 WIDTHS = [1, 2, 4, 8, 15, 16]

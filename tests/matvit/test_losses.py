@@ -26,7 +26,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 def one_by_one(model, batch, size, smoothing=0.0):
     images, labels = batch
-    scores = model.classify(model.pool(model.features(images, [model.submodel(size)])))[0]
+    scores = model.classify(model.vectors(images, [model.submodel(size)]))[0]
     chances = scores.float().softmax(dim=1)
     target = torch.nn.functional.one_hot(labels, 3) * (1 - smoothing) + smoothing / 3
     return -(target * chances.log()).sum(dim=1).mean()

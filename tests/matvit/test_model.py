@@ -48,7 +48,7 @@ def test_full_width_equals_the_plain_timm_vit(shape):
     pooled = plain.forward_head(plain.forward_features(images()), pre_logits=True)
     expected = pooled / pooled.norm(dim=1, keepdim=True)
     torch.testing.assert_close(model(images()), expected, rtol=0, atol=1e-14)
-    logits = model.classify(model.pool(model.features(images(), [model.submodel()])))[0]
+    logits = model.classify(model.vectors(images(), [model.submodel()]))[0]
     torch.testing.assert_close(logits, plain(images()), rtol=0, atol=1e-13)
 
 
@@ -72,9 +72,9 @@ def test_sizes_give_different_embeddings():
 def test_many_submodels_at_once_equal_one_at_a_time(specs):
     model = build()
     submodels = [model.submodel(spec) for spec in specs]
-    together = model.features(images(), submodels)
+    together = model.vectors(images(), submodels)
     for row, submodel in zip(together, submodels, strict=True):
-        alone = model.features(images(), [submodel])[0]
+        alone = model.vectors(images(), [submodel])[0]
         torch.testing.assert_close(row, alone, rtol=0, atol=1e-13)
 
 
@@ -84,7 +84,7 @@ def test_shared_prefixes_are_computed_once():
     for block in model.backbone.blocks:
         attend = block.attend
         block.attend = lambda x, attend=attend: (calls.append(len(x)), attend(x))[1]
-    model.features(images(2), [model.submodel(s) for s in ("3xS", "2xS,1xM", "1xS,2xM")])
+    model.vectors(images(2), [model.submodel(s) for s in ("3xS", "2xS,1xM", "1xS,2xM")])
     assert calls == [2, 2, 4]  # one state before blocks 1 and 2, two before block 3
 
 

@@ -8,6 +8,7 @@ import torch
 from msgspec.structs import replace
 
 from matvit.config import MatViTConfig
+from matvit.conversion.anchored import AnchoredMatViT
 from matvit.conversion.reorder import output_energy, reorder
 from matvit.embedding import embed, to_input
 from matvit.model import MatViT
@@ -111,6 +112,6 @@ def test_what_cannot_be_sorted_is_refused(pixels):
     model = build()
     with pytest.raises(ValueError, match="is measured on images; got none"):
         reorder(model, pixels[:0])
-    model.serve_full_size_from(build())
+    model = AnchoredMatViT.join(model, build())
     with pytest.raises(ValueError, match="untrained has an anchor; sort the encoder it was made"):
         reorder(model, pixels)

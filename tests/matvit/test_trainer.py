@@ -100,7 +100,7 @@ def widths_trained(phase: Phase, monkeypatch, steps: int = 40) -> list[list[str]
 
     def recorded(model, images, labels, submodels, weights, **_):
         seen.append([str(submodel) for submodel in submodels])
-        scores = model.classify(model.pool(model.features(images, submodels)))
+        scores = model.classify(model.vectors(images, submodels))
         return scores.mean(), torch.zeros(len(submodels))
 
     monkeypatch.setattr(trainer_module, "joint_cross_entropy", recorded)

@@ -15,7 +15,9 @@ from streamlit.testing.v1 import AppTest
 
 from app.page.opened import open_all
 from indexing import Corpus, ImageIndex
-from matvit.extraction import extract, save_extracted
+from matvit.checkpoint import save_encoder
+from matvit.conversion import AnchoredMatViT
+from matvit.extraction import extract
 from matvit.model import MatViT
 from retrieval import ParetoFrontier, Retriever
 
@@ -149,8 +151,8 @@ def test_a_report_of_another_conversion_of_the_same_encoder_is_not_shown(
     """They share name and fingerprint; a report from before the weights were named says no more."""
     for seed in (1, 2):
         torch.manual_seed(seed)
-        converted = MatViT(tiny_model.config, tiny_model.preprocess, "converted")
-        converted.serve_full_size_from(tiny_model)
+        nested = MatViT(tiny_model.config, tiny_model.preprocess, "converted")
+        converted = AnchoredMatViT.join(nested, tiny_model)
         converted.save(place / str(seed))
     retriever = Retriever(MatViT.load(place / "1"), ImageIndex.open(place / "i.index"))
     report = place / "report" / "report.json"
@@ -170,7 +172,7 @@ def test_a_report_of_another_conversion_of_the_same_encoder_is_not_shown(
 
 
 def test_an_extracted_encoder_offers_the_one_size_it_has(open_page, place, tiny_model):
-    save_extracted(extract(tiny_model, "S"), place / "small")
+    save_encoder(extract(tiny_model, "S"), place / "small")
     page = open_page("--index", place / "i.index", "--encoder", place / "small")
     assert not page.exception
     assert not page.error

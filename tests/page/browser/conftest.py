@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from indexing import Corpus, ImageIndex
-from matvit import checkpoint
+from matvit import DEFAULT_ENCODER
 from matvit.cost import count_macs
 from matvit.model import MatViT
 from retrieval import Conditions, OperatingPoint, ParetoFrontier
@@ -48,7 +48,7 @@ def place(tmp_path_factory) -> Path:
             into = folder / ("photos" if number < 16 else "queries") / name
             into.mkdir(parents=True, exist_ok=True)
             photograph.crop((left, top, left + 200, top + 200)).save(into / f"{number:02}.jpg")
-    model = MatViT.load(checkpoint.DEFAULT)
+    model = MatViT.load(DEFAULT_ENCODER)
     index = ImageIndex.build(model, Corpus.open(folder / "photos"), folder / "photos.index")
     points = [point(model, *found) for found in (("S", 0.8), ("3xS,3xM", 0.9), ("XL", 1.0))]
     (folder / "report").mkdir()

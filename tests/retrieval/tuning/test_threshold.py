@@ -57,7 +57,7 @@ def test_an_operation_costs_and_keeps_what_a_loop_over_queries_says(model):
     replies = made_up(model, 50, 0)
     small, full = model.submodel("S"), model.submodel()
     operation, lost = replies.operate([small, full], [0.4])
-    from matvit.continued import added_macs
+    from matvit.embedding import added_macs
 
     macs, right = [], []
     for query in range(50):

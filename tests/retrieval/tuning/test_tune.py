@@ -8,6 +8,7 @@ from filelock import FileLock
 from tuned import colourful, photos, picture, small_encoder, small_retriever
 
 from indexing import Corpus, ImageIndex
+from matvit.conversion import AnchoredMatViT
 from retrieval import Retriever, read_tuning, tune
 from retrieval.tuning import journal
 from retrieval.tuning import tuner as module
@@ -171,12 +172,11 @@ def test_compaction_keeps_a_tuning_valid_and_adding_makes_it_stale(tuned, tmp_pa
 
 def test_the_tuning_of_another_encoder_is_none(tuned):
     path = tuned.index.path / TUNING
-    other = small_encoder()
-    other.serve_full_size_from(small_encoder())  # the same full size, other small ones
+    other = AnchoredMatViT.join(small_encoder(), small_encoder())
     assert read_tuning(tuned.index, other) is not None
     import torch
 
-    with torch.no_grad():
+    with torch.no_grad():  # the same full size, other small ones
         next(other.backbone.parameters()).mul_(1.5)
     assert read_tuning(tuned.index, other) is None
     assert path.exists()
