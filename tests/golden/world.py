@@ -224,7 +224,7 @@ def _question_steps(home: Path) -> Iterator[Step]:
     yield "evaluate", ["evaluate", index, "--queries", asked, *encoder, *sizes, "--json"]
     yield "search-untuned", ["search", index, apple, *encoder, "--max-gmacs", 0.1]
     bounds = ["--target", 0.7, "--max-loss", 0.4, "--certainty", 0.6]
-    yield "tune", ["tune", index, *encoder, "--size", 80, *bounds, "--json"]
+    yield "tune", ["tune", index, *encoder, "--size", 48, *bounds, "--json"]
     yield "search-max-gmacs", ["search", index, apple, *encoder, "--max-gmacs", 0.00003, "--json"]
     yield "search-min-recall", ["search", index, apple, *encoder, "--min-recall", 0.5, "--json"]
     yield "search-auto", ["search", index, apple, bread, *encoder, "--submodel", "auto", "--json"]
@@ -253,9 +253,10 @@ def _encoder_steps(home: Path) -> Iterator[Step]:
     few = ["--epochs", 2, "--batch-size", 16]
     yield "convert", [*convert, *few, "--out", home / "converted"]
     yield "convert-again", [*convert, *few, "--out", home / "converted"]
+    six = write_photos(home / "six", 6, first=300)
     yield "train", [
-        "train", home / "asked", "--recipe", "joint-after-plain", "--init", "matvit-tiny64",
-        "--validation", home / "asked", "--device", "cpu", "--out", home / "trained",
+        "train", six, "--recipe", "joint-after-plain", "--init", "matvit-tiny64",
+        "--validation", six, "--device", "cpu", "--out", home / "trained",
     ]  # fmt: skip
 
 
@@ -301,7 +302,7 @@ def _refusals(home: Path) -> Iterator[Step]:
         "evaluate", index, "--queries", home / "asked", *encoder, "--submodels", "S,XXL",
     ]  # fmt: skip
     yield "evaluate-no-queries", ["evaluate", index, "--queries", home / "empty", *encoder]
-    yield "tune-too-few", ["tune", home / "bundled.index", "--size", 5]
+    yield "tune-too-few", ["tune", index, *encoder, "--size", 5]
     yield "tune-odd-target", ["tune", index, *encoder, "--target", 2]
     yield "extract-over", ["extract", ENCODER, "--submodel", "S", "--out", home / "small"]
     yield "extract-no-size", ["extract", ENCODER, "--submodel", "XXL", "--out", home / "other"]
@@ -312,10 +313,7 @@ def _refusals(home: Path) -> Iterator[Step]:
     yield "train-no-recipe", [*train, "--recipe", "secret"]
     yield "train-no-start", [*train, "--recipe", "align"]
     yield "train-no-labels", ["train", home / "broken", "--out", home / "other"]
-    yield "train-over", [
-        "train", home / "asked", "--recipe", "align", "--init", "matvit-tiny64",
-        "--out", home / "trained",
-    ]  # fmt: skip
+    yield "train-over", ["train", home / "six", "--out", home / "trained"]
     yield "resume-nothing", [*train, "--resume"]
     yield "demo-over", ["demo", "--images", home / "asked", "--out", photos]
 
