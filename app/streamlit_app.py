@@ -12,23 +12,15 @@ import streamlit as st
 
 from app.demo import INDEX
 from app.options import encoder_name
-from app.page import corpus_facts, looks, session
-from app.page.choose_view import draw_choose
-from app.page.corpus_view import draw_corpus
-from app.page.evaluate_view import draw_evaluate, take_judged
-from app.page.frontiers import find_measured
-from app.page.opened import (
-    Opened,
-    Stamp,
-    encoder_stamp,
-    open_all,
-    out_of_the_collector,
-    stamp,
-)
-from app.page.plain import plain
-from app.page.search_view import draw_search, draw_unseen_uploader
-from app.page.session import Shown
-from app.page.welcome_view import draw_welcome, is_built
+from app.page import corpus, looks, visit
+from app.page.choose import draw_choose
+from app.page.corpus import draw_corpus, draw_welcome, is_built
+from app.page.evaluate import draw_evaluate, take_judged
+from app.page.looks import plain
+from app.page.measured import find_measured
+from app.page.opened import Opened, Stamp, encoder_stamp, open_all, out_of_the_collector, stamp
+from app.page.search import draw_search, draw_unseen_uploader
+from app.page.visit import Shown
 from indexing import ImageIndex
 from matvit import ExtractedViT, MatViT, load_encoder
 
@@ -57,19 +49,20 @@ def main() -> None:
 def _draw(opened: Opened, index: Path, report: Path) -> None:
     take_judged()
     judged = st.session_state.get("judged")
-    found = find_measured(opened, report, None if judged is None else judged.frontier)
+    own = None if judged is None else judged.frontier
+    found = find_measured(opened.retriever, opened.tuned, report, own)
     shown = Shown(opened=opened, found=found)
-    wrong = session.begin(shown, index.name)
-    st.markdown(corpus_facts.banner(opened.info))
+    wrong = visit.begin(shown, index.name)
+    st.markdown(corpus.banner(opened.info))
     if wrong:
         st.warning(f"Some of this link was left out: {plain('; '.join(wrong))}.")
     if refused := st.session_state.pop("refused", None):
         st.error(refused)
     views: dict[str, Callable[[], None]] = {
-        session.SEARCH: partial(draw_search, shown),
-        session.CHOOSE: partial(draw_choose, shown),
-        session.CORPUS: partial(draw_corpus, shown),
-        session.EVALUATE: partial(draw_evaluate, shown),
+        visit.SEARCH: partial(draw_search, shown),
+        visit.CHOOSE: partial(draw_choose, shown),
+        visit.CORPUS: partial(draw_corpus, shown),
+        visit.EVALUATE: partial(draw_evaluate, shown),
     }
     tabs = st.tabs(list(views), key="view", on_change="rerun")
     for tab, draw in zip(tabs, views.values(), strict=True):
@@ -78,7 +71,7 @@ def _draw(opened: Opened, index: Path, report: Path) -> None:
                 draw()
     if not tabs[0].open:
         draw_unseen_uploader(shown)
-    session.write_address(index.name)
+    visit.write_address(index.name)
 
 
 def _arguments() -> argparse.Namespace:

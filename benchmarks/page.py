@@ -45,7 +45,7 @@ from visitor import (
 )
 
 from app.options import load_encoder_for
-from app.page.answers import MOST
+from app.page.opened import MOST
 from indexing import ImageIndex
 from retrieval import Retriever
 

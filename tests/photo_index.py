@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from app.page.opened import Opened, open_all
-from app.page.query import Query
+from app.page.pictures import Query
 from indexing import Corpus, ImageIndex
 from matvit.cost import count_macs
 from matvit.model import MatViT

@@ -1,5 +1,5 @@
-"""What the page shows, as functions of what `retrieval` returns, and how Streamlit draws it.
+"""What the page shows, and how Streamlit draws it.
 
-Files ending in `_view` draw, `session` holds what one visitor wants to see; all others know nothing
-of Streamlit.
+`search`, `choose`, `corpus` and `evaluate` are its tabs, `visit` is what one visitor wants to see.
+The other files know nothing of Streamlit.
 """

@@ -7,8 +7,28 @@ from dataclasses import dataclass, replace
 
 from app.options import AUTO
 from app.page.opened import Opened
-from app.page.query import Query
+from app.page.pictures import Query
+from matvit import Granularity, MatViTConfig, Submodel, count_macs, count_params
 from retrieval import Hit, Hits, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a submodel costs.
+
+    Attributes:
+        submodel: The submodel, as text.
+        macs: Multiply-accumulates of embedding one image.
+        fraction: The same as a share of the full encoder's.
+        params: Its parameters.
+        widths: Of each block, as a share of all its hidden units.
+    """
+
+    submodel: str
+    macs: int
+    fraction: float
+    params: int
+    widths: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +97,19 @@ class Strip:
         """Hits of the query's class; None where no class is known."""
         judged = [cell.right for cell in self.cells if cell.right is not None]
         return sum(judged) if judged else None
+
+
+def cost_of(config: MatViTConfig, submodel: Submodel) -> Cost:
+    """Count what a submodel costs."""
+    full = Submodel.uniform(Granularity.XL, depth=config.depth, hidden_dim=config.hidden_dim)
+    macs = count_macs(config, submodel)
+    return Cost(
+        submodel=str(submodel),
+        macs=macs,
+        fraction=macs / count_macs(config, full),
+        params=count_params(config, submodel),
+        widths=tuple(width / submodel.hidden_dim for width in submodel.widths),
+    )
 
 
 def compare(

@@ -1,10 +1,13 @@
-"""How the page looks: its colours, its style sheet, its sign."""
+"""How the page looks: its colours, its style sheet, its sign; and foreign text in Markdown."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from PIL import Image, ImageDraw
+
+from app.options import one_line
 
 STYLE = Path(__file__).with_name("style.css")
 _SCRIPT = Path(__file__).with_name("paste.js")
@@ -12,6 +15,13 @@ _SCRIPT = Path(__file__).with_name("paste.js")
 _LIGHT = {"primaryColor": "#2166ac", "linkColor": "#2166ac"}
 _DARK = {"primaryColor": "#4f9be0", "linkColor": "#6fb1ee"}
 _SIDE, _BLUE, _FAINT = 64, (33, 102, 172, 255), (138, 151, 168, 110)
+
+_PUNCTUATION = re.compile(r"[\\`*_{}\[\]<>#!|$~&@]|:(?=\S)")
+_ITEM = re.compile(r"^(\d*)([-+=.)])")
+# What is looked for after Markdown has been read, where no backslash helps: names of signs
+# between two colons, addresses, arrows.
+_SIGN = re.compile(r":(?=[\w+/-]+:|//)|@(?=\w)|\bwww(?=\.)|<(?=-)|-(?=[->])", re.IGNORECASE)
+_JOINER = "\u2060"
 
 
 def theme_options() -> list[str]:
@@ -37,3 +47,16 @@ def icon() -> Image.Image:
         draw.rounded_rectangle((left, 4, left + 11, 60), 3, fill=_FAINT)
         draw.rounded_rectangle((left, 60 - high, left + 11, 60), 3, fill=_BLUE)
     return image
+
+
+def plain(text: str | BaseException) -> str:
+    """Write foreign text so that Markdown shows it as it is, on one line.
+
+    Without this a link into the page could show a picture from another server, say.
+
+    Args:
+        text: What somebody else chose to write, or an error that may quote it.
+    """
+    words = one_line(text) if isinstance(text, BaseException) else " ".join(text.split())
+    split = _SIGN.sub(rf"\g<0>{_JOINER}", words)
+    return _ITEM.sub(r"\1\\\2", _PUNCTUATION.sub(r"\\\g<0>", split))

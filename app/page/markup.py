@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from app.page.choice import Cost
-from app.page.comparison import Cell, Strip
+from app.page.comparison import Cell, Cost, Strip
 from retrieval import OperatingPoint, ParetoFrontier, Step
 
 

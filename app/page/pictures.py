@@ -1,9 +1,12 @@
-"""Pictures as a browser gets them: small, kept as bytes, of images of the corpus only."""
+"""Images that ask and images that are found, as a browser gets them: small, and kept as bytes."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
+from functools import cached_property
+from threading import Lock
 from time import perf_counter
 
 import numpy as np
@@ -13,7 +16,12 @@ from PIL import Image
 
 from app.page.bounded import Bounded
 from indexing import ImageIndex
-from matvit import Preprocess, upright_rgb
+from matvit import Preprocess, read_dimensions, upright_rgb
+
+MAX_UPLOAD_BYTES = 20_000_000
+
+MAX_UPLOAD_PIXELS = 51_000_000
+"""What cameras and telephones of 50 megapixels take; about a gigabyte while it is decoded."""
 
 SIDE = 224
 """Pixels per side of a thumbnail: sharp at the size it is shown, on most screens."""
@@ -21,8 +29,91 @@ SIDE = 224
 KEPT_BYTES = 64_000_000
 """Thumbnails of one index that are kept: about five thousand."""
 
+SIGHTS_BYTES = 16_000_000
+"""Sights that are kept: about a hundred."""
+
 _QUALITY = 88
 _SEEN_SIDE = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """An image to ask with.
+
+    Attributes:
+        data: The bytes of its file.
+        name: What to call it.
+        id: Its number in the index; None for an upload.
+        label: Its class, where that is known.
+    """
+
+    data: bytes
+    name: str
+    id: int | None = None
+    label: str | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """What a query looks like.
+
+    Attributes:
+        whole: A JPEG file of all of it.
+        seen: A PNG file of what the encoder sees, every pixel a square.
+        pixels: The same as the encoder gets it.
+    """
+
+    whole: bytes
+    seen: bytes
+    pixels: UInt8[np.ndarray, "height width 3"]
+
+    @property
+    def bytes(self) -> int:
+        """What keeping it costs."""
+        return len(self.whole) + len(self.seen) + self.pixels.nbytes
+
+
+class Sights:
+    """Decodes queries, each once, however often the page is drawn again.
+
+    One at a time: a large image takes much memory while it is decoded, and two visitors must not
+    make it twice as much.
+
+    Args:
+        preprocess: How the encoder looks at an image.
+        kept_bytes: Most that is kept.
+    """
+
+    def __init__(self, preprocess: Preprocess, kept_bytes: int = SIGHTS_BYTES) -> None:
+        self._preprocess = preprocess
+        self._kept: Bounded[str, Sight] = Bounded(kept_bytes, lambda sight: sight.bytes)
+        self._one_at_a_time = Lock()
+
+    def of(self, query: Query) -> Sight:
+        """Look at a query.
+
+        Raises:
+            ValueError: If it cannot be read, or has too many pixels.
+        """
+        return self._kept.get(query.digest, lambda: self._in_turn(query))
+
+    @property
+    def used_bytes(self) -> int:
+        """What is kept now."""
+        return self._kept.used
+
+    def _in_turn(self, query: Query) -> Sight:
+        with self._one_at_a_time:  # somebody may have looked at it in the meantime
+            return self._kept.get(query.digest, lambda: self._look(query.data))
+
+    def _look(self, data: bytes) -> Sight:
+        pixels = self._preprocess.pixels(data)
+        return Sight(whole=portrait(data), seen=as_seen(pixels), pixels=pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +172,42 @@ class Pictures:
             return Picture(data=None, fetch_ms=1000 * (perf_counter() - start))
 
 
+def stored_query(index: ImageIndex, number: int) -> Query:
+    """Ask with an image of the index.
+
+    Raises:
+        KeyError: If the index has no such image.
+        FileNotFoundError: If its file is gone.
+        ValueError: If its file is no longer what was indexed.
+    """
+    row = int(index.rows_of(np.array(number)))
+    names, label = index.class_names, int(index.labels[row])
+    return Query(
+        data=index.image_bytes(number),
+        name=index.paths[row],
+        id=number,
+        label=names[label] if names and label >= 0 else None,
+    )
+
+
+def uploaded_query(name: str, data: bytes) -> Query:
+    """Ask with a file that somebody sent.
+
+    Raises:
+        ValueError: If it is too large.
+    """
+    # A flat picture is a small file, whatever room it takes once it is decoded.
+    if len(data) > MAX_UPLOAD_BYTES:
+        raise ValueError(f"the file has {len(data):,} bytes; at most {MAX_UPLOAD_BYTES:,} please")
+    width, height = _size(data)
+    if width * height > MAX_UPLOAD_PIXELS:
+        raise ValueError(
+            f"the image has {width:,} x {height:,} pixels; at most {MAX_UPLOAD_PIXELS:,} "
+            "altogether please, so send a smaller copy"
+        )
+    return Query(data=data, name=name)
+
+
 def thumbnail(data: bytes, preprocess: Preprocess, side: int = SIDE) -> bytes:
     """Make a square JPEG of the part of an image that its encoder looks at.
 
@@ -111,6 +238,19 @@ def as_seen(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels.repeat(times, axis=0).repeat(times, axis=1)).save(stream, "PNG")
     return stream.getvalue()
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """Read width and height; 0 x 0 of what is no image, which is told when it is looked at."""
+    try:
+        return read_dimensions(data)
+    except ValueError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            raise ValueError(
+                f"the image has far more than the {MAX_UPLOAD_PIXELS:,} pixels that are taken "
+                "here, so send a smaller copy"
+            ) from error
+        return 0, 0
 
 
 def _jpeg(image: Image.Image) -> bytes:

@@ -7,7 +7,7 @@ from threading import Event
 import pytest
 from page_driver import address, press, titles, turn_to
 
-from app.page.judging import judge
+from app.page.evaluate import judge
 from indexing import Corpus, ImageIndex
 
 
@@ -31,7 +31,7 @@ def test_an_image_of_the_gallery_is_asked_with_on_the_first_tab(page):
 
 
 def test_other_images_can_be_drawn(open_page, place, monkeypatch):
-    monkeypatch.setattr("app.page.corpus_view._SAMPLED", 4)
+    monkeypatch.setattr("app.page.corpus._SAMPLED", 4)
     page = open_page("--index", place / "i.index", "--encoder", place / "encoder")
     turn_to(page, "corpus")
     first = [button.key for button in page.button]
@@ -88,7 +88,7 @@ def test_an_evaluation_survives_that_its_visitor_looks_elsewhere(page, photo_fol
         assert go_on.wait(60)
         return judge(*arguments)
 
-    monkeypatch.setattr("app.page.judging.judge", held)
+    monkeypatch.setattr("app.page.evaluate.judge", held)
     turn_to(page, "eval")
     page.text_input[0].set_value(str(photo_folder))
     page.text_input[1].set_value("S")

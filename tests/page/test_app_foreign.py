@@ -75,7 +75,7 @@ def test_a_link_is_quoted_as_text(open_page, place, said):
 
 
 def test_the_name_of_an_upload_is_text(page, monkeypatch):
-    monkeypatch.setattr("app.page.query.MAX_UPLOAD_BYTES", 3)
+    monkeypatch.setattr("app.page.pictures.MAX_UPLOAD_BYTES", 3)
     page.file_uploader[0].set_value((f"{EVIL}.png", b"text", "image/png")).run()
     (error,) = page.error
     assert "evil" in error.value

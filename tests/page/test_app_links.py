@@ -126,7 +126,7 @@ def test_the_demo_is_built_by_a_button(open_page, monkeypatch, tiny_model, photo
 
     page = open_page()
     Path("matvit-demo").mkdir()
-    monkeypatch.setattr("app.page.welcome_view.run_demo", small_demo)
+    monkeypatch.setattr("app.page.corpus.run_demo", small_demo)
     page.button[0].click().run()
     assert not page.exception
     # Nobody has bundled this encoder, so the page that opens says where it would have to be.
@@ -146,7 +146,7 @@ def test_a_demo_that_another_visitor_has_built_is_opened_and_not_built_again(
 ):
     page = open_page()
     ImageIndex.build(tiny_model, Corpus.open(photo_folder), Path("matvit-demo") / "demo.index")
-    monkeypatch.setattr("app.page.welcome_view.run_demo", None)
+    monkeypatch.setattr("app.page.corpus.run_demo", None)
     page.button[0].click().run()
     assert not page.exception
     assert "was built by encoder 'tiny', which is not bundled" in page.error[0].value

@@ -54,7 +54,7 @@ def test_a_hit_can_be_asked_with(page):
 
 
 def test_another_image_of_the_index_asks(page, monkeypatch):
-    monkeypatch.setattr("app.page.session.random.choice", lambda ids: ids[7])
+    monkeypatch.setattr("app.page.visit.random.choice", lambda ids: ids[7])
     press(page, "another")
     assert address(page)["query"] == ["7"]
     press(page, "another")
@@ -106,7 +106,7 @@ def test_an_image_is_taken_on_every_tab_and_its_answer_seen(page, photo_folder, 
 
 
 def test_an_upload_that_is_too_large_is_refused_where_it_was_sent(page, monkeypatch):
-    monkeypatch.setattr("app.page.query.MAX_UPLOAD_BYTES", 3)
+    monkeypatch.setattr("app.page.pictures.MAX_UPLOAD_BYTES", 3)
     turn_to(page, "choose")
     page.file_uploader[0].set_value(("mine.png", b"text", "image/png")).run()
     assert "at most 3 please" in page.error[0].value
@@ -131,7 +131,7 @@ def test_an_unreadable_upload_is_one_friendly_line(page, data, line):
 
 
 def test_an_upload_that_is_too_large_is_one_friendly_line(page, monkeypatch):
-    monkeypatch.setattr("app.page.query.MAX_UPLOAD_BYTES", 3)
+    monkeypatch.setattr("app.page.pictures.MAX_UPLOAD_BYTES", 3)
     page.file_uploader[0].set_value(("mine.png", b"text", "image/png")).run()
     assert not page.exception
     assert [error.value for error in page.error] == [
@@ -142,7 +142,7 @@ def test_an_upload_that_is_too_large_is_one_friendly_line(page, monkeypatch):
 
 
 def test_an_upload_of_too_many_pixels_is_one_friendly_line(page, photo_folder, monkeypatch):
-    monkeypatch.setattr("app.page.query.MAX_UPLOAD_PIXELS", 400)
+    monkeypatch.setattr("app.page.pictures.MAX_UPLOAD_PIXELS", 400)
     data = (photo_folder / "bread" / "01.png").read_bytes()
     page.file_uploader[0].set_value(("mine.png", data, "image/png")).run()
     assert not page.exception
@@ -155,7 +155,7 @@ def test_an_upload_of_too_many_pixels_is_one_friendly_line(page, photo_folder, m
 
 def test_more_hits_are_not_another_question_and_the_query_is_not_decoded_again(page, monkeypatch):
     monkeypatch.setattr(Retriever, "search", None)
-    monkeypatch.setattr("app.page.sight.portrait", None)
+    monkeypatch.setattr("app.page.pictures.portrait", None)
     page.slider(key="k").set_value(9).run()
     assert not page.exception
     assert len(html(page, "cell")) == 36

@@ -5,9 +5,18 @@ from dataclasses import replace
 import pytest
 from photo_index import open_photos, upload
 
-from app.page.comparison import compare, scale_of
+from app.page.comparison import compare, cost_of, scale_of
 from app.page.opened import Opened
-from app.page.query import Query, stored_query
+from app.page.pictures import Query, stored_query
+from matvit.config import MatViTConfig
+from matvit.cost import count_macs, count_params
+from matvit.submodel import Submodel
+
+CONFIG = MatViTConfig(img_size=64, patch_size=8, embed_dim=256, depth=6, num_heads=4)
+
+
+def parse(text: str) -> Submodel:
+    return Submodel.parse(text, depth=6, hidden_dim=CONFIG.hidden_dim)
 
 
 @pytest.fixture
@@ -98,3 +107,13 @@ def test_a_comparison_that_nobody_waits_for_ends_between_two_sizes(opened, query
         compare(opened, query, ["S", "M", "L"], k=3, before_each=give_way)
     assert asked == [0, 1, 2]  # the full one and S were asked, and nothing else
     assert len(opened.answers) == 2
+
+
+def test_the_cost_of_a_submodel_is_counted_and_its_widths_are_shares():
+    mixed = parse("2xS,1xM,3xXL")
+    cost = cost_of(CONFIG, mixed)
+    assert cost.macs == count_macs(CONFIG, mixed)
+    assert cost.params == count_params(CONFIG, mixed)
+    assert cost.fraction == cost.macs / count_macs(CONFIG, parse("XL"))
+    assert cost.widths == (0.125, 0.125, 0.25, 1, 1, 1)
+    assert cost.submodel == "2xS,1xM,3xXL"

@@ -7,8 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from app.page import markup
-from app.page.choice import Cost
-from app.page.comparison import Cell, Strip
+from app.page.comparison import Cell, Cost, Strip
 from retrieval import OperatingPoint, ParetoFrontier, Step
 
 CELL = Cell(

@@ -1,16 +1,85 @@
 from __future__ import annotations
 
+import hashlib
 import io
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Lock
 
 import numpy as np
 import pytest
+from photo_index import upload
 from PIL import Image
 
-from app.page.pictures import SIDE, Pictures, as_seen, portrait, thumbnail
+from app.page.pictures import (
+    MAX_UPLOAD_BYTES,
+    SIDE,
+    Pictures,
+    Query,
+    Sights,
+    as_seen,
+    portrait,
+    stored_query,
+    thumbnail,
+    uploaded_query,
+)
 from indexing import Corpus, ImageIndex
 from matvit.preprocess import Preprocess
 
-SPEC = Preprocess(img_size=16)
+
+@pytest.fixture
+def index(tiny_model, photo_folder, tmp_path) -> ImageIndex:
+    return ImageIndex.build(tiny_model, Corpus.open(photo_folder), tmp_path / "i.index")
+
+
+def test_an_image_of_the_index_asks_with_its_file_and_its_class(index, photo_folder):
+    row = index.paths.index("bread/01.png")
+    query = stored_query(index, int(index.ids[row]))
+    assert query.data == (photo_folder / "bread" / "01.png").read_bytes()
+    assert (query.name, query.label, query.id) == ("bread/01.png", "bread", int(index.ids[row]))
+    assert query.digest == hashlib.sha256(query.data).hexdigest()
+
+
+def test_images_without_classes_ask_without_one(tiny_model, photo_folder, tmp_path):
+    corpus = Corpus.open(photo_folder).without_labels()
+    index = ImageIndex.build(tiny_model, corpus, tmp_path / "plain.index")
+    assert stored_query(index, 0).label is None
+
+
+def test_what_the_index_does_not_have_cannot_be_asked_with(index, photo_folder):
+    with pytest.raises(KeyError, match="no image with id 99"):
+        stored_query(index, 99)
+    (photo_folder / "apple" / "00.png").write_bytes(b"something else")
+    with pytest.raises(ValueError, match="has changed since it was indexed"):
+        stored_query(index, index.paths.index("apple/00.png"))
+
+
+def flat_png(width: int, height: int) -> bytes:
+    """A flat picture: some kilobytes, whatever room it takes once it is decoded."""
+    rows = zlib.compress(bytes(height * (1 + -(-width // 8))))
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def test_an_upload_may_not_have_too_many_pixels(monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)  # nothing is decoded to find out
+    assert uploaded_query("a.png", flat_png(8000, 6000)).name == "a.png"
+    with pytest.raises(ValueError, match=r"has 9,000 x 6,000 pixels; at most 51,000,000 altogeth"):
+        uploaded_query("a.png", flat_png(9000, 6000))
+    with pytest.raises(ValueError, match="far more than the 51,000,000 pixels"):
+        uploaded_query("a.png", flat_png(40_000, 10_000))
+
+
+def test_an_upload_has_neither_id_nor_class_and_may_not_be_too_large():
+    assert uploaded_query("a.jpg", b"abc").id is None
+    assert uploaded_query("a.jpg", bytes(MAX_UPLOAD_BYTES)).label is None
+    with pytest.raises(ValueError, match="has 20,000,001 bytes; at most 20,000,000"):
+        uploaded_query("a.jpg", bytes(MAX_UPLOAD_BYTES + 1))
 
 
 def png(image: Image.Image, **more: object) -> bytes:
@@ -21,11 +90,6 @@ def png(image: Image.Image, **more: object) -> bytes:
 
 def opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
-
-
-@pytest.fixture
-def index(tiny_model, photo_folder, tmp_path) -> ImageIndex:
-    return ImageIndex.build(tiny_model, Corpus.open(photo_folder), tmp_path / "i.index")
 
 
 @pytest.mark.parametrize("size", [(10, 20), (400, 100), (160, 160)])
@@ -96,3 +160,70 @@ def test_thumbnails_take_no_more_than_they_may(index):
     for number in range(12):
         pictures.of(number)
     assert 0 < pictures.used_bytes <= 3 * one
+
+
+SPEC = Preprocess(img_size=16)
+
+
+@pytest.fixture
+def queries(photo_folder) -> list[Query]:
+    return [upload(file) for file in sorted(photo_folder.rglob("*.png"))]
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[bytes]:
+    """What was decoded, in order; at most one at a time."""
+    seen: list[bytes] = []
+    alone, plain = Lock(), Preprocess.pixels
+
+    def pixels(self, source):
+        assert alone.acquire(blocking=False), "two are decoded at a time"
+        seen.append(source)
+        try:
+            return plain(self, source)
+        finally:
+            alone.release()
+
+    monkeypatch.setattr(Preprocess, "pixels", pixels)
+    return seen
+
+
+def test_a_query_is_seen_by_the_encoder_and_by_a_person(queries):
+    sight = Sights(SPEC).of(queries[0])
+    assert np.array_equal(sight.pixels, SPEC.pixels(queries[0].data))
+    seen = np.asarray(Image.open(io.BytesIO(sight.seen)))
+    assert np.array_equal(seen[8::16, 8::16], sight.pixels)
+    assert Image.open(io.BytesIO(sight.whole)).size == (448, 373)  # 24 x 20 pixels
+
+
+def test_a_query_is_decoded_once(queries, decoded):
+    sights = Sights(SPEC)
+    first = sights.of(queries[0])
+    assert sights.of(Query(data=queries[0].data, name="a copy")) is first
+    assert len(decoded) == 1
+
+
+def test_visitors_do_not_decode_side_by_side(queries, decoded):
+    sights, together = Sights(SPEC), Barrier(4)
+
+    def look(number: int) -> None:
+        together.wait(60)
+        for query in queries[number % 2 :: 2]:
+            sights.of(query)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(look, range(4)))
+    assert len(decoded) == len(queries)
+
+
+def test_sights_take_no_more_than_they_may(queries):
+    one = Sights(SPEC).of(queries[0]).bytes
+    sights = Sights(SPEC, kept_bytes=3 * one)
+    for query in queries:
+        sights.of(query)
+    assert 0 < sights.used_bytes <= 3 * one
+
+
+def test_what_cannot_be_read_is_an_error():
+    with pytest.raises(ValueError, match="not a readable image"):
+        Sights(SPEC).of(Query(data=b"text", name="a"))

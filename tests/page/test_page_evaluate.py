@@ -9,7 +9,7 @@ import pytest
 from photo_index import open_photos, upload
 from PIL import Image
 
-from app.page.judging import Judging, WatchedCorpus, judge, results_table
+from app.page.evaluate import Judging, WatchedCorpus, judge, results_table
 from app.page.opened import Opened
 from indexing import Corpus, Decoders
 from retrieval import ParetoFrontier, evaluate
@@ -28,7 +28,7 @@ def ignore(share: float) -> None:
 def test_a_watched_corpus_reads_the_same_images_and_tells_how_far_it_is(
     photo_folder, tiny_model, monkeypatch
 ):
-    monkeypatch.setattr("app.page.judging._BATCH", 5)
+    monkeypatch.setattr("app.page.evaluate._BATCH", 5)
     plain, told = Corpus.open(photo_folder), []
     watched = WatchedCorpus.watch(plain, told.append)
     batches = list(watched.decode(tiny_model.preprocess, Decoders(batch_size=1024)))
@@ -134,7 +134,7 @@ def test_nobody_asks_while_sizes_are_timed(opened, photo_folder, monkeypatch):
         asked.append(not asker.is_alive())
         return [Speed(number, 9, 9) for number, _ in enumerate(submodels, start=1)]
 
-    monkeypatch.setattr("app.page.judging.measure_speed", speed)
+    monkeypatch.setattr("app.page.evaluate.measure_speed", speed)
     judged = judge(opened, str(photo_folder), "S", 5, ignore)
     assert asked == [False]
     assert sorted(point.latency_ms_p50 for point in judged.frontier) == [1, 2]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app.page import chart, markup, session
-from app.page.choice import Unit, cost_of, from_blocks, measured, units, within
-from app.page.plain import plain
-from app.page.search_view import draw_strips
-from app.page.session import Shown
+from app.page import chart, markup, visit
+from app.page.comparison import cost_of
+from app.page.looks import plain
+from app.page.measured import Unit, found_in, units, within
+from app.page.search import draw_strips
+from app.page.visit import Shown, from_blocks
 from matvit import Granularity
 from retrieval import ParetoFrontier
 
@@ -23,7 +24,7 @@ def draw_choose(shown: Shown) -> None:
         st.info("This encoder is one extracted submodel: there is nothing to choose.")
         return
     if st.session_state.pick is None:
-        session.use(shown, shown.recommended or "S")
+        visit.use(shown, shown.recommended or "S")
     left, right = st.columns([3, 2], gap="large")
     with left:
         _draw_frontier(shown)
@@ -54,7 +55,7 @@ def _draw_frontier(shown: Shown) -> None:
             clickable=True,
         ),
         width="stretch",
-        key=session.chart_key(),
+        key=visit.chart_key(),
         on_select=lambda: _use_clicked(shown),
         selection_mode=chart.CLICK,
         alt=f"{chart.describe(found.frontier.metric)} against compute of "
@@ -84,7 +85,7 @@ def _draw_list(shown: Shown, frontier: ParetoFrontier) -> None:
 
 def _use_listed(shown: Shown) -> None:
     if st.session_state.listed is not None:
-        session.use(shown, st.session_state.listed)
+        visit.use(shown, st.session_state.listed)
 
 
 def _draw_advice(shown: Shown) -> None:
@@ -98,13 +99,13 @@ def _draw_advice(shown: Shown) -> None:
 
 
 def _use_clicked(shown: Shown) -> None:
-    submodel = chart.clicked(st.session_state[session.chart_key()])
+    submodel = chart.clicked(st.session_state[visit.chart_key()])
     if submodel is not None:
-        session.use(shown, submodel)
+        visit.use(shown, submodel)
 
 
 def _draw_budget(shown: Shown) -> None:
-    unit = session.budget_unit(shown)
+    unit = visit.budget_unit(shown)
     if shown.frontier is None or unit is None:
         st.caption("A budget needs a measurement: then the slider finds the best size within it.")
         return
@@ -119,7 +120,7 @@ def _draw_budget(shown: Shown) -> None:
             on_change=_keep_pick,
             args=(shown,),
         )
-    limits = session.budget_limits(shown, unit)
+    limits = visit.budget_limits(shown, unit)
     st.session_state.budget = limits.clip(st.session_state.get("budget", limits.high))
     st.slider(
         f"At most this many {unit} for each query",
@@ -137,17 +138,17 @@ def _draw_budget(shown: Shown) -> None:
 def _keep_pick(shown: Shown) -> None:
     """Give the budget in another unit: what the pick costs, if that is known, or all there is."""
     st.session_state.pop("budget", None)
-    session.fit_budget(shown)
+    visit.fit_budget(shown)
 
 
 def _use_budget(shown: Shown) -> None:
-    unit = session.budget_unit(shown)
+    unit = visit.budget_unit(shown)
     found = None if unit is None else shown.found.bought_from(unit)
     if unit is None or found is None:
         return
-    limit = session.budget_limits(shown, unit).clip(st.session_state.budget)
+    limit = visit.budget_limits(shown, unit).clip(st.session_state.budget)
     try:
-        session.use(shown, within(found, unit, limit).submodel)
+        visit.use(shown, within(found, unit, limit).submodel)
     except ValueError as error:
         st.session_state.refused = plain(error)
     st.session_state.budget = limit  # what was asked for, not what it costs
@@ -157,7 +158,7 @@ def _draw_pick(shown: Shown) -> None:
     encoder = shown.opened.retriever.encoder
     pick = st.session_state.pick
     cost = cost_of(encoder.config, encoder.submodel(pick))
-    st.html(markup.cost_card(cost, measured(shown.frontier, pick), shown.frontier))
+    st.html(markup.cost_card(cost, found_in(shown.frontier, pick), shown.frontier))
 
 
 def _draw_blocks(shown: Shown) -> None:
@@ -178,13 +179,13 @@ def _draw_blocks(shown: Shown) -> None:
 def _use_blocks(shown: Shown) -> None:
     config = shown.opened.retriever.encoder.config
     sizes = [Granularity(st.session_state[f"block-{block}"]) for block in range(config.depth)]
-    session.use(shown, str(from_blocks(config, sizes)))
+    visit.use(shown, str(from_blocks(config, sizes)))
 
 
 def _draw_answers(shown: Shown) -> None:
     """What the pick finds for the current query, above what the full encoder finds."""
     try:
-        query = session.query(shown)
+        query = visit.query(shown)
         whole = shown.opened.sights.of(query).whole
     except (OSError, ValueError) as error:
         st.error(f"This cannot be used as a query: {plain(error)}")

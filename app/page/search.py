@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from app.page import markup, session
-from app.page.choice import cost_of
-from app.page.comparison import Cell, Strip, compare, scale_of
-from app.page.link import FEWEST_HITS, MOST_HITS
-from app.page.plain import plain
-from app.page.query import MAX_UPLOAD_BYTES, Query
-from app.page.session import Shown
+from app.page import markup, visit
+from app.page.comparison import Cell, Strip, compare, cost_of, scale_of
+from app.page.looks import plain
+from app.page.opened import FEWEST_HITS, MOST_HITS
+from app.page.pictures import MAX_UPLOAD_BYTES, Query
+from app.page.visit import Shown
 
 _NARROWEST = 92
 _ALT = "{path}, hit {rank}"
@@ -60,7 +59,7 @@ def _draw_query(shown: Shown) -> Query | None:
         "Another image",
         key="another",
         icon=":material/shuffle:",
-        on_click=session.ask_any,
+        on_click=visit.ask_any,
         args=(shown,),
         width="stretch",
         help="Ask with some other image of the index",
@@ -75,7 +74,7 @@ def _draw_uploader(shown: Shown) -> None:
         "Your own image: choose, drop or paste it",
         key=f"upload-{st.session_state.turn}",
         max_upload_size=MAX_UPLOAD_BYTES // 1_000_000,
-        on_change=session.take_upload,
+        on_change=visit.take_upload,
         args=(shown,),
     )
 
@@ -88,7 +87,7 @@ def draw_unseen_uploader(shown: Shown) -> None:
 
 def _show_query(shown: Shown) -> Query | None:
     try:
-        query = session.query(shown)
+        query = visit.query(shown)
         sight = shown.opened.sights.of(query)
     except (OSError, ValueError) as error:
         st.error(f"This cannot be used as a query: {plain(error)}")
@@ -107,7 +106,7 @@ def _draw_controls(shown: Shown) -> None:
     with st.container(key="controls", horizontal=True, gap="large"):
         st.pills(
             "Encoder sizes",
-            session.offered(shown),
+            visit.offered(shown),
             selection_mode="multi",
             key="sizes",
         )
@@ -159,4 +158,4 @@ def draw_picture(picture: bytes | None, path: str, alt: str) -> None:
 
 def ask_button(number: int, path: str, *, key: str) -> None:
     """Put a button over a picture that asks with it; the style sheet lays it there."""
-    st.button(f"Ask with {plain(path)}", key=f"ask-{key}", on_click=session.ask, args=(number,))
+    st.button(f"Ask with {plain(path)}", key=f"ask-{key}", on_click=visit.ask, args=(number,))

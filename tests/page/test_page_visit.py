@@ -4,8 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.page.link import MOST_SUBMODELS, Link, read_link, write_link
-from matvit.submodel import Submodel
+from app.page.visit import MOST_SUBMODELS, Link, blocks_of, from_blocks, read_link, write_link
+from matvit.config import MatViTConfig
+from matvit.submodel import Granularity, Submodel
+
+CONFIG = MatViTConfig(img_size=64, patch_size=8, embed_dim=256, depth=6, num_heads=4)
 
 
 def resolve(text: str) -> str:
@@ -79,3 +82,19 @@ def test_reading_undoes_writing(link):
 def test_no_address_is_an_error(params):
     link, _ = read(**params)
     assert link.k is None or 1 <= link.k <= 12
+
+
+@given(st.lists(st.sampled_from(Granularity), min_size=6, max_size=6))
+def test_blocks_make_a_submodel_and_a_submodel_blocks(sizes):
+    assert blocks_of(from_blocks(CONFIG, sizes)) == sizes
+
+
+def test_a_width_between_two_sizes_is_shown_as_the_smaller():
+    assert blocks_of(Submodel.parse("3x200,2x600,1x5", depth=6, hidden_dim=CONFIG.hidden_dim)) == [
+        "S",
+        "S",
+        "S",
+        "L",
+        "L",
+        "S",
+    ]
