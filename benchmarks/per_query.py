@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from provenance import provenance, without_paths, write_result
+from queries import concatenate
 
 from indexing import Corpus, ImageIndex
 from matvit import (
@@ -274,7 +275,7 @@ def _continued(model: MatViT, queries: Queries) -> list[dict[str, Any]]:
 
 def _divided(drawn: Sample, *, has_labels: bool) -> Sample:
     """Divide the queries anew: a fifth, three tenths and a half."""
-    every = Queries.concatenate([drawn.selecting, drawn.bounding, drawn.reporting])
+    every = concatenate([drawn.selecting, drawn.bounding, drawn.reporting])
     ends = [len(every) // 5, len(every) // 2]
     selecting, bounding, reporting = (
         every.take(rows) for rows in np.split(np.arange(len(every)), ends)

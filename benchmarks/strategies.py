@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from provenance import provenance, without_paths, write_result
+from queries import concatenate
 from search_strategies import STRATEGIES
 
 from indexing import Corpus, ImageIndex
@@ -69,7 +70,7 @@ def main() -> None:
     model = MatViT.load(given.encoder, device=resolve_device("auto"))
     retriever = Retriever(model, ImageIndex.open(given.index, model))
     sample = draw_sample(retriever, Corpus.open(given.queries), size=given.size)
-    reporting = Queries.concatenate([sample.bounding, sample.reporting])
+    reporting = concatenate([sample.bounding, sample.reporting])
     found: dict[str, dict[str, Any]] = {}
     known: dict[Submodel, Score] = {}
     for name in given.only:

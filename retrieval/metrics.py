@@ -80,7 +80,8 @@ def hit_rate(
 ) -> Float[np.ndarray, " queries"]:
     """Whether some relevant image is in the top k (metric learning's Recall@K).
 
-    With class labels and k=1 its mean is the accuracy of 1-nearest-neighbour classification.
+    With class labels and k=1 its mean, `hit_rate@1`, is the accuracy of 1-nearest-neighbour
+    classification: what others call accuracy@1, Recall@1, `precision_at_1` or P@1.
 
     Args:
         relevant: Which ranks hold a relevant image.
@@ -146,7 +147,8 @@ def overlap(
     """Share of the reference's top k that is also in the top k of `ids`, in any order.
 
     With the full encoder's answers as the reference it says, without any labels, how much of
-    the search a smaller encoder preserves.
+    the search a smaller encoder preserves; with those of an exact search to the same vectors it
+    is what other places call `ann_recall@k`.
 
     Raises:
         ValueError: If k is outside 1..ranks of either table or a row holds an id twice.
@@ -161,17 +163,6 @@ def overlap(
     shared = _repeats(np.concatenate([mine, reference], axis=1))
     wanted = (reference >= 0).sum(axis=1)
     return _left_out_as_nan(shared / np.maximum(wanted, 1), wanted)
-
-
-def ann_recall(
-    ids: Int[np.ndarray, "queries ranks"], exact_ids: Int[np.ndarray, "queries more"], k: int
-) -> Float[np.ndarray, " queries"]:
-    """Share of the exact top k that an approximate index also returns, for the same vectors.
-
-    Raises:
-        ValueError: If k is outside 1..ranks of either table or a row holds an id twice.
-    """
-    return overlap(ids, exact_ids, k)
 
 
 def retained(value: float, full: float) -> float:

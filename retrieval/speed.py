@@ -7,10 +7,12 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from jaxtyping import Float64, UInt8
@@ -18,11 +20,10 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from indexing import write_atomically
-from matvit import Encoder, Submodel, embed, resolve_precision
+from matvit import Encoder, Submodel, embed, read_json, resolve_precision
 
 _BATCHES = 3
 _TIMES = 30
-_LARGEST = 1 << 24
 
 
 class Speed(NamedTuple):
@@ -196,29 +197,27 @@ def _cache_file(key: dict[str, str]) -> Path | None:
     return root / "matvit" / f"latency-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
+class _Memory(msgspec.Struct, forbid_unknown_fields=True):
+    """Milliseconds by submodel, and all else that they depend on."""
+
+    conditions: dict[str, str]
+    milliseconds: dict[str, Annotated[float, msgspec.Meta(gt=0)]]
+
+
 def _read(path: Path | None, key: dict[str, str]) -> dict[str, float]:
     """Read what is known; nothing if there is no file or it is not what was written."""
-    if path is None:
-        return {}
-    try:
-        if path.stat().st_size > _LARGEST:
-            return {}
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["conditions"] != key:
-            return {}
-        known = {str(name): float(ms) for name, ms in document["milliseconds"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-    return {name: ms for name, ms in known.items() if 0 < ms < float("inf")}
+    with suppress(OSError, ValueError):
+        found = None if path is None else read_json(path, _Memory, "a memory of latencies")
+        if found is not None and found.conditions == key:
+            return found.milliseconds
+    return {}
 
 
 def _write(path: Path | None, key: dict[str, str], known: dict[str, float]) -> None:
     """Remember, if there is a place to."""
     if path is None:
         return
-    text = json.dumps({"conditions": key, "milliseconds": known}, indent=2) + "\n"
-    try:
+    data = msgspec.json.format(msgspec.json.encode(_Memory(key, known)), indent=2)
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda stream: stream.write(text.encode()))
-    except OSError:
-        return
+        write_atomically(path, lambda stream: stream.write(data))

@@ -6,11 +6,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import msgspec
 from filelock import FileLock, Timeout
 
 from matvit import MatViT, Submodel
@@ -67,19 +67,24 @@ class Journal:
         self._path.unlink(missing_ok=True)
 
     def _save(self) -> None:
-        scores = {str(submodel): asdict(score) for submodel, score in self.scores.items()}
-        write_checked(self._path, {"key": self._key, "scores": scores})
+        scores = {str(submodel): score for submodel, score in self.scores.items()}
+        write_checked(self._path, msgspec.to_builtins(_Progress(key=self._key, scores=scores)))
         self._saved = monotonic()
 
     def _read(self, model: MatViT) -> dict[Submodel, Score]:
         """Read what an interrupted run with the same settings measured; else nothing."""
-        with suppress(ValueError, TypeError, KeyError):  # not worth an error: it is measured again
-            values = read_checked(self._path)
-            if values is not None and values["key"] == self._key:
-                return {
-                    model.submodel(name): Score(**score) for name, score in values["scores"].items()
-                }
+        with suppress(ValueError):  # not worth an error: it is measured again
+            found = msgspec.convert(read_checked(self._path), _Progress)
+            if found.key == self._key:
+                return {model.submodel(name): score for name, score in found.scores.items()}
         return {}
+
+
+class _Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What was measured, and a hash of the settings that it depends on."""
+
+    key: str
+    scores: dict[str, Score]
 
 
 @contextmanager

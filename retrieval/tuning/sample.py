@@ -49,25 +49,6 @@ class Queries:
             pixels=self.pixels[rows], wanted=Wanted(*(table[rows] for table in self.wanted))
         )
 
-    @classmethod
-    def concatenate(cls, parts: Sequence[Queries]) -> Queries:
-        """Put several sets of queries to the same index together."""
-        copies = max(part.wanted.own.shape[1] for part in parts)
-        own = [
-            np.pad(
-                part.wanted.own,
-                ((0, 0), (0, copies - part.wanted.own.shape[1])),
-                constant_values=-1,
-            )
-            for part in parts
-        ]
-        wanted = Wanted(
-            np.concatenate(own),
-            np.concatenate([part.wanted.labels for part in parts]),
-            np.concatenate([part.wanted.total for part in parts]),
-        )
-        return cls(pixels=np.concatenate([part.pixels for part in parts]), wanted=wanted)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:

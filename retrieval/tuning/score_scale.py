@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
@@ -12,8 +12,7 @@ from numpy import ndarray
 _QUANTILES = 33
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreScale:
+class ScoreScale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which score of the full encoder a score of a submodel stands for.
 
     A smaller encoder's queries lie a little further from the stored vectors, so its scores are

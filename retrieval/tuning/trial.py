@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
@@ -20,8 +20,7 @@ from retrieval.tuning.score_scale import ScoreScale
 _NEIGHBOURS = 32
 
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a submodel keeps of the full encoder's search.
 
     Attributes:

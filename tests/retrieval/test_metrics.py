@@ -18,7 +18,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import average_precision_score, recall_score
 
 from retrieval.metrics import (
-    ann_recall,
     drop_self,
     hit_rate,
     map_at_r,
@@ -89,7 +88,6 @@ def test_overlap_of_a_hand_written_table():
     reference = np.array([[1, 2, 3], [9, 1, 2], [5, -1, -1], [-1, -1, -1]])
     assert_allclose(overlap(ids, reference, 3), [1, 1 / 3, 1, np.nan])
     assert_allclose(overlap(ids, reference, 2), [1 / 2, 0, 1, np.nan])
-    assert_array_equal(ann_recall(ids, reference, 3), overlap(ids, reference, 3))
 
 
 def test_summary_leaves_out_and_counts_queries_with_nothing_relevant():

@@ -60,28 +60,6 @@ def test_altered_images_of_the_index_know_which_row_they_are(retriever):
         assert (part.wanted.labels == retriever.index.labels[part.wanted.own[:, 0]]).all()
 
 
-def test_parts_put_together_keep_every_query_and_its_copies(retriever, tmp_path):
-    for name in ("twin1", "twin2"):  # one image of the index three times, others once
-        source = tmp_path / "photos" / "class0" / "000.png"
-        source.with_name(f"{name}.png").write_bytes(source.read_bytes())
-    corpus = Corpus.from_folder(tmp_path / "photos")
-    again = Retriever(ToyEncoder(), ImageIndex.build(ToyEncoder(), corpus, tmp_path / "twins"))
-    whole = draw_sample(again, size=60)
-    one, many = sorted(
-        (whole.selecting.take(np.array([row])) for row in range(len(whole.selecting))),
-        key=lambda part: int((part.wanted.own >= 0).sum()),
-    )[:: len(whole.selecting) - 1]
-    narrow = type(one)(pixels=one.pixels, wanted=one.wanted._replace(own=one.wanted.own[:, :1]))
-    assert many.wanted.own.shape[1] > 1
-    both = type(one).concatenate([narrow, many])
-    np.testing.assert_array_equal(both.pixels, np.concatenate([one.pixels, many.pixels]))
-    np.testing.assert_array_equal(
-        both.wanted.own, np.concatenate([one.wanted.own, many.wanted.own])
-    )
-    assert both.wanted.labels.tolist() == [*one.wanted.labels, *many.wanted.labels]
-    assert both.wanted.total.tolist() == [*one.wanted.total, *many.wanted.total]
-
-
 def test_the_same_seed_draws_the_same(retriever):
     first, again, other = (draw_sample(retriever, size=40, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.reporting.pixels, again.reporting.pixels)
