@@ -1,19 +1,38 @@
-# Two commands on a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
+# On a machine with Python 3.11 or newer and make, nothing else:
+#
+#   make demo      the whole story in one go: index, ask, compare
+#   make test      every check
+#   make docs      the docs as a site, in build/docs
+#   make package   sdist and wheel, and the wheel tried in an empty environment
+#   make format    ruff's fixes and formatting
+#   make clean     removes all that these made
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test format clean
+.PHONY: demo test docs package format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/matvit demo
 
 test: $(VENV)/.installed-dev
+	@echo "Style, types and layers ..."
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@echo "Docs ..."
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Tests ..."
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "The site is in build/docs; to read it: $(BIN)/python -m http.server --directory build/docs"
+
+package: $(VENV)/.installed-dev
+	.ci/package $(BIN)/python build/dist
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -25,15 +44,15 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml $(VENV)/.created
+$(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.created
 	@echo "Installing into $(VENV): torch, timm, faiss and the rest, about 7 GB ..." >&2
-	$(BIN)/python -m pip install --disable-pip-version-check --editable .
+	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "Installing the test tools ..." >&2
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo "Installing the tools for tests and docs ..." >&2
+	$(PIP) --quiet --editable '.[dev,docs]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
