@@ -37,13 +37,14 @@ from provenance import RESULTS, provenance, without_paths, write_result
 from indexing import KINDS, Calibration, ImageIndex
 from indexing.search import gpu
 from indexing.search.engine import Engine
-from indexing.search.flat import FlatIndex, unit_queries
 from indexing.search.kinds import Kind, named_kind, split
-from indexing.search.request import EXACT
-from indexing.search.scoring import SPARE
-from indexing.search.searcher import AnnIndex
+from indexing.search.making import make_searcher, read_searcher
+from indexing.search.request import KindRequest
+from indexing.search.scoring import SPARE, unit_queries
+from indexing.search.searcher import Searcher
 from indexing.store.embeddings import Embeddings
 from indexing.store.files import store
+from indexing.store.manifest import SearchRecord
 
 DIM = 256
 RANKS = 10
@@ -54,7 +55,6 @@ _PER_CENTRE = 50
 _NOISE = 0.7
 _SPREAD = 80.0
 _SHARD = 16_384
-_EXACT = Calibration(nprobe=0, ef_search=0, rescore=1, target=0.95, recall=1.0, queries=0)
 
 Search = Callable[[NDArray[np.float32]], object]
 
@@ -125,15 +125,10 @@ def compare(
         kind = named_kind(name, *embeddings.shape)
         start = perf_counter()
         ids = np.arange(len(embeddings))
-        index: AnnIndex | FlatIndex
-        if kind.factory == EXACT and device == "cpu":  # a class of its own
-            index = FlatIndex.build(embeddings, ids)
-        else:
-            index = AnnIndex.build(embeddings, ids, kind, device=device, progress=True)
+        index = make_searcher(embeddings, ids, kind, device=device, progress=True)
         built = perf_counter() - start
         if exact is None:
-            flat = isinstance(index, FlatIndex)
-            exact = (index.search if flat else index.exhaustive)(queries, RANKS)[0]
+            exact = index.nearest_rows(queries, RANKS)[0]
         yield _measure(folder, index, embeddings, kind, queries, exact, built, device, rounds)
         del index
         gc.collect()
@@ -141,7 +136,7 @@ def compare(
 
 def _measure(
     folder: Path,
-    index: AnnIndex | FlatIndex,
+    index: Searcher,
     embeddings: Embeddings,
     kind: Kind,
     queries: NDArray[np.float32],
@@ -153,17 +148,16 @@ def _measure(
     file = store(folder, "index/knn_g1.faiss", len(index.ids), index.write)
     start = perf_counter()
     dim = embeddings.shape[1]
-    if isinstance(index, FlatIndex):
-        index = FlatIndex.read(folder, file, dim)
-        chosen, on_gpu = _EXACT, False
-    else:
-        chosen, on_gpu = index.calibration, device == "cuda"
-        options = {"embeddings": embeddings, "ids": index.ids, "kind": kind}
-        index = AnnIndex.read(folder, file, dim, calibration=chosen, device=device, **options)
+    chosen = index.effort
+    record = SearchRecord(
+        kind=kind.name, factory=kind.factory, calibration=chosen, request=KindRequest(),
+        note=None, file=file,
+    )  # fmt: skip
+    index = read_searcher(folder, record, embeddings, index.ids, device=device)
     opened = perf_counter() - start
     found, _ = index.search(queries, RANKS)
     structure = faiss.read_index(str(folder / file.name))
-    raw = _by_hand(structure, chosen, embeddings, on_gpu=on_gpu)
+    raw = _by_hand(structure, chosen, embeddings, on_gpu=device == "cuda")
     raw_found = raw(queries)[1]
     batch = _turns(lambda asked: index.search(asked, RANKS), raw, [queries], rounds)
     ones = [queries[row : row + 1] for row in range(min(SINGLE, len(queries)))]

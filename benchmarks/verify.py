@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from indexing import ImageIndex, ImageRecord, KindRequest, Manifest
 from indexing.records import RECORDS
-from indexing.search.live import store_searcher
+from indexing.search.making import store_searcher
 from indexing.store.embeddings import Embeddings
 from indexing.store.folder import commit
 from indexing.store.manifest import CorpusRecord, Counts, EncoderRecord, PreprocessRecord

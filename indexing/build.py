@@ -23,7 +23,7 @@ from indexing.embedding import embed_batch
 from indexing.records import Failure
 from indexing.search.gpu import gpu_count
 from indexing.search.kinds import resolve
-from indexing.search.live import store_searcher
+from indexing.search.making import store_searcher
 from indexing.search.request import KindRequest
 from indexing.store.files import check_hash, check_size
 from indexing.store.folder import (

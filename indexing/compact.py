@@ -14,7 +14,7 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from indexing.merge import relist
-from indexing.search.live import store_searcher
+from indexing.search.making import store_searcher
 from indexing.store.folder import commit, double, orphans, read_manifest, sweep, writer_lock
 from indexing.store.manifest import Manifest, Shard
 from indexing.store.rows import SHARD_SIZE, StoredRows, read_failures, write_shard

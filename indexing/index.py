@@ -11,25 +11,21 @@ from numpy import ndarray
 
 from indexing.add import add_images
 from indexing.build import build_index, built_on
-from indexing.checks import IndexMismatchError, check_encoder, check_rows, check_search
+from indexing.checks import IndexMismatchError, check_encoder
 from indexing.compact import CompactReport, compact_index
 from indexing.corpus.corpus import Corpus
 from indexing.images import IndexedImages
 from indexing.merge import AddReport
 from indexing.remove import RemoveReport, remove_images
-from indexing.search.flat import unit_queries
-from indexing.search.live import LiveSearcher, read_searcher
 from indexing.search.request import AUTO, KindRequest, parse_bytes
+from indexing.search.scoring import unit_queries
 from indexing.store.files import check_size
 from indexing.store.folder import read_finished, read_manifest
 from indexing.store.manifest import Manifest
-from indexing.store.rows import StoredRows
-from indexing.verification import VerifyReport, verify
+from indexing.verification import VerifyReport, open_checked, verify
 from matvit import Encoder
 
 __all__ = ["ImageIndex", "IndexMismatchError"]
-
-_SAMPLED_ROWS = 64
 
 
 class ImageIndex(IndexedImages):
@@ -46,15 +42,9 @@ class ImageIndex(IndexedImages):
     def __init__(
         self, path: Path, manifest: Manifest, *, device: str = "cpu", mmap: bool = False
     ) -> None:
-        assert manifest.index is not None
-        # Everything is opened here, so that nothing is missed when a writer removes files later.
-        rows = StoredRows(path, manifest, manifest.shards)
-        check_rows(path, manifest, rows)
-        searcher = read_searcher(path, manifest.index, rows, device=device, mmap=mmap)
-        check_search(path, manifest, rows, searcher, samples=_SAMPLED_ROWS)
+        rows, self._searcher = open_checked(path, manifest, device=device, mmap=mmap)
         super().__init__(path, manifest, rows)
         self._device, self._mmap = device, mmap
-        self._searcher = LiveSearcher(searcher, self.ids)
 
     @classmethod
     def build(

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from indexing.records import Failure
-from indexing.search.live import store_searcher
+from indexing.search.making import store_searcher
 from indexing.store.folder import commit
 from indexing.store.manifest import Counts, Manifest, Shard
 from indexing.store.rows import (

@@ -1,27 +1,41 @@
-"""Verifying an index: every file read, every hash and norm checked, a sample searched for."""
+"""Whether an index is whole: what opening it checks, and what verifying checks besides.
+
+Verifying reads every file, checks every hash and norm, and searches for a larger sample.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import ParamSpec
 
+import numpy as np
 from tqdm import tqdm
 
-from indexing.checks import check_rows, check_search
-from indexing.search.live import check_searcher_file, read_searcher, store_searcher
+from indexing.records import NO_LABEL
+from indexing.search.live import LiveSearcher
+from indexing.search.making import check_search_file, read_searcher, store_searcher
 from indexing.store.embeddings import Embeddings
-from indexing.store.files import REMEDY, StoredFile, check_size
+from indexing.store.files import REMEDY, StoredFile, check_size, damaged
 from indexing.store.folder import commit, orphans, read_finished, read_manifest, writer_lock
-from indexing.store.manifest import MANIFEST, Manifest
-from indexing.store.rows import METADATA, StoredRows, read_failures, read_tables, read_tombstones
+from indexing.store.manifest import MANIFEST, Manifest, SearchRecord
+from indexing.store.rows import (
+    METADATA,
+    StoredRows,
+    column,
+    read_failures,
+    read_tables,
+    read_tombstones,
+)
 
 _Arguments = ParamSpec("_Arguments")
 
 _SAMPLED_ROWS = 1_000
 _ROWS_PER_READ = 65_536
+_SAME_SCORE = 1e-6  # of a duplicate, up to float32 rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +76,89 @@ class VerifyReport:
     def ok(self) -> bool:
         """Whether nothing is damaged."""
         return not self.damaged
+
+
+def open_checked(
+    path: Path, manifest: Manifest, *, samples: int = 64, device: str = "cpu", mmap: bool = False
+) -> tuple[StoredRows, LiveSearcher]:
+    """Open all that is searched, and make sure that its parts speak of the same images.
+
+    No hash of one file can tell that. Checked are counts, classes and ids, and that a sample of
+    the images find themselves.
+
+    Args:
+        path: The index.
+        manifest: Its state, with something to search.
+        samples: How many images are searched for.
+        device: Where to search; see `ImageIndex.open`.
+        mmap: Leave lists on disk; see `ImageIndex.open`.
+
+    Raises:
+        ValueError: If something is damaged, or the device cannot be had.
+    """
+    assert manifest.index is not None
+    # Everything is opened here, so that nothing is missed when a writer removes files later.
+    rows = StoredRows(path, manifest, manifest.shards)
+    check_rows(path, manifest, rows)
+    found = read_searcher(path, manifest.index, *rows.searchable(), device=device, mmap=mmap)
+    searcher = LiveSearcher(found, rows.ids[rows.live])
+    _check_samples(path, manifest, rows, searcher, samples)
+    return rows, searcher
+
+
+def check_rows(path: Path, manifest: Manifest, rows: StoredRows) -> None:
+    """Make sure that the rows are as many as the manifest counts, and of its classes.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if len(rows.live) != manifest.counts.images:
+        raise damaged(
+            path / MANIFEST,
+            f"it counts {manifest.counts.images:,} images, but {len(rows.live):,} are live",
+        )
+    labels = column(rows.metadata, "label")
+    classes = len(manifest.corpus.class_names or ())
+    if labels.min() < NO_LABEL or labels.max() >= classes:
+        raise damaged(path / MANIFEST, f"labels are outside its {classes} class names")
+
+
+def _check_samples(
+    path: Path, manifest: Manifest, rows: StoredRows, searcher: LiveSearcher, samples: int
+) -> None:
+    """Make sure that all live images can be found, and that a sample of them find themselves.
+
+    Each must come first, or a duplicate of it. Of an approximate kind so many may be missed as its
+    calibration leads to expect; one made of other vectors misses nearly all. Reading the sample
+    also checks its norms.
+    """
+    assert manifest.index is not None
+    file = path / manifest.index.file.name
+    ids = rows.ids[rows.live]
+    if (np.diff(searcher.all_ids) <= 0).any() or not np.isin(ids, searcher.all_ids).all():
+        raise damaged(file, "its ids are not those of the metadata")
+    chosen = np.unique(np.linspace(0, len(ids) - 1, samples).astype(np.int64))
+    embeddings = rows.live_embeddings()
+    vectors = embeddings[chosen]
+    found, _ = searcher.search(vectors, k=1)
+    nearest = np.minimum(np.searchsorted(ids, found[:, 0]), len(ids) - 1)
+    same = (vectors * embeddings[nearest]).sum(axis=1) > 1 - _SAME_SCORE
+    lost = (ids[nearest] != found[:, 0]) | ~same
+    if lost.sum() > _expected_misses(manifest.index, len(chosen)):
+        name = rows.metadata.column("path")[int(rows.live[chosen[lost][0]])].as_py()
+        raise damaged(file, f"image {name} does not find itself")
+
+
+def _expected_misses(record: SearchRecord, samples: int) -> int:
+    """Most of a sample that an approximate search may miss by chance; 0 of an exact one.
+
+    An image is closer to itself than its tenth neighbour is, so it is found more often than the
+    calibration says: what that leads to expect and three standard errors are never too few.
+    """
+    if record.calibration is None or not record.calibration.queries:
+        return 0
+    missed = 1 - record.calibration.recall
+    return math.ceil(samples * missed + 3 * math.sqrt(samples * missed * (1 - missed)))
 
 
 def verify(path: str | Path, *, repair: bool = False, progress: bool = False) -> VerifyReport:
@@ -155,7 +252,7 @@ def _check_file(path: Path, manifest: Manifest, file: StoredFile) -> None:
         read_failures(path, [file])
     elif folder == "index":
         assert manifest.index is not None
-        check_searcher_file(path, manifest.index, manifest.encoder.dim)
+        check_search_file(path, manifest.index, manifest.encoder.dim)
     else:
         read_tombstones(path, file)
 
@@ -166,10 +263,7 @@ def _check_rows(path: Path, manifest: Manifest) -> None:
 
 
 def _check_search(path: Path, manifest: Manifest) -> None:
-    assert manifest.index is not None
-    rows = StoredRows(path, manifest, manifest.shards)
-    searcher = read_searcher(path, manifest.index, rows)
-    check_search(path, manifest, rows, searcher, samples=_SAMPLED_ROWS)
+    open_checked(path, manifest, samples=_SAMPLED_ROWS)
 
 
 def _repair(path: Path, progress: bool) -> Manifest:

@@ -7,8 +7,11 @@ from functools import partial
 import numpy as np
 
 from indexing.search.kinds import KINDS, factory_kind, named_kind
+from indexing.search.making import make_searcher
+from indexing.search.request import KindRequest
 from indexing.store.embeddings import Embeddings
 from indexing.store.files import store
+from indexing.store.manifest import SearchRecord
 
 NAME = "index/knn_g1.faiss"
 DIM = 32
@@ -34,3 +37,16 @@ def stored_embeddings(folder, rows):
 
 def sized(name, rows=ROWS):
     return named_kind(name, rows, DIM) if name in KINDS else factory_kind(name, rows, DIM)
+
+
+def flat_searcher(rows, ids):
+    """Exact search of all rows, which scores them from memory."""
+    return make_searcher(rows, ids, named_kind("Flat", *rows.shape))
+
+
+def described(kind, file, effort=None):
+    """What a manifest says about the file of a search structure."""
+    return SearchRecord(
+        kind=kind.name, factory=kind.factory, calibration=effort, request=KindRequest(),
+        note=None, file=file,
+    )  # fmt: skip

@@ -14,7 +14,7 @@ from indexing.search.request import Calibration
 from indexing.search.scoring import SPARE
 
 if TYPE_CHECKING:
-    from indexing.search.searcher import AnnIndex
+    from indexing.search.searcher import Searcher
 
 TARGET = 0.95
 """Share of the exact ten nearest that an approximate search should return."""
@@ -22,11 +22,12 @@ TARGET = 0.95
 _QUERIES = 512
 _RANKS = 10
 _RESCORES = (1, 2, 4, 8, 16, 32)
+_MOST_PLACES = 2_048  # of a walk through a graph
 _DEVIATIONS = 2.0
 _RANDOM_READ = 4  # reading scattered rows costs about this many times reading them in order
 
 
-def calibrate(index: AnnIndex, *, target: float = TARGET, seed: int = 0) -> Calibration:
+def measure_effort(searcher: Searcher, *, target: float = TARGET, seed: int = 0) -> Calibration:
     """Find the cheapest effort that reaches a target on a sample of the stored rows.
 
     A sampled row asks for its ten nearest, itself left out. An image counts as found if its score
@@ -35,7 +36,7 @@ def calibrate(index: AnnIndex, *, target: float = TARGET, seed: int = 0) -> Cali
     is counted in bytes read, not timed: the choice depends on the data and the seed alone.
 
     Args:
-        index: Built, of any kind.
+        searcher: Of any kind.
         target: Wanted ann_recall@10, within 0..1.
         seed: Of the sample.
 
@@ -47,21 +48,21 @@ def calibrate(index: AnnIndex, *, target: float = TARGET, seed: int = 0) -> Cali
     """
     if not 0 < target <= 1:
         raise ValueError(f"target must be above 0 and at most 1, got {target}")
-    images = len(index.ids)
+    images = len(searcher.ids)
     ranks = min(_RANKS, images - 1)
-    if index.is_exact or ranks < 1:
-        return leave_nothing_out(index, target)
+    if searcher.engine.is_exact or ranks < 1:
+        return leave_nothing_out(searcher, target)
     rows = np.random.default_rng(seed).choice(images, min(_QUERIES, images), replace=False)
-    sample = _Sample(index, np.sort(rows), ranks)
+    sample = _Sample(searcher, np.sort(rows), ranks)
     best: tuple[bool, float, float] | None = None
-    chosen = leave_nothing_out(index, target)
-    for nprobe, ef_search in _efforts(index):
-        if best and best[0] and -best[1] < _cost(index, nprobe, ef_search, 0):
+    chosen = leave_nothing_out(searcher, target)
+    for nprobe, ef_search in _efforts(searcher):
+        if best and best[0] and -best[1] < _cost(searcher, nprobe, ef_search, 0):
             break  # dearer than what is good enough, before a single candidate is rescored
         for rescore, found in sample.recalls(nprobe, ef_search):
             recall, error = float(found.mean()), float(found.std() / math.sqrt(len(found)))
             met = recall - _DEVIATIONS * error >= target
-            cost = _cost(index, nprobe, ef_search, max(ranks + SPARE, ranks * rescore))
+            cost = _cost(searcher, nprobe, ef_search, max(ranks + SPARE, ranks * rescore))
             rank = (met, -cost if met else recall, -cost)
             if best is None or rank > best:
                 best = rank
@@ -75,22 +76,22 @@ def calibrate(index: AnnIndex, *, target: float = TARGET, seed: int = 0) -> Cali
 class _Sample:
     """Held-out rows, and the exact scores that a search for them has to find."""
 
-    def __init__(self, index: AnnIndex, rows: Int64[ndarray, " queries"], ranks: int) -> None:
-        self._index, self._rows, self._ranks = index, rows, ranks
-        self._queries = index.embeddings[rows]
-        found, scores = index.exhaustive(self._queries, ranks + 1)
+    def __init__(self, searcher: Searcher, rows: Int64[ndarray, " queries"], ranks: int) -> None:
+        self._searcher, self._rows, self._ranks = searcher, rows, ranks
+        self._queries = searcher.embeddings[rows]
+        found, scores = searcher.nearest_rows(self._queries, ranks + 1)
         self._least = self._best(found, scores)[:, -1:]
 
     def recalls(
         self, nprobe: int, ef_search: int
     ) -> Iterator[tuple[int, Float32[ndarray, " queries"]]]:
         """Recall of each query at one effort, for each depth of rescoring."""
-        depths = _RESCORES if self._index.estimates else _RESCORES[:1]
+        depths = _RESCORES if self._searcher.engine.estimates else _RESCORES[:1]
         fetches = [
-            min(max(self._ranks + SPARE, self._ranks * depth) + 1, len(self._index.ids))
+            min(max(self._ranks + SPARE, self._ranks * depth) + 1, len(self._searcher.ids))
             for depth in depths
         ]
-        rows, scores = self._index.candidates(self._queries, fetches[-1], nprobe, ef_search)
+        rows, scores = self._searcher.candidates(self._queries, fetches[-1], nprobe, ef_search)
         for depth, fetch in zip(depths, fetches, strict=True):
             best = self._best(rows[:, :fetch], scores[:, :fetch])
             yield depth, (best >= self._least).mean(axis=1, dtype=np.float32)
@@ -103,30 +104,37 @@ class _Sample:
         return -np.sort(-others, axis=1)[:, : self._ranks]
 
 
-def _efforts(index: AnnIndex) -> Iterator[tuple[int, int]]:
+def _efforts(searcher: Searcher) -> Iterator[tuple[int, int]]:
     """Values of nprobe and ef_search, from the least effort to the most."""
-    if not (most := index.lists or (min(2_048, len(index.ids)) if index.is_graph else 0)):
+    engine = searcher.engine
+    most = engine.lists or (min(_MOST_PLACES, len(searcher.ids)) if engine.is_graph else 0)
+    if not most:
         yield 0, 0
         return
     steps = sorted({1 << power for power in range(17)} | {3 << power for power in range(16)})
     for step in (*(step for step in steps if step < most), most):
-        if index.lists:
+        if engine.lists:
             yield step, 0
         elif step >= min(_RANKS, most):
             yield 0, step
 
 
-def _cost(index: AnnIndex, nprobe: int, ef_search: int, rescored: int) -> float:
+def _cost(searcher: Searcher, nprobe: int, ef_search: int, rescored: int) -> float:
     """Bytes read for a query, scattered reads counted for what they cost."""
-    dim = index.embeddings.shape[1]
-    scanned = nprobe / index.lists if index.lists else float(not index.is_graph)
-    read = scanned * len(index.ids) * index.code_size + _RANDOM_READ * ef_search * 4 * dim
+    images, dim = searcher.embeddings.shape
+    engine = searcher.engine
+    scanned = nprobe / engine.lists if engine.lists else float(not engine.is_graph)
+    read = scanned * images * engine.code_size + _RANDOM_READ * ef_search * 4 * dim
     return read + _RANDOM_READ * rescored * 2 * dim
 
 
-def leave_nothing_out(index: AnnIndex, target: float = TARGET) -> Calibration:
+def leave_nothing_out(searcher: Searcher, target: float = TARGET) -> Calibration:
     """Effort of a search that leaves nothing out."""
-    graph = len(index.ids) if index.is_graph else 0
     return Calibration(
-        nprobe=index.lists, ef_search=graph, rescore=1, target=float(target), recall=1.0, queries=0
+        nprobe=searcher.engine.lists,
+        ef_search=len(searcher.ids) if searcher.engine.is_graph else 0,
+        rescore=1,
+        target=float(target),
+        recall=1.0,
+        queries=0,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -13,7 +13,21 @@ from numpy import ndarray
 from indexing.search import gpu
 from indexing.search.kinds import split
 
+_GROWTH = 4
+
 Queries = Float32[ndarray, "queries dim"] | torch.Tensor
+
+
+class Reach(NamedTuple):
+    """How far one search goes: candidates fetched, lists visited, places kept in a graph."""
+
+    fetch: int
+    nprobe: int
+    ef_search: int
+
+    def wider(self) -> Reach:
+        """Several times as far."""
+        return Reach(*(_GROWTH * value for value in self))
 
 
 class Engine:
@@ -61,41 +75,43 @@ class Engine:
         return gpu.MAX_FETCH if self._on_gpu is not None else np.iinfo(np.int32).max
 
     def propose(
-        self, queries: Queries, fetch: int, nprobe: int, ef_search: int
+        self, queries: Queries, reach: Reach
     ) -> tuple[Float32[ndarray, "queries fetch"], Int64[ndarray, "queries fetch"]]:
         """Return estimated scores and labels, best first; -1 where there is no candidate."""
-        if self._on_gpu is None:
-            assert isinstance(queries, ndarray)
-            return self._propose_on_cpu(queries, fetch, nprobe, ef_search)
+        if self._on_gpu is not None:
+            return self._propose_on_gpu(queries, reach)
+        assert isinstance(queries, ndarray)
+        asked = queries if self._rotation is None else self._rotation.apply(queries)
+        scores = np.empty((len(asked), reach.fetch), dtype=np.float32)
+        labels = np.empty((len(asked), reach.fetch), dtype=np.int64)
+        asked_at, scores_at, labels_at = map(faiss.swig_ptr, (asked, scores, labels))
+        parameters = self._parameters_of(reach)
+        # Not `search`: faiss.contrib.torch_utils, once imported, takes its parameters away.
+        self._inner.search_c(len(asked), asked_at, reach.fetch, scores_at, labels_at, parameters)
+        return scores, labels
+
+    def _propose_on_gpu(
+        self, queries: Queries, reach: Reach
+    ) -> tuple[Float32[ndarray, "queries fetch"], Int64[ndarray, "queries fetch"]]:
+        assert self._on_gpu is not None
         if self._rotation is not None:
             queries = self._rotate(queries)
         with gpu.LOCK:
             if self.lists:
-                self._on_gpu.nprobe = nprobe  # type: ignore[attr-defined]
-            return gpu.search(self._on_gpu, queries, fetch)
+                self._on_gpu.nprobe = reach.nprobe  # type: ignore[attr-defined]
+            return gpu.search(self._on_gpu, queries, reach.fetch)
 
-    def _propose_on_cpu(
-        self, queries: Float32[ndarray, "queries dim"], fetch: int, nprobe: int, ef_search: int
-    ) -> tuple[Float32[ndarray, "queries fetch"], Int64[ndarray, "queries fetch"]]:
-        asked = queries if self._rotation is None else self._rotation.apply(queries)
-        scores = np.empty((len(asked), fetch), dtype=np.float32)
-        labels = np.empty((len(asked), fetch), dtype=np.int64)
-        asked_at, scores_at, labels_at = map(faiss.swig_ptr, (asked, scores, labels))
-        parameters = self._parameters_of(nprobe, ef_search)
-        # Not `search`: faiss.contrib.torch_utils, once imported, takes its parameters away.
-        self._inner.search_c(len(asked), asked_at, fetch, scores_at, labels_at, parameters)
-        return scores, labels
-
-    def _parameters_of(self, nprobe: int, ef_search: int) -> Any:  # noqa: ANN401
+    def _parameters_of(self, reach: Reach) -> Any:  # noqa: ANN401
         """Search parameters of one call: nothing is set in the index, so threads do not meet."""
-        if (nprobe, ef_search) not in self._parameters:
+        key = reach.nprobe, reach.ef_search
+        if key not in self._parameters:
             made: Any = None
             if self.lists:
-                made = faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg]
+                made = faiss.SearchParametersIVF(nprobe=key[0])  # type: ignore[call-arg]
             elif self.is_graph:
-                made = faiss.SearchParametersHNSW(efSearch=ef_search)  # type: ignore[attr-defined]
-            self._parameters[nprobe, ef_search] = made  # making it takes longer than some searches
-        return self._parameters[nprobe, ef_search]
+                made = faiss.SearchParametersHNSW(efSearch=key[1])  # type: ignore[attr-defined]
+            self._parameters[key] = made  # making it takes longer than some searches
+        return self._parameters[key]
 
     def _rotate(self, queries: Queries) -> Queries:
         """Apply the rotation where the queries are."""

@@ -16,13 +16,13 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from indexing.search.kinds import split
+from indexing.search.kinds import Kind, split
 from indexing.store.files import StoredFile, check_hash, damaged
 
 _INNER_PRODUCT = 0
 _MAX_DIM = 1 << 16
-_LISTS = (b"IwFl", b"IwSq", b"IwPQ", b"Iwrq")
-_ROTATIONS = (b"LTra", b"rrot")
+_LISTS = {"Flat": b"IwFl", "SQ": b"IwSq", "PQ": b"IwPQ", "RaBitQ": b"Iwrq"}
+_ROTATIONS = {"OPQ": b"LTra", "RR": b"rrot"}
 
 
 def write_faiss(faiss_index: faiss.Index, stream: BinaryIO) -> None:
@@ -31,12 +31,15 @@ def write_faiss(faiss_index: faiss.Index, stream: BinaryIO) -> None:
     faiss.write_index(faiss_index, writer)
 
 
-def read_structure(folder: Path, file: StoredFile, dim: int, *, mmap: bool) -> faiss.Index:
+def read_structure(
+    folder: Path, file: StoredFile, kind: Kind, dim: int, *, mmap: bool
+) -> faiss.Index:
     """Read a FAISS file after its hash and layout were checked, and check what came of it.
 
     Args:
         folder: The index folder.
         file: What the manifest says about it.
+        kind: What it holds; its factory string is one that `accepts_factory`.
         dim: Of the vectors.
         mmap: Leave the lists on disk.
 
@@ -45,7 +48,7 @@ def read_structure(folder: Path, file: StoredFile, dim: int, *, mmap: bool) -> f
     """
     check_hash(folder, file)
     path = folder / file.name
-    check_layout(path)
+    check_layout(path, kind)
     flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY if mmap else 0
     try:
         index = faiss.read_index(str(path), flags)  # owns what `split` returns
@@ -94,8 +97,8 @@ def _defect(
     return None
 
 
-def check_layout(path: Path) -> None:
-    """Refuse a FAISS file that does not hold one of our structures and nothing else.
+def check_layout(path: Path, kind: Kind) -> None:
+    """Refuse a FAISS file that does not hold a structure of a kind and nothing else.
 
     Raises:
         ValueError: If it does not; the message says what is wrong.
@@ -103,11 +106,25 @@ def check_layout(path: Path) -> None:
     with path.open("rb") as stream:
         walk = _Walk(stream, path.stat().st_size)
         try:
-            walk.index((b"IxMp", b"IxPT", *_LISTS))
+            walk.index((b"IxMp", b"IxPT", *_LISTS.values()))
             if walk.left:
                 raise ValueError(f"{walk.left:,} bytes follow its end")
+            if walk.codes != (wanted := _codes(kind)):
+                raise ValueError(f"it holds a structure {walk.codes}, but {kind.name} is {wanted}")
         except ValueError as error:
             raise damaged(path, str(error)) from error
+
+
+def _codes(kind: Kind) -> list[bytes]:
+    """What a file of a kind consists of, in the order in which it is written."""
+    first, last = kind.factory.split(",")[0], kind.factory.split(",")[-1]
+    if kind.is_ivf:
+        rotated = [code for name, code in _ROTATIONS.items() if first.startswith(name)]
+        lists = next(code for name, code in _LISTS.items() if last.startswith(name))
+        return [*([b"IxPT", *rotated] if rotated else []), lists, b"IxFI"]
+    coded = last.startswith("SQ")
+    graph = [b"IHNs" if coded else b"IHNf"] if first.startswith("HNSW") else []
+    return [b"IxMp", *graph, b"IxSQ" if coded else b"IxFI"]
 
 
 class _Walk:
@@ -115,27 +132,29 @@ class _Walk:
 
     Attributes:
         left: Bytes from here to the end.
+        codes: Types of the structures that were passed.
     """
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream = stream
         self.left = size
+        self.codes: list[bytes] = []
 
     def index(self, allowed: tuple[bytes, ...]) -> None:
         """Walk an index, of one of the types that are allowed here."""
-        code = self._stream.read(4)
-        self.left -= len(code)
+        code = self._code()
         if code not in allowed:
             raise ValueError(f"it holds a structure {code!r} that this program does not write")
+        self.codes.append(code)
         self._header()
-        if code in _LISTS:
+        if code in _LISTS.values():
             self._ivf(code)
         elif code == b"IxMp":
             self.index((b"IxFI", b"IxSQ", b"IHNf", b"IHNs"))
             self._vector(8)
         elif code == b"IxPT":
             self._rotation()
-            self.index(_LISTS)
+            self.index(tuple(_LISTS.values()))
         elif code == b"IxFI":
             self._vector(4)
         elif code == b"IxSQ":
@@ -166,8 +185,7 @@ class _Walk:
 
     def _inverted_lists(self, lists: int) -> None:
         """Walk lists that are in this very file (`ilar`), rather than in one it names."""
-        code = self._stream.read(4)
-        self.left -= len(code)
+        code = self._code()
         if code != b"ilar":
             raise ValueError(f"its lists are of type {code!r}, not in the file itself")
         found, code_size, form = self._values("QQ4s")
@@ -189,10 +207,10 @@ class _Walk:
     def _rotation(self) -> None:
         if self._values("i") != (1,):
             raise ValueError("it has more than one transform")
-        code = self._stream.read(4)
-        self.left -= len(code)
-        if code not in _ROTATIONS:
+        code = self._code()
+        if code not in _ROTATIONS.values():
             raise ValueError(f"it has a transform {code!r}, not a rotation")
+        self.codes.append(code)
         (biased,) = self._values("?")
         self._vector(4)
         if self._vector(4) or biased:
@@ -202,6 +220,11 @@ class _Walk:
     def _scalar_quantizer(self) -> None:
         self._values("iifQQ")
         self._vector(4)
+
+    def _code(self) -> bytes:
+        code = self._stream.read(4)
+        self.left -= len(code)
+        return code
 
     def _vector(self, item_bytes: int) -> int:
         (count,) = self._values("Q")

@@ -110,7 +110,7 @@ def factory_kind(factory: str, images: int, dim: int) -> Kind:
         ValueError: If it is none of these, FAISS does not understand it, or there are too few
             images for it.
     """
-    if not _FACTORY.fullmatch(factory):
+    if not accepts_factory(factory):
         raise ValueError(
             f"factory string {factory!r} is not accepted; use Flat, SQfp16, SQ8, HNSW32, "
             "HNSW32,SQ8, IVF1024,Flat, IVF1024,SQ8, OPQ64,IVF1024,PQ64, RR256,IVF1024,RaBitQ "
@@ -125,6 +125,11 @@ def factory_kind(factory: str, images: int, dim: int) -> Kind:
             f"{str(error).splitlines()[0][-200:]}"
         ) from None
     return kind
+
+
+def accepts_factory(factory: str) -> bool:
+    """Whether a factory string is one of those that an index of ours can be made by."""
+    return _FACTORY.fullmatch(factory) is not None
 
 
 def choose_kind(

@@ -1,8 +1,9 @@
-"""Making the FAISS index of a kind: trained on a bounded sample, filled block by block."""
+"""A search structure made, stored, and read back: of every kind, on the CPU or on the GPU."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -12,8 +13,23 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from indexing.search import gpu
-from indexing.search.kinds import ROWS_PER_LIST, Kind, empty_index, split
+from indexing.search.effort import TARGET, measure_effort
+from indexing.search.faiss_file import held_ids, read_structure
+from indexing.search.kinds import (
+    FACTORY,
+    KINDS,
+    ROWS_PER_LIST,
+    Kind,
+    accepts_factory,
+    empty_index,
+    resolve_again,
+    split,
+)
+from indexing.search.request import EXACT, KindRequest
+from indexing.search.searcher import Searcher
 from indexing.store.embeddings import Embeddings
+from indexing.store.files import damaged, store
+from indexing.store.manifest import MANIFEST, SearchRecord
 
 _ROWS_PER_ADD = 16_384
 _SAMPLE = 65_536
@@ -21,6 +37,149 @@ _SAMPLE_BYTES = 1 << 31
 _PQ_ROUNDS = 12
 _OPQ_ROUNDS = 6
 _OPQ_SAMPLE = 16_384
+
+
+def make_searcher(
+    embeddings: Embeddings,
+    ids: Int64[ndarray, " images"],
+    kind: Kind,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    target: float = TARGET,
+    progress: bool = False,
+) -> Searcher:
+    """Train and fill a search structure, and measure how hard it must search.
+
+    The same seed gives the same answers on one machine; an HNSW graph only if FAISS runs on one
+    thread, since its threads race for neighbours.
+
+    Args:
+        embeddings: Unit vectors.
+        ids: Of the rows; each once, none negative.
+        kind: As `choose_kind`, `named_kind` or `factory_kind` return it for so many rows.
+        seed: Of the training sample, k-means, rotations and the measurement.
+        device: `"auto"`, `"cpu"` or `"cuda"`: where to train, fill and search.
+        target: Wanted ann_recall@10.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        ValueError: If there are too few images for the kind, ids are not one per row, or the
+            device cannot be had.
+    """
+    ids = np.asarray(ids)
+    if len(ids) != len(embeddings) or len(np.unique(ids)) != len(ids) or (ids < 0).any():
+        raise ValueError(
+            f"{len(embeddings):,} rows need as many different ids, none negative; "
+            f"got {len(np.unique(ids)):,}"
+        )
+    if len(ids) < kind.min_images:
+        raise ValueError(
+            f"kind {kind.name} ({kind.factory}) needs at least {kind.min_images:,} images, "
+            f"there are {len(ids):,}; use Flat"
+        )
+
+    def make(on_gpu: bool) -> Searcher:
+        structure = make_structure(
+            embeddings, ids, kind, seed=seed, on_gpu=on_gpu, progress=progress
+        )
+        return Searcher(structure, embeddings, ids, on_gpu=on_gpu)
+
+    on_gpu = gpu.resolve(device, kind, embeddings.shape[1])
+    searcher = gpu.or_on_cpu(make, device, on_gpu=on_gpu)
+    searcher.effort = measure_effort(searcher, target=target, seed=seed)
+    return searcher
+
+
+def store_searcher(
+    path: Path,
+    generation: int,
+    request: KindRequest,
+    embeddings: Embeddings,
+    ids: Int64[ndarray, " images"],
+    *,
+    device: str = "cpu",
+    progress: bool = False,
+) -> SearchRecord:
+    """Make and store the search structure of a generation, of the kind that was asked for.
+
+    If there are too few or too many images for it now, the record's `note` says so, and what was
+    done instead. What will be searched on a GPU is also made on one, if there is one here.
+    """
+    kind, note = resolve_again(request, len(ids), embeddings.shape[1])
+    if kind.is_exact:
+        device = "cpu"  # there is nothing to train or to measure
+    elif request.device == "cuda":
+        device = "auto"
+    searcher = make_searcher(embeddings, ids, kind, device=device, progress=progress)
+    return SearchRecord(
+        kind=kind.name,
+        factory=kind.factory,
+        calibration=None if kind.factory == EXACT else searcher.effort,
+        request=request,
+        note=note,
+        file=store(path, f"index/knn_g{generation}.faiss", len(ids), searcher.write),
+    )
+
+
+def read_searcher(
+    path: Path,
+    record: SearchRecord,
+    embeddings: Embeddings,
+    ids: Int64[ndarray, " images"],
+    *,
+    device: str = "cpu",
+    mmap: bool = False,
+) -> Searcher:
+    """Load the search structure that a manifest names, once it is certain to be one of ours.
+
+    Args:
+        path: The index.
+        record: What the manifest says about it.
+        embeddings: The rows it was made from, and maybe others.
+        ids: Of these rows; ascending, or in the order they were added.
+        device: `"auto"`, `"cpu"` or `"cuda"`: where to search.
+        mmap: Leave the lists of an IVF kind on disk and read what a query visits; for an index
+            larger than memory. Such an index is searched on the CPU.
+
+    Raises:
+        ValueError: If the kind is unknown, the file is damaged or holds something else, or the
+            device cannot be had.
+    """
+    kind, dim = _recorded_kind(path, record), embeddings.shape[1]
+    on_gpu = gpu.resolve("cpu" if mmap and device == "auto" else device, kind, dim)
+    if mmap and on_gpu:
+        raise ValueError("a memory-mapped index is searched on the CPU; use device cpu")
+    structure = read_structure(path, record.file, kind, dim, mmap=mmap and kind.is_ivf)
+    held = held_ids(structure)
+    if not np.array_equal(held, ids):
+        rows = np.minimum(np.searchsorted(ids, held), len(ids) - 1)
+        if len(np.unique(held)) < len(held) or (ids[rows] != held).any():
+            raise damaged(path / record.file.name, "its ids are not those of the metadata")
+        embeddings, ids = embeddings.take(rows), held
+
+    def make(on_gpu: bool) -> Searcher:
+        return Searcher(structure, embeddings, ids, on_gpu=on_gpu, effort=record.calibration)
+
+    return gpu.or_on_cpu(make, device, on_gpu=on_gpu)
+
+
+def check_search_file(path: Path, record: SearchRecord, dim: int) -> None:
+    """Make sure that the file of a search structure, looked at alone, is what was written.
+
+    Raises:
+        ValueError: If the kind is unknown, or the file is damaged or holds something else.
+    """
+    read_structure(path, record.file, _recorded_kind(path, record), dim, mmap=False)
+
+
+def _recorded_kind(path: Path, record: SearchRecord) -> Kind:
+    if record.kind not in (*KINDS, FACTORY):
+        known = ", ".join(KINDS)
+        raise ValueError(f"the index is of kind {record.kind!r}; this program reads {known}")
+    if not accepts_factory(record.factory):
+        raise damaged(path / MANIFEST, f"it has the factory string {record.factory!r:.80}")
+    return Kind(name=record.kind, factory=record.factory)
 
 
 def make_structure(

@@ -1,8 +1,9 @@
 """Exact scores of candidates, computed one pair at a time, and the order among them.
 
-FAISS promises neither an order among equal scores nor the same last bit for the same pair, and
-its quantised kinds only estimate scores. So FAISS proposes candidates; here they get their scores,
-from the vectors that FAISS holds or those on disk.
+FAISS promises neither an order among equal scores nor the same last bit for the same pair: a large
+batch of queries goes through another kernel than a small one, and quantised kinds only estimate.
+So FAISS proposes candidates; here they get their scores, from the vectors that it holds or from
+those on disk.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from typing import Any
 import faiss
 import numpy as np
 from faiss.contrib.exhaustive_search import knn_ground_truth
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 
-from indexing.search.engine import Engine
 from indexing.store.embeddings import Embeddings
 
 SPARE = 16
@@ -26,6 +26,95 @@ _PAIRS_OF_ONE_THREAD = 4_096  # scored in the time that it takes to wake another
 _BYTES_AT_ONCE = 1 << 21  # of vectors, which are still in the cache when they are compared
 _ROWS_PER_BLOCK = 65_536
 _GROWTH = 4
+
+Found = tuple[Int64[ndarray, "queries k"], Float32[ndarray, "queries k"]]
+"""Ids and scores of what a search found, best first, one row per query."""
+
+
+class ExactScores:
+    """Cosines of queries and stored embeddings, each computed in float32 from its own pair alone.
+
+    Args:
+        table: FAISS pointer to the vectors as float32, if they lie in memory; else None.
+        embeddings: The same vectors, read if there is no table.
+    """
+
+    def __init__(
+        self,
+        table: Any,  # noqa: ANN401 -- a pointer has no type in Python
+        embeddings: Embeddings,
+    ) -> None:
+        self._table = table
+        self._embeddings = embeddings
+        self._pairs = max(1, _BYTES_AT_ONCE // (4 * embeddings.shape[1]))
+
+    def of(
+        self, queries: Float32[ndarray, "queries dim"], rows: Int64[ndarray, "queries fetch"]
+    ) -> Float32[ndarray, "queries fetch"]:
+        """Score the candidates of each query, given as rows of the table; -inf for row -1.
+
+        Many are scored on as many threads as FAISS uses.
+        """
+        if self._table is not None:
+            return pair_scores(queries, self._table, rows)
+        size = max(1, self._pairs // rows.shape[1])
+        if len(rows) <= size:
+            return self._from_disk(queries, rows)
+        parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+        with ThreadPoolExecutor(min(len(parts), faiss.omp_get_max_threads())) as threads:
+            scores = threads.map(lambda run: self._from_disk(queries[run], rows[run]), parts)
+            return np.concatenate(list(scores))
+
+    def nearest(
+        self, queries: Float32[ndarray, "queries dim"], k: int, names: Int64[ndarray, " rows"]
+    ) -> Found:
+        """Find the k nearest rows of each query without any search structure.
+
+        Args:
+            queries: Unit vectors.
+            k: Within 1..rows.
+            names: What to call each row; equal scores are ordered by smaller name.
+
+        Returns:
+            Names and scores, best first, whatever the rounding.
+        """
+        return self._nearest(queries, k, names, min(k + SPARE, len(self._embeddings)))
+
+    def _nearest(
+        self,
+        queries: Float32[ndarray, "queries dim"],
+        k: int,
+        names: Int64[ndarray, " rows"],
+        fetch: int,
+    ) -> Found:
+        """Take the best of so many candidates; of more where one left out could be among them."""
+        rows_in_all, dim = self._embeddings.shape
+        blocks = (
+            self._embeddings[start : start + _ROWS_PER_BLOCK]
+            for start in range(0, rows_in_all, _ROWS_PER_BLOCK)
+        )
+        proposed, rows = knn_ground_truth(  # type: ignore[no-untyped-call]
+            queries, blocks, fetch, faiss.METRIC_INNER_PRODUCT, ngpu=0
+        )
+        found, best = best_first(names[rows], self.of(queries, rows), k)
+        doubtful = best[:, -1] - proposed[:, -1] <= rounding(dim)
+        if fetch < rows_in_all and doubtful.any():
+            more = min(_GROWTH * fetch, rows_in_all)
+            found[doubtful], best[doubtful] = self._nearest(queries[doubtful], k, names, more)
+        return found, best
+
+    def _from_disk(
+        self, queries: Float32[ndarray, "queries dim"], rows: Int64[ndarray, "queries fetch"]
+    ) -> Float32[ndarray, "queries fetch"]:
+        there = rows >= 0
+        if there.all():
+            vectors = self._embeddings[rows.reshape(-1)]
+            places = np.arange(rows.size).reshape(rows.shape)
+        else:
+            vectors = self._embeddings[rows[there]]
+            places = np.full(rows.shape, -1, dtype=np.int64)
+            places[there] = np.arange(len(vectors))
+        return pair_scores(queries, faiss.swig_ptr(vectors), places)
 
 
 def pair_scores(
@@ -83,94 +172,25 @@ def rounding(dim: int) -> float:
     return dim * 2.0**-23
 
 
-class ExactScores:
-    """Cosines of queries and stored embeddings, each computed in float32 from its own pair alone.
-
-    Args:
-        engine: Its vectors are used if it keeps them whole, since they lie in memory.
-        embeddings: Used if not.
-    """
-
-    def __init__(self, engine: Engine, embeddings: Embeddings) -> None:
-        self._table = engine.float_table
-        self._embeddings = embeddings
-        self._pairs = max(1, _BYTES_AT_ONCE // (4 * embeddings.shape[1]))
-
-    def of(
-        self, queries: Float32[ndarray, "queries dim"], rows: Int64[ndarray, "queries fetch"]
-    ) -> Float32[ndarray, "queries fetch"]:
-        """Score the candidates of each query, given as rows of the table; -inf for row -1.
-
-        Many are scored on as many threads as FAISS uses.
-        """
-        if self._table is not None:
-            return pair_scores(queries, self._table, rows)
-        size = max(1, self._pairs // rows.shape[1])
-        if len(rows) <= size:
-            return self._from_disk(queries, rows)
-        parts = [slice(start, start + size) for start in range(0, len(rows), size)]
-        with ThreadPoolExecutor(min(len(parts), faiss.omp_get_max_threads())) as threads:
-            scores = threads.map(lambda run: self._from_disk(queries[run], rows[run]), parts)
-            return np.concatenate(list(scores))
-
-    def _from_disk(
-        self, queries: Float32[ndarray, "queries dim"], rows: Int64[ndarray, "queries fetch"]
-    ) -> Float32[ndarray, "queries fetch"]:
-        there = rows >= 0
-        if there.all():
-            vectors = self._embeddings[rows.reshape(-1)]
-            places = np.arange(rows.size).reshape(rows.shape)
-        else:
-            vectors = self._embeddings[rows[there]]
-            places = np.full(rows.shape, -1, dtype=np.int64)
-            places[there] = np.arange(len(vectors))
-        return pair_scores(queries, faiss.swig_ptr(vectors), places)
-
-
-def nearest(
-    queries: Float32[ndarray, "queries dim"],
-    k: int,
-    embeddings: Embeddings,
-    scores: ExactScores,
-    names: Int64[ndarray, " rows"],
-) -> tuple[Int64[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
-    """Find the k nearest rows of each query, whatever the rounding; equal scores by smaller name.
-
-    Args:
-        queries: Unit vectors.
-        k: Within 1..rows.
-        embeddings: The table.
-        scores: Of its rows.
-        names: What to call each row.
+def unit_queries(vectors: Float[ndarray, "queries dim"], dim: int) -> Float32[ndarray, "..."]:
+    """Check queries, since the guards of FAISS are bare asserts, and scale them to length one.
 
     Returns:
-        Names and exact scores, best first.
+        float32 of shape (queries, dim).
+
+    Raises:
+        ValueError: If they are of another shape or type, not finite, or zero.
     """
-    return _fetching(queries, k, min(k + SPARE, len(embeddings)), embeddings, scores, names)
-
-
-def _fetching(
-    queries: Float32[ndarray, "queries dim"],
-    k: int,
-    fetch: int,
-    embeddings: Embeddings,
-    scores: ExactScores,
-    names: Int64[ndarray, " rows"],
-) -> tuple[Int64[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
-    """Take the best of so many candidates; of more where one left out could be among them."""
-    blocks = (
-        embeddings[start : start + _ROWS_PER_BLOCK]
-        for start in range(0, len(embeddings), _ROWS_PER_BLOCK)
-    )
-    proposed, rows = knn_ground_truth(  # type: ignore[no-untyped-call]
-        queries, blocks, fetch, faiss.METRIC_INNER_PRODUCT, ngpu=0
-    )
-    found, best = best_first(names[rows], scores.of(queries, rows), k)
-    if fetch < len(embeddings):
-        doubtful = best[:, -1] - proposed[:, -1] <= rounding(embeddings.shape[1])
-        if doubtful.any():
-            more = min(_GROWTH * fetch, len(embeddings))
-            found[doubtful], best[doubtful] = _fetching(
-                queries[doubtful], k, more, embeddings, scores, names
-            )
-    return found, best
+    vectors = np.asarray(vectors)
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise ValueError(f"queries must have shape (queries, {dim}), got {vectors.shape}")
+    if vectors.dtype.kind != "f":
+        raise ValueError(f"queries must be floating point, got {vectors.dtype}")
+    exact = vectors.astype(np.float64)  # so that no float32 query overflows its norm
+    norms = np.sqrt(np.vecdot(exact, exact))
+    for row in np.flatnonzero(~((norms > 0) & (norms < np.inf))):
+        raise ValueError(
+            f"query {row} is zero or not finite, so it has no direction; "
+            "check the encoder that made it"
+        )
+    return np.ascontiguousarray(exact / norms[:, np.newaxis], dtype=np.float32)

@@ -175,9 +175,16 @@ class StoredRows:
         """The rows of `embeddings` that are live, by ascending id."""
         return self.embeddings if self.all_live_in_order else self.embeddings.take(self.live)
 
-    def hidden_too(self) -> Int64[ndarray, " rows"]:
-        """Last row of each id, of those removed too, by ascending id: whatever is searched."""
-        return live_rows(self.ids, np.empty(0, dtype=np.int64)) if len(self.removed) else self.live
+    def searchable(self) -> tuple[Embeddings, Int64[ndarray, " rows"]]:
+        """Last row of each id, of those removed too, by ascending id: whatever is searched.
+
+        Returns:
+            Embeddings and ids.
+        """
+        if not len(self.removed):
+            return self.live_embeddings(), self.ids[self.live]
+        rows = live_rows(self.ids, np.empty(0, dtype=np.int64))
+        return self.embeddings.take(rows), self.ids[rows]
 
     def shard_of_rows(self) -> Int64[ndarray, " rows"]:
         """Place in `shards` of the shard of each row."""

@@ -22,7 +22,7 @@ import pytest
 from toy import DIM, ToyEncoder, photo
 
 from indexing import Corpus, ImageIndex, build, verify
-from indexing.search.live import check_searcher_file, read_searcher
+from indexing.search.making import check_search_file, read_searcher
 from indexing.store.files import sha256_of
 from indexing.store.folder import read_manifest
 from indexing.store.rows import StoredRows
@@ -175,8 +175,8 @@ def test_exact_index_that_claims_more_than_it_holds_is_refused_before_faiss_read
     rows = StoredRows(index.path, manifest, manifest.shards)
     monkeypatch.setattr(faiss, "read_index", None)
     for read in (
-        lambda: read_searcher(index.path, forged, rows),
-        lambda: check_searcher_file(index.path, forged, DIM),
+        lambda: read_searcher(index.path, forged, *rows.searchable()),
+        lambda: check_search_file(index.path, forged, DIM),
     ):
         with pytest.raises(ValueError, match=f"{path.name} is damaged: "):
             read()

@@ -15,12 +15,13 @@ from functools import partial
 import numpy as np
 import pytest
 from toy import DIM, ToyEncoder, photo
+from vectors import flat_searcher
 
 from indexing import Corpus, ImageIndex, verify
-from indexing.search.flat import FlatIndex, unit_queries
 from indexing.search.kinds import KINDS, memory_bytes, named_kind, resolve, resolve_again
-from indexing.search.live import store_searcher
+from indexing.search.making import store_searcher
 from indexing.search.request import KindRequest, parse_bytes
+from indexing.search.scoring import unit_queries
 from indexing.store.folder import commit, read_manifest
 from indexing.store.manifest import Manifest, sealed
 
@@ -64,7 +65,7 @@ def index(built, tmp_path):
 
 def assert_answers_like_exact_search(index, k=10):
     """Nearly all of the nearest are found, and each score is the exact one to the last bit."""
-    flat = FlatIndex.build(index.embeddings, index.ids)
+    flat = flat_searcher(index.embeddings, index.ids)
     everything = flat.search(unit_queries(QUERIES, DIM), len(index))
     found, scores = index.search(QUERIES, k)
     hits = 0

@@ -16,9 +16,10 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+from vectors import described, flat_searcher, stored_embeddings
 
-from indexing.search.flat import FlatIndex, unit_queries
-from indexing.search.making import reserve
+from indexing.search.kinds import named_kind
+from indexing.search.making import read_searcher, reserve
 from indexing.store.files import store
 
 NAME = "index/knn_g1.faiss"
@@ -51,7 +52,7 @@ def brute_force(rows, ids, queries, k):
 def test_search_equals_sorting_all_scores_by_score_then_id(queries, k):
     rows, asked = grid(400, seed=1), grid(queries, seed=2)
     ids = np.random.default_rng(3).permutation(10_000)[:400]
-    found, scores = FlatIndex.build(rows, ids).search(asked, k)
+    found, scores = flat_searcher(rows, ids).search(asked, k)
     np.testing.assert_array_equal(found, brute_force(rows, ids, asked, k))
     expected = np.sort(asked @ rows.T, axis=1)[:, ::-1][:, :k]
     np.testing.assert_array_equal(scores, expected)
@@ -74,14 +75,14 @@ def test_memory_taken_at_once_is_not_taken_again():
 def test_tie_of_hundreds_of_images_is_cut_at_the_smallest_ids(k):
     rows = grid(600, seed=4, distinct=2)
     ids = np.arange(600)[::-1].copy()
-    found, _ = FlatIndex.build(rows, ids).search(rows[:25], k)
+    found, _ = flat_searcher(rows, ids).search(rows[:25], k)
     np.testing.assert_array_equal(found, brute_force(rows, ids, rows[:25], k))
 
 
 def test_search_equals_sorting_all_scores_of_ordinary_vectors():
     rows, asked = gaussian(3_000, 48, seed=5), gaussian(40, 48, seed=6)
     ids = np.arange(3_000)
-    found, scores = FlatIndex.build(rows, ids).search(asked, 25)
+    found, scores = flat_searcher(rows, ids).search(asked, 25)
     np.testing.assert_array_equal(found, brute_force(rows, ids, asked, 25))
     exact = np.take_along_axis(asked.astype(np.float64) @ rows.T.astype(np.float64), found, 1)
     np.testing.assert_allclose(scores, exact, atol=48 * 2.0**-24)  # worst rounding of a sum of 48
@@ -90,7 +91,7 @@ def test_search_equals_sorting_all_scores_of_ordinary_vectors():
 def test_result_does_not_depend_on_the_rest_of_the_batch():
     rows = gaussian(2_000, 192, seed=7)
     rows[1_000:] = rows[:1_000]  # every image twice, so a different last bit would swap the two
-    index = FlatIndex.build(rows, np.arange(2_000))
+    index = flat_searcher(rows, np.arange(2_000))
     asked = gaussian(1_000, 192, seed=8)  # enough numbers for FAISS to hand them to BLAS
     together = index.search(asked, 10)
     for row, query in enumerate(asked[:100]):
@@ -101,18 +102,24 @@ def test_result_does_not_depend_on_the_rest_of_the_batch():
 
 
 def test_no_query_finds_nothing():
-    ids, scores = FlatIndex.build(grid(9, seed=9), np.arange(9)).search(np.empty((0, 16), "f4"), 4)
+    ids, scores = flat_searcher(grid(9, seed=9), np.arange(9)).search(np.empty((0, 16), "f4"), 4)
     assert (ids.shape, scores.shape) == ((0, 4), (0, 4))
 
 
 @pytest.fixture
 def stored(tmp_path):
-    index = FlatIndex.build(grid(50, seed=10), np.arange(100, 150))
+    index = flat_searcher(grid(50, seed=10), np.arange(100, 150))
     return store(tmp_path, NAME, 50, index.write)
 
 
+def read(folder, file, dim=16):
+    embeddings = stored_embeddings(folder, grid(50, seed=10)[:, :dim])
+    record = described(named_kind("Flat", 50, 16), file)
+    return read_searcher(folder, record, embeddings, np.arange(100, 150))
+
+
 def test_index_is_read_as_it_was_written(tmp_path, stored):
-    index = FlatIndex.read(tmp_path, stored, 16)
+    index = read(tmp_path, stored)
     assert index.ids.tolist() == list(range(100, 150))
     asked = grid(5, seed=11)
     expected = brute_force(grid(50, seed=10), index.ids, asked, 7)
@@ -126,7 +133,7 @@ def test_flipped_bit_that_faiss_would_load_is_found(tmp_path, stored):
     path.write_bytes(content)
     assert faiss.read_index(str(path)).ntotal == 50
     with pytest.raises(ValueError, match=r"knn_g1.faiss is damaged: its content is not what was"):
-        FlatIndex.read(tmp_path, stored, 16)
+        read(tmp_path, stored)
 
 
 def store_faiss(folder, faiss_index):
@@ -139,8 +146,8 @@ def test_other_kind_of_faiss_index_is_not_even_opened(tmp_path, monkeypatch, fac
     other = faiss.index_factory(16, factory, faiss.METRIC_INNER_PRODUCT)
     file = store_faiss(tmp_path, other)
     monkeypatch.delattr(faiss, "read_index")
-    with pytest.raises(ValueError, match="damaged: it does not hold an exact index with ids"):
-        FlatIndex.read(tmp_path, file, 16)
+    with pytest.raises(ValueError, match="knn_g1.faiss is damaged: it holds a structure"):
+        read(tmp_path, file)
 
 
 @pytest.mark.parametrize(
@@ -149,51 +156,18 @@ def test_other_kind_of_faiss_index_is_not_even_opened(tmp_path, monkeypatch, fac
 )
 def test_sizes_that_the_manifest_does_not_know_are_refused(tmp_path, stored, rows, dim, message):
     with pytest.raises(ValueError, match=message):
-        FlatIndex.read(tmp_path, replace(stored, rows=rows), dim)
+        read(tmp_path, replace(stored, rows=rows), dim)
 
 
 def test_file_cut_off_before_it_was_hashed_is_refused(tmp_path, stored):
     content = (tmp_path / NAME).read_bytes()[:-100]
     file = store(tmp_path, NAME, 50, lambda stream: stream.write(content))
-    with pytest.raises(ValueError, match="damaged: FAISS cannot read it"):
-        FlatIndex.read(tmp_path, file, 16)
+    with pytest.raises(ValueError, match="damaged: it is cut off, or names a size larger"):
+        read(tmp_path, file)
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
 def test_full_disk_is_noticed():
-    index = FlatIndex.build(grid(50, seed=10), np.arange(50))
+    index = flat_searcher(grid(50, seed=10), np.arange(50))
     with FULL.open("wb", buffering=0) as full, pytest.raises(OSError, match="No space"):
         index.write(full)
-
-
-def test_queries_are_scaled_to_length_one():
-    vectors = np.array([[3.0, 4.0], [0.0, -1e-30], [1e38, 1e38]], dtype=np.float32)
-    scaled = unit_queries(vectors, 2)
-    half = np.sqrt(0.5)
-    np.testing.assert_allclose(scaled, [[0.6, 0.8], [0, -1], [half, half]], rtol=1e-6)
-    assert scaled.dtype == np.float32
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_query_that_is_not_finite_is_refused(value):
-    vectors = np.ones((3, 4), dtype=np.float32)
-    vectors[1, 2] = value
-    with pytest.raises(ValueError, match="query 1 is zero or not finite"):
-        unit_queries(vectors, 4)
-
-
-def test_zero_query_is_refused():
-    with pytest.raises(ValueError, match="query 0 is zero or not finite"):
-        unit_queries(np.zeros((1, 4), dtype=np.float32), 4)
-
-
-@pytest.mark.parametrize("shape", [(4,), (2, 5), (2, 4, 1)])
-def test_query_of_another_shape_is_refused(shape):
-    with pytest.raises(ValueError, match=r"queries must have shape \(queries, 4\), got \("):
-        unit_queries(np.ones(shape, dtype=np.float32), 4)
-
-
-@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.complex64, object])
-def test_query_of_another_type_is_refused(dtype):
-    with pytest.raises(ValueError, match="queries must be floating point, got"):
-        unit_queries(np.ones((2, 4), dtype=dtype), 4)

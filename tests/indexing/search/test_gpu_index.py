@@ -14,11 +14,11 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from vectors import DIM, NAME, ROWS, clustered, sized, stored_embeddings
+from vectors import NAME, ROWS, clustered, described, sized, stored_embeddings
 
 from indexing.search import gpu
 from indexing.search.gpu import MAX_FETCH, gpu_count
-from indexing.search.searcher import AnnIndex
+from indexing.search.making import make_searcher, read_searcher
 from indexing.store.files import store
 
 EXACT = ("Flat", "Flat16")
@@ -30,7 +30,7 @@ needs_gpu = pytest.mark.skipif(gpu_count() == 0, reason="FAISS sees no GPU")
 def built(request, tmp_path):
     embeddings = stored_embeddings(tmp_path, clustered(ROWS, seed=2))
     ids = np.arange(ROWS) * 3
-    return AnnIndex.build(embeddings, ids, sized(request.param), device="cuda")
+    return make_searcher(embeddings, ids, sized(request.param), device="cuda")
 
 
 @needs_gpu
@@ -38,10 +38,8 @@ def built(request, tmp_path):
 def test_gpu_answers_as_the_cpu_does(request, tmp_path, built):
     name = request.node.callspec.params["built"]
     file = store(tmp_path, NAME, ROWS, built.write)
-    on_cpu = AnnIndex.read(
-        tmp_path, file, DIM, embeddings=built.embeddings, ids=built.ids, kind=sized(name),
-        calibration=built.calibration, device="cpu",
-    )  # fmt: skip
+    record = described(sized(name), file, built.effort)
+    on_cpu = read_searcher(tmp_path, record, built.embeddings, built.ids)
     queries = clustered(200, seed=4)
     (ids, scores), (cpu_ids, cpu_scores) = built.search(queries, 10), on_cpu.search(queries, 10)
     if name in EXACT:
@@ -81,7 +79,7 @@ def test_threads_share_one_gpu(built):
 def test_more_images_than_a_gpu_fetches_at_once_are_found(tmp_path, name):
     count = MAX_FETCH + 500
     embeddings = stored_embeddings(tmp_path, clustered(count, seed=2))
-    index = AnnIndex.build(embeddings, np.arange(count), sized(name, count), device="cuda")
+    index = make_searcher(embeddings, np.arange(count), sized(name, count), device="cuda")
     ids, _ = index.search(clustered(2, seed=6), count)
     assert (np.sort(ids, axis=1) == index.ids).all()
 
@@ -92,9 +90,7 @@ def test_more_equal_images_than_a_gpu_fetches_at_once_come_by_id(tmp_path, k):
     rows = clustered(MAX_FETCH + 1_000, seed=2)
     rows[: MAX_FETCH + 500] = rows[0]
     embeddings = stored_embeddings(tmp_path, rows)
-    index = AnnIndex.build(
-        embeddings, np.arange(len(rows)), sized("Flat", len(rows)), device="cuda"
-    )
+    index = make_searcher(embeddings, np.arange(len(rows)), sized("Flat", len(rows)), device="cuda")
     assert index.search(rows[:1], k)[0].tolist() == [list(range(k))]
 
 
@@ -103,15 +99,15 @@ def test_more_equal_images_than_a_gpu_fetches_at_once_come_by_id(tmp_path, k):
 def test_kind_that_runs_on_a_cpu_only_says_so(tmp_path, name):
     embeddings = stored_embeddings(tmp_path, clustered(ROWS, seed=2))
     with pytest.raises(ValueError, match=rf"kind {name} .* runs on a CPU only; use device auto"):
-        AnnIndex.build(embeddings, np.arange(ROWS), sized(name), device="cuda")
-    AnnIndex.build(embeddings, np.arange(ROWS), sized(name), device="auto").write(BytesIO())
+        make_searcher(embeddings, np.arange(ROWS), sized(name), device="cuda")
+    make_searcher(embeddings, np.arange(ROWS), sized(name), device="auto").write(BytesIO())
 
 
 @pytest.mark.skipif(gpu_count() > 0, reason="there is a GPU")
 @pytest.mark.parametrize("name", ["Flat16", "IVFFlat", "IVFPQ"])
 def test_gpu_that_fails_is_left_for_the_cpu_unless_it_was_asked_for(tmp_path, monkeypatch, name):
     embeddings = stored_embeddings(tmp_path, clustered(ROWS, seed=2))
-    build = partial(AnnIndex.build, embeddings, np.arange(ROWS), sized(name))
+    build = partial(make_searcher, embeddings, np.arange(ROWS), sized(name))
     expected = build(device="cpu").search(clustered(5, seed=4), 10)
     monkeypatch.setattr(gpu, "gpu_count", lambda: 1)  # one that cannot be used
     index = build(device="auto")
@@ -121,10 +117,8 @@ def test_gpu_that_fails_is_left_for_the_cpu_unless_it_was_asked_for(tmp_path, mo
         build(device="cuda")
     assert "\n" not in str(error.value)
     file = store(tmp_path, NAME, ROWS, index.write)
-    read = partial(
-        AnnIndex.read, tmp_path, file, DIM, embeddings=embeddings, ids=index.ids,
-        kind=sized(name), calibration=index.calibration,
-    )  # fmt: skip
+    record = described(sized(name), file, index.effort)
+    read = partial(read_searcher, tmp_path, record, embeddings, index.ids)
     assert read(device="auto").search(clustered(5, seed=4), 10)[0].tolist() == expected[0].tolist()
     with pytest.raises(gpu.DoesNotFitError):
         read(device="cuda")

@@ -18,7 +18,7 @@ from indexing.search.kinds import (
     memory_bytes,
     named_kind,
 )
-from indexing.search.searcher import AnnIndex
+from indexing.search.making import make_searcher
 
 MILLION = 1_000_000
 
@@ -28,7 +28,7 @@ def test_memory_of_a_kind_is_the_size_of_its_faiss_file(name):
     rows = np.random.default_rng(0).standard_normal((4_000, 32)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     kind = named_kind(name, len(rows), 32)
-    index = AnnIndex.build(rows, np.arange(len(rows)), kind, device="cpu")
+    index = make_searcher(rows, np.arange(len(rows)), kind)
     index.write(written := BytesIO())
     assert memory_bytes(kind, len(rows), 32) == pytest.approx(written.tell(), rel=0.01)
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from indexing.search.kinds import KINDS, named_kind
-from indexing.search.live import LiveSearcher, build_searcher
+from indexing.search.live import LiveSearcher
+from indexing.search.making import make_searcher
 
 RNG = np.random.default_rng(0)
 VECTORS = RNG.standard_normal((200, 6)).astype(np.float32)
@@ -43,9 +44,9 @@ def test_live_images_are_found_as_if_the_others_had_never_been_there(share, kind
     live = np.setdiff1d(np.arange(len(IDS)), dead)
     k = min(10, len(live))
     flat = named_kind("Flat", len(IDS), 6)
-    searcher = build_searcher(flat, VECTORS, IDS)
+    searcher = make_searcher(VECTORS, IDS, flat)
     ids, scores = LiveSearcher(searcher, IDS[live]).search(QUERIES, k)
-    alone = build_searcher(flat, VECTORS[live], IDS[live])
+    alone = make_searcher(VECTORS[live], IDS[live], flat)
     expected_ids, expected_scores = alone.search(QUERIES, k)
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_array_equal(scores, expected_scores)
@@ -69,7 +70,7 @@ def test_a_kind_that_sees_only_a_part_is_asked_for_all_and_then_believed():
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "IVFPQ"])  # needs 256 images
 def test_what_was_removed_stays_hidden_in_every_kind(name):
-    searcher = build_searcher(named_kind(name, len(IDS), 6), VECTORS, IDS)
+    searcher = make_searcher(VECTORS, IDS, named_kind(name, len(IDS), 6))
     live = np.setdiff1d(np.arange(len(IDS)), np.argsort(-QUERIES.sum(axis=0) @ VECTORS.T)[:120])
     ids, scores = LiveSearcher(searcher, IDS[live]).search(QUERIES, 20)
     assert np.isin(ids, IDS[live]).all()

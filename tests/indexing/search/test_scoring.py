@@ -17,7 +17,7 @@ import pytest
 from vectors import stored_embeddings
 
 from indexing.search import scoring
-from indexing.search.scoring import ExactScores, best_first, nearest, pair_scores
+from indexing.search.scoring import ExactScores, best_first, pair_scores, unit_queries
 
 
 @pytest.mark.parametrize("queries", [0, 1, 2, 90])
@@ -57,10 +57,6 @@ def test_pairs_are_scored_alike_however_many_there_are(queries):
 ROWS, DIM = 600, 16
 
 
-class NoTable:
-    float_table = None
-
-
 @pytest.fixture
 def rows():
     rng = np.random.default_rng(0)
@@ -77,9 +73,42 @@ def test_equal_scores_come_by_smaller_name_however_many_there_are(
     embeddings = stored_embeddings(tmp_path, rows)
     names = np.random.default_rng(1).permutation(ROWS) * 7
     queries = rows[[0, 5, 400]]
-    found, scores = nearest(queries, k, embeddings, ExactScores(NoTable(), embeddings), names)
+    found, scores = ExactScores(None, embeddings).nearest(queries, k, names)
     expected = queries.astype(np.float64) @ rows.T.astype(np.float64)
     for row in range(len(queries)):
         order = sorted(range(ROWS), key=lambda each: (-expected[row, each], names[each]))[:k]
         assert found[row].tolist() == names[order].tolist()
         np.testing.assert_array_equal(scores[row], expected[row, order])
+
+
+def test_queries_are_scaled_to_length_one():
+    vectors = np.array([[3.0, 4.0], [0.0, -1e-30], [1e38, 1e38]], dtype=np.float32)
+    scaled = unit_queries(vectors, 2)
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(scaled, [[0.6, 0.8], [0, -1], [half, half]], rtol=1e-6)
+    assert scaled.dtype == np.float32
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_query_that_is_not_finite_is_refused(value):
+    vectors = np.ones((3, 4), dtype=np.float32)
+    vectors[1, 2] = value
+    with pytest.raises(ValueError, match="query 1 is zero or not finite"):
+        unit_queries(vectors, 4)
+
+
+def test_zero_query_is_refused():
+    with pytest.raises(ValueError, match="query 0 is zero or not finite"):
+        unit_queries(np.zeros((1, 4), dtype=np.float32), 4)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 5), (2, 4, 1)])
+def test_query_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"queries must have shape \(queries, 4\), got \("):
+        unit_queries(np.ones(shape, dtype=np.float32), 4)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.complex64, object])
+def test_query_of_another_type_is_refused(dtype):
+    with pytest.raises(ValueError, match="queries must be floating point, got"):
+        unit_queries(np.ones((2, 4), dtype=dtype), 4)

@@ -7,6 +7,7 @@ float16 candidates cut without regard to their error; a file that FAISS would fo
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import replace
 from io import BytesIO
@@ -14,15 +15,24 @@ from io import BytesIO
 import faiss
 import numpy as np
 import pytest
-from vectors import DIM, NAME, ROWS, clustered, sized, stored_embeddings
+from vectors import (
+    DIM,
+    NAME,
+    ROWS,
+    clustered,
+    described,
+    flat_searcher,
+    sized,
+    stored_embeddings,
+)
 
 from indexing.search import gpu
 from indexing.search.engine import Engine
 from indexing.search.faiss_file import check_layout, read_structure
-from indexing.search.flat import FlatIndex, unit_queries
 from indexing.search.kinds import KINDS, Kind, factory_kind, named_kind
+from indexing.search.making import make_searcher, read_searcher
 from indexing.search.request import Calibration
-from indexing.search.searcher import AnnIndex
+from indexing.search.scoring import unit_queries
 from indexing.store.files import store
 
 FACTORIES = ("HNSW8,SQ8", "SQ8", "IVF16,SQ4")
@@ -41,7 +51,7 @@ def embeddings(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[*KINDS, *FACTORIES])
 def index(request, embeddings, ids):
-    index = AnnIndex.build(embeddings, ids, sized(request.param), seed=3, device="cpu")
+    index = make_searcher(embeddings, ids, sized(request.param), seed=3)
     index.kind = sized(request.param)
     return index
 
@@ -59,7 +69,7 @@ def test_calibrated_search_reaches_its_target_on_fresh_queries(index, embeddings
     recalls = np.array([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)])
     margin = 3 * recalls.std() / np.sqrt(len(recalls))  # three standard errors of this sample
     assert recalls.mean() >= 0.95 - margin
-    assert index.calibration.is_met
+    assert index.effort.is_met
 
 
 def test_scores_are_the_cosines_of_the_stored_embeddings(index, embeddings, ids):
@@ -76,7 +86,7 @@ def test_scores_are_the_cosines_of_the_stored_embeddings(index, embeddings, ids)
 def test_score_of_an_image_is_that_of_the_flat_index_to_the_last_bit(index, embeddings, ids):
     queries = clustered(20, seed=6)
     found, scores = index.search(queries, 10)
-    flat_ids, flat_scores = FlatIndex.build(embeddings, ids).search(queries, ROWS)
+    flat_ids, flat_scores = flat_searcher(embeddings, ids).search(queries, ROWS)
     for row in range(20):
         expected = dict(zip(flat_ids[row].tolist(), flat_scores[row].tolist(), strict=True))
         assert [expected[image] for image in found[row].tolist()] == scores[row].tolist()
@@ -109,10 +119,10 @@ def test_queries_of_one_search_do_not_sway_each_other(index):
 @pytest.mark.parametrize("k", [20, 21, 300])
 def test_more_images_than_the_device_fetches_are_found_without_it(monkeypatch, embeddings, ids, k):
     monkeypatch.setattr(Engine, "max_fetch", 20)
-    index = AnnIndex.build(embeddings, ids, sized("Flat16"), device="cpu")
+    index = make_searcher(embeddings, ids, sized("Flat16"))
     queries = clustered(5, seed=18)
     found, scores = index.search(queries, k)
-    expected, values = FlatIndex.build(embeddings, ids).search(queries, k)
+    expected, values = flat_searcher(embeddings, ids).search(queries, k)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(scores, values)
 
@@ -133,16 +143,14 @@ def test_index_is_read_as_it_was_written(tmp_path, index, embeddings, ids, mmap)
     np.testing.assert_array_equal(again.ids, ids)
 
 
-def read(folder, file, embeddings, ids, index, dim=DIM, **options):
-    return AnnIndex.read(
-        folder, file, dim, embeddings=embeddings, ids=ids, kind=index.kind,
-        calibration=index.calibration, device="cpu", **options,
-    )  # fmt: skip
+def read(folder, file, embeddings, ids, index, **options):
+    record = described(index.kind, file, index.effort)
+    return read_searcher(folder, record, embeddings, ids, **options)
 
 
 def test_same_seed_gives_the_same_answers(index, embeddings, ids):
-    again = AnnIndex.build(embeddings, ids, index.kind, seed=3, device="cpu")
-    assert again.calibration == index.calibration
+    again = make_searcher(embeddings, ids, index.kind, seed=3)
+    assert again.effort == index.effort
     queries = clustered(40, seed=10)
     for one, other in zip(index.search(queries, 10), again.search(queries, 10), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -154,8 +162,8 @@ def test_exact_kinds_cut_ties_of_hundreds_at_the_smallest_ids(tmp_path, name, k)
     rng = np.random.default_rng(11)
     rows = rng.choice(np.float32([-0.25, 0.25]), (2, 16))[rng.integers(0, 2, 600)]
     ids = rng.permutation(600)
-    found, _ = AnnIndex.build(
-        stored_embeddings(tmp_path, rows), ids, named_kind(name, 600, 16), device="cpu"
+    found, _ = make_searcher(
+        stored_embeddings(tmp_path, rows), ids, named_kind(name, 600, 16)
     ).search(rows[:9], k)
     for query, answer in zip(rows, found, strict=False):
         ranked = sorted((-float(row @ query), image) for row, image in zip(rows, ids, strict=True))
@@ -168,8 +176,8 @@ def test_float16_search_is_exact_where_rounding_to_float16_changes_the_order(tmp
     rows = unit_queries(rows, 256)
     embeddings, ids = stored_embeddings(tmp_path, rows), np.arange(500)
     kind = named_kind("Flat16", 500, 256)
-    found, scores = AnnIndex.build(embeddings, ids, kind, device="cpu").search(rows[:20], 10)
-    expected, values = FlatIndex.build(embeddings, ids).search(rows[:20], 10)
+    found, scores = make_searcher(embeddings, ids, kind).search(rows[:20], 10)
+    expected, values = flat_searcher(embeddings, ids).search(rows[:20], 10)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(scores, values)
 
@@ -183,7 +191,7 @@ def test_few_images_are_all_found_or_the_kind_says_how_many_it_needs(tmp_path, n
         with pytest.raises(ValueError, match=f"needs at least {least[name]} images, there are"):
             sized(name, count)
         return
-    index = AnnIndex.build(embeddings, ids, sized(name, count), device="cpu")
+    index = make_searcher(embeddings, ids, sized(name, count))
     found, _ = index.search(clustered(4, seed=14), count)
     assert (np.sort(found, axis=1) == ids).all()
 
@@ -191,18 +199,18 @@ def test_few_images_are_all_found_or_the_kind_says_how_many_it_needs(tmp_path, n
 def test_kind_sized_for_more_images_than_there_are_is_refused(embeddings):
     kind = Kind(name="factory", factory="IVF16,Flat")
     with pytest.raises(ValueError, match=r"kind factory \(IVF16,Flat\) needs at least 16 images"):
-        AnnIndex.build(embeddings[:5], np.arange(5), kind)
+        make_searcher(embeddings[:5], np.arange(5), kind)
 
 
 @pytest.mark.parametrize("ids", [np.arange(3), np.array([1, 1, 2, 3]), np.array([-1, 0, 1, 2])])
 def test_ids_that_do_not_name_the_rows_are_refused(embeddings, ids):
     with pytest.raises(ValueError, match="4 rows need as many different ids, none negative; got"):
-        AnnIndex.build(embeddings[:4], ids, named_kind("Flat", 4, DIM))
+        make_searcher(embeddings[:4], ids, named_kind("Flat", 4, DIM))
 
 
 def test_target_out_of_reach_uses_the_best_and_says_so(embeddings, ids):
     kind = factory_kind("OPQ2_4,IVF16,PQ2x4", ROWS, DIM)
-    chosen = AnnIndex.build(embeddings, ids, kind, device="cpu", target=1.0).calibration
+    chosen = make_searcher(embeddings, ids, kind, target=1.0).effort
     assert (chosen.rescore, chosen.is_met) == (32, False)
     assert "MISSES the target 1" in chosen.describe()
 
@@ -211,7 +219,7 @@ def test_duplicates_do_not_count_as_missed_in_calibration(tmp_path):
     rows = np.repeat(clustered(50, seed=15), 20, axis=0)
     embeddings = stored_embeddings(tmp_path, rows)
     kind = named_kind("IVFFlat", 1_000, DIM)
-    chosen = AnnIndex.build(embeddings, np.arange(1_000), kind, device="cpu").calibration
+    chosen = make_searcher(embeddings, np.arange(1_000), kind).effort
     assert (chosen.nprobe, chosen.recall) == (1, 1.0)
 
 
@@ -251,14 +259,14 @@ def test_file_cut_anywhere_is_refused_by_its_layout(tmp_path, index):
     store(tmp_path, NAME, ROWS, index.write)
     path = tmp_path / NAME
     content = path.read_bytes()
-    check_layout(path)
+    check_layout(path, index.kind)
     for length in np.linspace(0, len(content) - 1, 60).astype(int):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match="knn_g1.faiss is damaged: "):
-            check_layout(path)
+            check_layout(path, index.kind)
     path.write_bytes(content + b"\0")
     with pytest.raises(ValueError, match="1 bytes follow its end"):
-        check_layout(path)
+        check_layout(path, index.kind)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +276,23 @@ def test_file_cut_anywhere_is_refused_by_its_layout(tmp_path, index):
 def test_other_faiss_structures_are_not_even_opened(tmp_path, monkeypatch, factory):
     other = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
     refuses(tmp_path, monkeypatch, other)
+
+
+@pytest.mark.parametrize("name", [*KINDS, *FACTORIES])
+def test_structure_of_another_kind_is_not_even_opened(tmp_path, monkeypatch, index, name):
+    file = store(tmp_path, NAME, ROWS, index.write)
+    other = sized(name)
+    if _alike(index.kind.factory) == _alike(other.factory):
+        read_structure(tmp_path, file, other, DIM, mmap=False)
+        return
+    monkeypatch.delattr(faiss, "read_index")
+    with pytest.raises(ValueError, match=r"knn_g1.faiss is damaged: it holds a structure \["):
+        read_structure(tmp_path, file, other, DIM, mmap=False)
+
+
+def _alike(factory):
+    """What two kinds have in common whose files have the same parts, of other sizes."""
+    return re.sub(r"\d+|fp16", "", factory)
 
 
 def test_index_of_another_metric_is_not_even_opened(tmp_path, monkeypatch):
@@ -286,25 +311,26 @@ def refuses(folder, monkeypatch, other):
     content = faiss.serialize_index(other).tobytes()
     file = store(folder, NAME, ROWS, lambda stream: stream.write(content))
     monkeypatch.delattr(faiss, "read_index")
-    with pytest.raises(ValueError, match="knn_g1.faiss is damaged: "):
-        read_structure(folder, file, DIM, mmap=False)
+    with pytest.raises(ValueError, match=r"knn_g1.faiss is damaged: (?!it holds a structure \[)"):
+        read_structure(folder, file, sized("Flat"), DIM, mmap=False)
 
 
 @pytest.mark.parametrize("name", ["Flat", "HNSW", *IVF])
 def test_ids_and_sizes_that_are_not_those_of_the_rows_are_refused(tmp_path, embeddings, ids, name):
-    index = AnnIndex.build(embeddings, ids, kind := sized(name), device="cpu")
+    index = make_searcher(embeddings, ids, kind := sized(name))
     index.kind = kind
     file = store(tmp_path, NAME, ROWS, index.write)
+    narrow = stored_embeddings(tmp_path, clustered(ROWS, seed=2)[:, :16])
     with pytest.raises(ValueError, match="damaged: its ids are not those of the metadata"):
         read(tmp_path, file, embeddings, ids + 1, index)
     with pytest.raises(ValueError, match="damaged: it holds 2000 vectors, not 2001"):
         read(tmp_path, replace(file, rows=ROWS + 1), embeddings, ids, index)
     with pytest.raises(ValueError, match="damaged: its vectors have dimension 32, not 16"):
-        read(tmp_path, file, embeddings, ids, index, dim=16)
+        read(tmp_path, file, narrow, ids, index)
 
 
 def test_graph_whose_links_lead_out_of_it_is_refused(tmp_path, embeddings, ids):
-    index = AnnIndex.build(embeddings, ids, kind := sized("HNSW"), device="cpu")
+    index = make_searcher(embeddings, ids, kind := sized("HNSW"))
     index.kind = kind
     index.write(stream := BytesIO())
     content = bytearray(stream.getvalue())
@@ -321,9 +347,9 @@ def test_graph_whose_links_lead_out_of_it_is_refused(tmp_path, embeddings, ids):
 @pytest.mark.skipif(gpu.gpu_count() > 0, reason="there is a GPU")
 def test_cuda_without_a_gpu_is_an_error(embeddings, ids):
     with pytest.raises(ValueError, match="cuda was asked for, but FAISS sees no GPU; use auto or"):
-        AnnIndex.build(embeddings, ids, sized("IVFFlat"), device="cuda")
+        make_searcher(embeddings, ids, sized("IVFFlat"), device="cuda")
 
 
 def test_unknown_device_is_an_error(embeddings, ids):
     with pytest.raises(ValueError, match="device must be auto, cpu or cuda, got 'tpu'"):
-        AnnIndex.build(embeddings, ids, sized("IVFFlat"), device="tpu")
+        make_searcher(embeddings, ids, sized("IVFFlat"), device="tpu")
