@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shlex
@@ -46,6 +47,18 @@ def test_the_shell_session_of_the_quickstart_runs_as_printed(tmp_path, monkeypat
         assert_alike(out.splitlines(), wanted)
 
 
+def samples() -> list[str]:
+    """Every block of Python of every page."""
+    return [block for text in PAGES.values() for block in blocks(text, "python")]
+
+
+@pytest.mark.parametrize("sample", samples())
+def test_every_sample_of_python_compiles_and_imports_what_there_is(sample):
+    tree = ast.parse(sample)
+    tree.body = [line for line in tree.body if isinstance(line, ast.Import | ast.ImportFrom)]
+    exec(compile(tree, "sample", "exec"), {})
+
+
 def commands() -> list[list[str]]:
     """Every `matvit` command on a line of its own, in any block of any page."""
     found = []
@@ -70,7 +83,7 @@ def test_every_command_and_option_that_is_named_exists(words):
 
 def test_the_reference_has_the_names_of_the_faces():
     named = re.findall(r"^::: (\w+)\.(\w+)$", "\n".join(PAGES.values()), re.MULTILINE)
-    assert len(named) >= 13
+    assert len(named) == 16
     for package, name in named:
         assert hasattr(importlib.import_module(package), name)
 
