@@ -112,6 +112,18 @@ class Retriever:
 
     Threads can search with different submodels at once.
 
+    >>> from tempfile import TemporaryDirectory
+    >>> from indexing import Corpus
+    >>> from matvit import load_encoder
+    >>> folder, encoder = TemporaryDirectory(), load_encoder("matvit-tiny64")
+    >>> for colour in ("red", "green", "blue"):
+    ...     Image.new("RGB", (64, 64), colour).save(f"{folder.name}/{colour}.png")
+    >>> index = ImageIndex.build(encoder, Corpus.open(folder.name), f"{folder.name}/index")
+    >>> retriever = Retriever(encoder, index)
+    >>> [hit.path for hit in retriever.search(Image.new("RGB", (64, 64), "darkred"), "S", k=2)]
+    ['red.png', 'blue.png']
+    >>> folder.cleanup()
+
     Args:
         encoder: The encoder that built the index, or a submodel extracted from it.
         index: The images to search.
