@@ -16,9 +16,8 @@ from typing import Any
 from PIL import Image
 
 from app.options import AUTO
-from app.page.bounded import Bounded
 from app.page.measured import Tuned, read_tuned
-from app.page.pictures import Pictures, Query, Sights
+from app.page.pictures import Kept, Pictures, Query, Sights
 from indexing import MANIFEST, ImageIndex, read_manifest
 from matvit import ExtractedViT, ImageLike, MatViT
 from retrieval import TUNING, AutoRetriever, Hits, Retriever, Tuning
@@ -55,7 +54,7 @@ class Answers:
 
     def __init__(self, retriever: Retriever, sights: Sights, kept: int = KEPT) -> None:
         self._retriever, self._sights = retriever, sights
-        self._kept: Bounded[tuple[str, str], Hits] = Bounded(kept)
+        self._kept: Kept[tuple[str, str], Hits] = Kept(kept)
         self._warm: set[str] = set()
         self._one_at_a_time = Lock()
 
@@ -71,7 +70,7 @@ class Answers:
         """
         if k > MOST:
             raise ValueError(f"at most {MOST} hits are kept of an answer, got k={k}")
-        found = self._kept.get((query.digest, submodel), lambda: self._ask(query, submodel))
+        found = self._kept.made((query.digest, submodel), lambda: self._ask(query, submodel))
         return replace(found, hits=found.hits[:k])
 
     @contextmanager

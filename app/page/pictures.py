@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
 from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
+from cachetools import LRUCache
 from jaxtyping import UInt8
 from msgspec.structs import replace
 from PIL import Image
 
-from app.page.bounded import Bounded
 from indexing import ImageIndex
 from matvit import Preprocess, read_dimensions, upright_rgb
 
@@ -34,6 +37,30 @@ SIGHTS_BYTES = 16_000_000
 
 _QUALITY = 88
 _SEEN_SIDE = 256
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Kept(LRUCache[K, V]):
+    """A cache that threads share; what was used least recently goes first."""
+
+    def __init__(self, limit: int, size: Callable[[V], int] | None = None) -> None:
+        super().__init__(limit, size)
+        self._lock = Lock()
+
+    def made(self, key: K, make: Callable[[], V]) -> V:
+        """Return what is kept under `key`, or make it.
+
+        Two threads that miss at once both make it; nobody waits for the other.
+        """
+        with self._lock:
+            if key in self:
+                return self[key]
+        value = make()
+        with self._lock, suppress(ValueError):  # too large to be kept
+            self[key] = value
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +118,7 @@ class Sights:
 
     def __init__(self, preprocess: Preprocess, kept_bytes: int = SIGHTS_BYTES) -> None:
         self._preprocess = preprocess
-        self._kept: Bounded[str, Sight] = Bounded(kept_bytes, lambda sight: sight.bytes)
+        self._kept: Kept[str, Sight] = Kept(kept_bytes, lambda sight: sight.bytes)
         self._one_at_a_time = Lock()
 
     def of(self, query: Query) -> Sight:
@@ -100,16 +127,16 @@ class Sights:
         Raises:
             ValueError: If it cannot be read, or has too many pixels.
         """
-        return self._kept.get(query.digest, lambda: self._in_turn(query))
+        return self._kept.made(query.digest, lambda: self._in_turn(query))
 
     @property
     def used_bytes(self) -> int:
         """What is kept now."""
-        return self._kept.used
+        return int(self._kept.currsize)
 
     def _in_turn(self, query: Query) -> Sight:
         with self._one_at_a_time:  # somebody may have looked at it in the meantime
-            return self._kept.get(query.digest, lambda: self._look(query.data))
+            return self._kept.made(query.digest, lambda: self._look(query.data))
 
     def _look(self, data: bytes) -> Sight:
         pixels = self._preprocess.pixels(data)
@@ -147,7 +174,7 @@ class Pictures:
         self, index: ImageIndex, preprocess: Preprocess, kept_bytes: int = KEPT_BYTES
     ) -> None:
         self._index, self._preprocess = index, preprocess
-        self._kept: Bounded[int, Picture] = Bounded(kept_bytes, lambda picture: picture.bytes)
+        self._kept: Kept[int, Picture] = Kept(kept_bytes, lambda picture: picture.bytes)
 
     def of(self, number: int) -> Picture:
         """Return the thumbnail of the image with this id.
@@ -155,12 +182,12 @@ class Pictures:
         Raises:
             KeyError: If the index has no such image.
         """
-        return self._kept.get(number, lambda: self._read(number))
+        return self._kept.made(number, lambda: self._read(number))
 
     @property
     def used_bytes(self) -> int:
         """What is kept now."""
-        return self._kept.used
+        return int(self._kept.currsize)
 
     def _read(self, number: int) -> Picture:
         start = perf_counter()

@@ -9,12 +9,15 @@ from threading import Barrier, Lock
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from photo_index import upload
 from PIL import Image
 
 from app.page.pictures import (
     MAX_UPLOAD_BYTES,
     SIDE,
+    Kept,
     Pictures,
     Query,
     Sights,
@@ -227,3 +230,44 @@ def test_sights_take_no_more_than_they_may(queries):
 def test_what_cannot_be_read_is_an_error():
     with pytest.raises(ValueError, match="not a readable image"):
         Sights(SPEC).of(Query(data=b"text", name="a"))
+
+
+def test_what_was_made_is_not_made_again():
+    made = []
+    kept: Kept[str, int] = Kept(2)
+
+    def make() -> int:
+        made.append(1)
+        return 7
+
+    assert [kept.made("a", make), kept.made("a", make)] == [7, 7]
+    assert len(made) == 1
+
+
+def test_what_was_used_least_recently_goes_first():
+    kept: Kept[str, str] = Kept(2)
+    for key in "abac":
+        kept.made(key, lambda key=key: key)
+    assert kept.made("a", lambda: "made again") == "a"
+    assert kept.made("b", lambda: "made again") == "made again"
+
+
+def test_what_is_larger_than_the_limit_is_returned_and_not_kept():
+    kept: Kept[int, bytes] = Kept(10, len)
+    assert kept.made(1, lambda: b"x" * 11) == b"x" * 11
+    assert (len(kept), kept.currsize) == (0, 0)
+
+
+@given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 30))
+def test_it_behaves_as_a_list_ordered_by_use(keys, limit):
+    """The oracle: a plain list of keys, the size of each key being the key plus one."""
+    kept: Kept[int, int] = Kept(limit, lambda value: value + 1)
+    order: list[int] = []
+    for key in keys:
+        assert kept.made(key, lambda key=key: key) == key
+        if key < limit:
+            order = [each for each in order if each != key] + [key]
+        while sum(each + 1 for each in order) > limit:
+            order.pop(0)
+        assert kept.currsize == sum(each + 1 for each in order)
+        assert len(kept) == len(order)
