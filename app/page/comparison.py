@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from app.options import AUTO
 from app.page.opened import Opened
-from app.page.pictures import Query
+from app.page.pictures import Picture, Query
 from matvit import Granularity, MatViTConfig, Submodel, count_macs, count_params
-from retrieval import Hit, Hits, Step
+from retrieval import Hit, Hits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,25 +36,17 @@ class Cell:
     """One hit as the page shows it.
 
     Attributes:
-        id: Its number in the index.
-        path: Its name in the index.
-        score: Cosine with the query.
-        rank: Place in this answer, from 1.
+        hit: The hit.
         change: Places it moved up (positive) or down against the full encoder's answer; None if
             the full encoder did not return it.
-        label: Its class, where that is known.
         right: Whether its label is the query's; None where either is unknown.
-        picture: A JPEG file; None where the original is gone or was changed.
+        picture: Its thumbnail.
     """
 
-    id: int
-    path: str
-    score: float
-    rank: int
+    hit: Hit
     change: int | None
-    label: str | None
     right: bool | None
-    picture: bytes | None
+    picture: Picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,34 +55,32 @@ class Strip:
 
     Attributes:
         title: What was asked for, as people write it: a submodel or `auto`.
-        submodel: What answered.
-        macs: Multiply-accumulates of embedding the query.
-        fraction: The same as a share of the full encoder's.
-        encode_ms: Milliseconds it took to embed the query.
-        search_ms: Milliseconds it took to search.
-        fetch_ms: Milliseconds it took to read the files of the hits, when first read.
-        shared: Hits that the full encoder returns too.
+        answer: What was found, the query itself left out.
+        fraction: What it cost, as a share of the full encoder's multiply-accumulates.
         wanted: Hits that the full encoder returns.
-        cells: The hits.
-        steps: What `auto` tried, cheapest first; empty for a submodel.
+        cells: The hits of the answer.
     """
 
     title: str
-    submodel: str
-    macs: int
+    answer: Hits
     fraction: float
-    encode_ms: float
-    search_ms: float
-    fetch_ms: float
-    shared: int
     wanted: int
     cells: tuple[Cell, ...]
-    steps: tuple[Step, ...] = ()
+
+    @property
+    def fetch_ms(self) -> float:
+        """Milliseconds it took to read the files of the hits, when first read."""
+        return sum(cell.picture.fetch_ms for cell in self.cells)
 
     @property
     def total_ms(self) -> float:
         """Milliseconds from a decoded query to pictures."""
-        return self.encode_ms + self.search_ms + self.fetch_ms
+        return self.answer.encode_ms + self.answer.search_ms + self.fetch_ms
+
+    @property
+    def shared(self) -> int:
+        """Hits that the full encoder returns too."""
+        return sum(cell.change is not None for cell in self.cells)
 
     @property
     def right(self) -> int | None:
@@ -142,12 +132,12 @@ def compare(
         before_each()
         answer = opened.answers.to(query, name, asked)
         strips.append(_strip(opened, name, _others(answer, query, k), full, query.label))
-    return sorted(strips, key=lambda strip: (strip.title == AUTO, strip.macs, strip.title))
+    return sorted(strips, key=lambda strip: (strip.title == AUTO, strip.answer.macs, strip.title))
 
 
 def scale_of(strips: Sequence[Strip]) -> tuple[float, float]:
     """The lowest and the highest score of all strips: one scale for all of them."""
-    scores = [cell.score for strip in strips for cell in strip.cells]
+    scores = [cell.hit.score for strip in strips for cell in strip.cells]
     return (min(scores), max(scores)) if scores else (0.0, 1.0)
 
 
@@ -160,33 +150,18 @@ def _others(answer: Hits, query: Query, k: int) -> Hits:
 
 def _strip(opened: Opened, title: str, answer: Hits, full: Hits, label: str | None) -> Strip:
     places = {hit.id: hit.rank for hit in full}
-    pictures = [opened.pictures.of(hit.id) for hit in answer]
     return Strip(
         title=title,
-        submodel=answer.submodel,
-        macs=answer.macs,
+        answer=answer,
         fraction=answer.macs / opened.info["encoder"]["macs"],
-        encode_ms=answer.encode_ms,
-        search_ms=answer.search_ms,
-        fetch_ms=sum(picture.fetch_ms for picture in pictures),
-        shared=sum(hit.id in places for hit in answer),
         wanted=len(full),
         cells=tuple(
-            _cell(hit, places.get(hit.id), label, picture.data)
-            for hit, picture in zip(answer, pictures, strict=True)
+            Cell(
+                hit=hit,
+                change=places[hit.id] - hit.rank if hit.id in places else None,
+                right=None if label is None or hit.label is None else hit.label == label,
+                picture=opened.pictures.of(hit.id),
+            )
+            for hit in answer
         ),
-        steps=answer.steps,
-    )
-
-
-def _cell(hit: Hit, place: int | None, label: str | None, picture: bytes | None) -> Cell:
-    return Cell(
-        id=hit.id,
-        path=hit.path,
-        score=hit.score,
-        rank=hit.rank,
-        change=None if place is None else place - hit.rank,
-        label=hit.label,
-        right=None if label is None or hit.label is None else hit.label == label,
-        picture=picture,
     )

@@ -35,8 +35,8 @@ def strip_head(
     title = escape(strip.title)
     return (
         f'<div class="mv-head"><h3 class="mv-title">{glyph(cost.widths)}<span>{title}</span>'
-        f"{named}</h3>{_route(strip.steps)}"
-        f'<div class="mv-fact"><b>{strip.macs / 1e9:.3f}</b> GMACs · {strip.fraction:.0%}</div>'
+        f"{named}</h3>{_route(strip.answer.steps)}"
+        f'<div class="mv-fact"><b>{strip.answer.macs / 1e9:.3f}</b> GMACs · {strip.fraction:.0%}</div>'
         f'<div class="mv-track"><span class="mv-compute" style="width:'
         f'{100 * min(1.0, strip.fraction):.1f}%"></span></div>'
         f"{_times(strip, slowest_ms)}{_agreement(strip, is_full=is_full)}</div>"
@@ -46,7 +46,7 @@ def strip_head(
 def cell_caption(cell: Cell, scale: tuple[float, float], *, is_full: bool) -> str:
     """Say rank, score and rank change of a hit, with its score as a thin bar."""
     low, high = scale
-    share = 1.0 if high <= low else (cell.score - low) / (high - low)
+    share = 1.0 if high <= low else (cell.hit.score - low) / (high - low)
     verdict = {True: "✓", False: "✗", None: ""}[cell.right]
     said = {True: "right class", False: "wrong class", None: ""}[cell.right]
     mark = (
@@ -55,13 +55,13 @@ def cell_caption(cell: Cell, scale: tuple[float, float], *, is_full: bool) -> st
         else ""
     )
     change = "" if is_full else _change(cell.change)
-    told = cell.label is not None and not cell.right  # a right one has the query's
-    label = f'<div class="mv-label">{escape(cell.label or "")}</div>' if told else ""
+    told = cell.hit.label is not None and not cell.right  # a right one has the query's
+    label = f'<div class="mv-label">{escape(cell.hit.label or "")}</div>' if told else ""
     return (
         f'<div class="mv-cell"><div class="mv-track"><span class="mv-score" style="width:'
         f'{100 * max(0.03, share):.1f}%"></span></div>'
-        f'<div class="mv-line"><span class="mv-rank">{cell.rank}</span>'
-        f'<span class="mv-number">{cell.score:.3f}</span>{change}{mark}</div>{label}</div>'
+        f'<div class="mv-line"><span class="mv-rank">{cell.hit.rank}</span>'
+        f'<span class="mv-number">{cell.hit.score:.3f}</span>{change}{mark}</div>{label}</div>'
     )
 
 
@@ -124,7 +124,11 @@ def _sign(sign: str, said: str) -> str:
 
 def _times(strip: Strip, slowest_ms: float) -> str:
     """Milliseconds as a bar in three parts, as long as they took."""
-    parts = {"encode": strip.encode_ms, "search": strip.search_ms, "fetch": strip.fetch_ms}
+    parts = {
+        "encode": strip.answer.encode_ms,
+        "search": strip.answer.search_ms,
+        "fetch": strip.fetch_ms,
+    }
     longest = max(slowest_ms, 1e-9)
     bars = "".join(
         f'<span class="mv-{name}" style="width:{100 * ms / longest:.2f}%" '

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -56,30 +56,35 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """What was measured on the index's own images.
+    """What tuning stored with an index.
 
     Attributes:
-        frontier: Every submodel that was kept; None if nothing was stored, or it cannot be read.
-        recommended: The submodel to ask with, as text.
-        summary: What it saves and what it costs, in one line.
-        auto: What a query costs and loses that chooses for itself; None if it cannot.
+        tuning: All of it; None if nothing was stored, or it cannot be read.
         problem: A sentence if the index has changed since, or the file is damaged.
-        by_gmacs: What a budget in GMACs chooses from, as `Tuning.choose` does: the same
-            submodels, but measured on the queries that are used to choose.
-        tuning: All of it.
     """
 
-    frontier: ParetoFrontier | None = None
-    recommended: str | None = None
-    summary: str = ""
-    auto: str | None = None
+    tuning: Tuning | None = None
     problem: str | None = None
-    by_gmacs: ParetoFrontier | None = None
-    tuning: Tuning | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def recommended(self) -> str | None:
+        """The submodel to ask with, as text."""
+        return None if self.tuning is None else self.tuning.recommended.submodel
+
+    @property
+    def summary(self) -> str:
+        """What it saves and what it costs, in one line."""
+        return "" if self.tuning is None else self.tuning.summary
+
+    @property
+    def auto(self) -> str | None:
+        """What a query costs and loses that chooses for itself; None if it cannot."""
+        found = None if self.tuning is None else self.tuning.escalation
+        return None if found is None else _describe(found)
 
     @cached_property
     def by_ms(self) -> ParetoFrontier | None:
-        """What a budget in milliseconds chooses from: `by_gmacs`, timed on this machine."""
+        """What a budget in milliseconds chooses from, timed on this machine."""
         if self.tuning is None:
             return None
         with _ONE_AT_A_TIME:  # what is timed at the same time is timed wrong
@@ -113,9 +118,9 @@ class Measured:
 
         So the page and the command pick the same; `frontier` tells what other queries measured.
         """
-        if self.tuned is None:
+        if self.tuned is None or self.tuned.tuning is None:
             return self.frontier
-        return self.tuned.by_ms if unit is Unit.MS else self.tuned.by_gmacs
+        return self.tuned.by_ms if unit is Unit.MS else self.tuned.tuning.by_overlap
 
 
 def read_tuned(retriever: Retriever) -> Tuned:
@@ -126,17 +131,7 @@ def read_tuned(retriever: Retriever) -> Tuned:
         found = read_tuning(retriever.index, retriever.encoder)
     except ValueError as error:
         return Tuned(problem=one_line(error))
-    if found is None:
-        return Tuned()
-    return Tuned(
-        frontier=found.frontier,
-        recommended=found.recommended.submodel,
-        summary=found.summary,
-        auto=None if found.escalation is None else _describe(found.escalation),
-        problem=found.note(retriever.index),
-        by_gmacs=found.by_overlap,
-        tuning=found,
-    )
+    return Tuned(tuning=found, problem=None if found is None else found.note(retriever.index))
 
 
 def find_measured(
@@ -152,11 +147,9 @@ def find_measured(
     """
     if own is not None and own.conditions is not None and _is_of(own.conditions, retriever):
         return Measured(frontier=own, source="measured on this page")
-    if stored.frontier is not None:
-        source = "measured on this index by `matvit tune`"
-        return Measured(
-            frontier=stored.frontier, source=source, problem=stored.problem, tuned=stored
-        )
+    if stored.tuning is not None:
+        source, tuned = "measured on this index by `matvit tune`", stored.tuning.frontier
+        return Measured(frontier=tuned, source=source, problem=stored.problem, tuned=stored)
     if not report.exists():
         return Measured(problem=stored.problem)
     try:

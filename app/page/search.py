@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import streamlit as st
 
 from app.page import markup, visit
-from app.page.comparison import Cell, Strip, compare, cost_of, scale_of
+from app.page.comparison import Strip, compare, cost_of, scale_of
 from app.page.looks import plain
 from app.page.opened import FEWEST_HITS, MOST_HITS
 from app.page.pictures import MAX_UPLOAD_BYTES, Query
 from app.page.visit import Shown
 
 _NARROWEST = 92
-_ALT = "{path}, hit {rank}"
 
 
 def draw_search(shown: Shown) -> None:
@@ -129,7 +128,7 @@ def _draw_head(shown: Shown, strip: Strip, slowest_ms: float) -> None:
         }.items()
         if applies
     ]
-    cost = cost_of(encoder.config, encoder.submodel(strip.submodel))
+    cost = cost_of(encoder.config, encoder.submodel(strip.answer.submodel))
     is_full = strip.title == shown.opened.full
     st.html(markup.strip_head(strip, cost, tags, slowest_ms, is_full=is_full))
 
@@ -138,14 +137,11 @@ def _draw_cells(shown: Shown, strip: Strip, scale: tuple[float, float], *, key: 
     with st.grid(max(1, len(strip.cells)), min_column_width=_NARROWEST, key=f"{key}-hits"):
         for cell in strip.cells:
             verdict = {True: "right", False: "wrong", None: "unknown"}[cell.right]
-            with st.container(key=f"hit-{verdict}-{key}-{cell.rank}", gap=None):
-                draw_picture(cell.picture, cell.path, _ALT.format(path=cell.path, rank=cell.rank))
-                _draw_caption(shown, strip, cell, scale)
-                ask_button(cell.id, cell.path, key=f"{key}-{cell.rank}")
-
-
-def _draw_caption(shown: Shown, strip: Strip, cell: Cell, scale: tuple[float, float]) -> None:
-    st.html(markup.cell_caption(cell, scale, is_full=strip.title == shown.opened.full))
+            path, rank = cell.hit.path, cell.hit.rank
+            with st.container(key=f"hit-{verdict}-{key}-{rank}", gap=None):
+                draw_picture(cell.picture.data, path, f"{path}, hit {rank}")
+                st.html(markup.cell_caption(cell, scale, is_full=strip.title == shown.opened.full))
+                ask_button(cell.hit.id, path, key=f"{key}-{rank}")
 
 
 def draw_picture(picture: bytes | None, path: str, alt: str) -> None:

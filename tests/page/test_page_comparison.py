@@ -37,19 +37,19 @@ def test_strips_hold_each_size_against_the_full_encoder(opened, query):
     assert [cell.change for cell in full.cells] == [0, 0, 0, 0]
     wanted = [hit.id for hit in opened.retriever.search(query.data, "XL", 4)]
     found = [hit.id for hit in opened.retriever.search(query.data, "S", 4)]
-    assert [cell.id for cell in small.cells] == found
+    assert [cell.hit.id for cell in small.cells] == found
     assert small.shared == len(set(found) & set(wanted))
     for cell in small.cells:
-        place = wanted.index(cell.id) + 1 if cell.id in wanted else None
-        assert cell.change == (None if place is None else place - cell.rank)
-        assert cell.picture is not None
+        place = wanted.index(cell.hit.id) + 1 if cell.hit.id in wanted else None
+        assert cell.change == (None if place is None else place - cell.hit.rank)
+        assert cell.picture.data is not None
 
 
 def test_an_image_of_the_index_is_not_among_its_own_hits(opened):
     query = stored_query(opened.index, 3)
     for strip in compare(opened, query, ["S", "M", "XL"], k=4):
-        assert 3 not in [cell.id for cell in strip.cells]
-        assert [cell.rank for cell in strip.cells] == [1, 2, 3, 4]
+        assert 3 not in [cell.hit.id for cell in strip.cells]
+        assert [cell.hit.rank for cell in strip.cells] == [1, 2, 3, 4]
     (all_others,) = compare(opened, query, ["S"], k=12)
     assert len(all_others.cells) == 11
 
@@ -57,7 +57,7 @@ def test_an_image_of_the_index_is_not_among_its_own_hits(opened):
 def test_labels_are_right_or_wrong_only_where_known(opened, query):
     (known,) = compare(opened, replace(query, label="bread"), ["XL"], k=3)
     assert known.cells[0].right is True
-    labels = [cell.label for cell in known.cells]
+    labels = [cell.hit.label for cell in known.cells]
     assert [cell.right for cell in known.cells] == [label == "bread" for label in labels]
     assert known.right == labels.count("bread")
     (unknown,) = compare(opened, query, ["XL"], k=3)
@@ -68,19 +68,19 @@ def test_labels_are_right_or_wrong_only_where_known(opened, query):
 def test_a_missing_original_costs_its_picture_and_not_the_answer(opened, query, photo_folder):
     (photo_folder / "bread" / "01.png").unlink()
     (strip,) = compare(opened, query, ["XL"], k=3)
-    assert [cell.picture is None for cell in strip.cells] == [True, False, False]
+    assert [cell.picture.data is None for cell in strip.cells] == [True, False, False]
 
 
 def test_milliseconds_add_up(opened, query):
     (strip,) = compare(opened, query, ["M"], k=3)
-    pictures = [opened.pictures.of(cell.id) for cell in strip.cells]
+    pictures = [opened.pictures.of(cell.hit.id) for cell in strip.cells]
     assert strip.fetch_ms == sum(picture.fetch_ms for picture in pictures)
-    assert strip.total_ms == strip.encode_ms + strip.search_ms + strip.fetch_ms
+    assert strip.total_ms == strip.answer.encode_ms + strip.answer.search_ms + strip.fetch_ms
 
 
 def test_all_strips_share_one_scale(opened, query):
     strips = compare(opened, query, ["S", "XL"], k=5)
-    scores = [cell.score for strip in strips for cell in strip.cells]
+    scores = [cell.hit.score for strip in strips for cell in strip.cells]
     assert scale_of(strips) == (min(scores), max(scores))
     assert scale_of([]) == (0, 1)
 

@@ -8,22 +8,20 @@ import pytest
 
 from app.page import markup
 from app.page.comparison import Cell, Cost, Strip
-from retrieval import OperatingPoint, ParetoFrontier, Step
+from app.page.pictures import Picture
+from retrieval import Hit, Hits, OperatingPoint, ParetoFrontier, Step
 
-CELL = Cell(
-    id=1, path="a.png", score=0.5, rank=2, change=0, label=None, right=None, picture=b"jpeg"
+HIT = Hit(rank=2, id=1, path="a.png", score=0.5)
+CELL = Cell(hit=HIT, change=0, right=None, picture=Picture(data=b"jpeg", fetch_ms=0.5))
+ANSWER = Hits(
+    query=None, submodel="S", macs=144_000_000, encode_ms=7.0, search_ms=1.0, hits=(HIT,) * 4
 )
 STRIP = Strip(
     title="S",
-    submodel="S",
-    macs=144_000_000,
+    answer=ANSWER,
     fraction=0.45,
-    encode_ms=7.0,
-    search_ms=1.0,
-    fetch_ms=2.0,
-    shared=3,
     wanted=6,
-    cells=(CELL,),
+    cells=(CELL, CELL, CELL, replace(CELL, change=None)),
 )
 COST = Cost(submodel="S", macs=144_000_000, fraction=0.45, params=2_050_000, widths=(0.125, 1))
 EVIL = '<img src=x onerror="alert(1)">'
@@ -86,7 +84,7 @@ def test_the_way_of_a_query_that_chose_for_itself_is_told():
         step("XL", 0.9),
     )
     assert "auto your pick S 0.31 → XL 0.90 0.144" in read(
-        head(replace(STRIP, title="auto", submodel="XL", steps=steps))
+        head(replace(STRIP, title="auto", answer=replace(ANSWER, submodel="XL", steps=steps)))
     )
 
 
@@ -109,9 +107,9 @@ def test_hits_of_the_full_encoder_have_not_moved():
 
 
 def test_a_class_is_named_unless_it_is_the_querys():
-    wrong = replace(CELL, label="cat", right=False)
+    wrong = replace(CELL, hit=replace(HIT, label="cat"), right=False)
     assert read(markup.cell_caption(wrong, (0, 1), is_full=True)).endswith("cat")
-    right = replace(CELL, label="dog", right=True)
+    right = replace(CELL, hit=replace(HIT, label="dog"), right=True)
     assert "dog" not in read(markup.cell_caption(right, (0, 1), is_full=True))
 
 
@@ -146,10 +144,10 @@ def test_a_cost_says_whether_it_was_measured_what_it_buys():
     [
         markup.gone(EVIL),
         markup.query_card(EVIL, EVIL),
-        markup.cell_caption(replace(CELL, label=EVIL, right=False), (0, 1), is_full=False),
+        markup.cell_caption(replace(CELL, hit=replace(HIT, label=EVIL), right=False), (0, 1), is_full=False),
         markup.strip_head(replace(STRIP, title=EVIL), COST, [EVIL], 1.0, is_full=False),
         markup.strip_head(
-            replace(STRIP, steps=(step(EVIL, 0),)),
+            replace(STRIP, answer=replace(ANSWER, steps=(step(EVIL, 0),))),
             COST, [], 1.0, is_full=False,
         ),
         markup.cost_card(replace(COST, submodel=EVIL), None, None),

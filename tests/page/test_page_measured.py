@@ -112,7 +112,7 @@ def test_an_index_that_was_never_tuned_has_nothing_to_tell(opened):
 def test_what_tuning_stored_is_told(opened):
     stored = tune(opened)
     found = read_tuned(opened.retriever)
-    assert (found.frontier, found.summary) == (stored.frontier, stored.summary)
+    assert (found.tuning, found.summary) == (stored, stored.summary)
     assert found.recommended == "1xS,1xL"
     assert found.auto == (
         "S → XL, as far as a query needs: 60% of the compute on average, "
@@ -137,7 +137,7 @@ def test_a_damaged_file_is_named_and_nothing_else_told(opened):
     (opened.index.path / "tuning.json").write_text("{}")
     found = read_tuned(opened.retriever)
     assert "tuning.json is damaged" in str(found.problem)
-    assert found.frontier is None
+    assert found.tuning is None
 
 
 def test_an_extracted_submodel_has_nothing_to_choose_from(opened, tiny_model):
