@@ -31,22 +31,22 @@ def strip_head(
         slowest_ms: Milliseconds of the slowest answer: the length of the longest bar.
         is_full: Whether it is the full encoder itself.
     """
+    answer = strip.answer
     named = "".join(f'<span class="mv-tag">{escape(tag)}</span>' for tag in tags)
     title = escape(strip.title)
     return (
         f'<div class="mv-head"><h3 class="mv-title">{glyph(cost.widths)}<span>{title}</span>'
-        f"{named}</h3>{_route(strip.answer.steps)}"
-        f'<div class="mv-fact"><b>{strip.answer.macs / 1e9:.3f}</b> GMACs · {strip.fraction:.0%}</div>'
-        f'<div class="mv-track"><span class="mv-compute" style="width:'
-        f'{100 * min(1.0, strip.fraction):.1f}%"></span></div>'
+        f"{named}</h3>{_route(answer.steps)}"
+        f'<div class="mv-fact"><b>{answer.macs / 1e9:.3f}</b> GMACs · {strip.fraction:.0%}</div>'
+        f"{_bar('compute', min(1.0, strip.fraction))}"
         f"{_times(strip, slowest_ms)}{_agreement(strip, is_full=is_full)}</div>"
     )
 
 
 def cell_caption(cell: Cell, scale: tuple[float, float], *, is_full: bool) -> str:
     """Say rank, score and rank change of a hit, with its score as a thin bar."""
-    low, high = scale
-    share = 1.0 if high <= low else (cell.hit.score - low) / (high - low)
+    hit, (low, high) = cell.hit, scale
+    share = 1.0 if high <= low else (hit.score - low) / (high - low)
     verdict = {True: "✓", False: "✗", None: ""}[cell.right]
     said = {True: "right class", False: "wrong class", None: ""}[cell.right]
     mark = (
@@ -55,13 +55,12 @@ def cell_caption(cell: Cell, scale: tuple[float, float], *, is_full: bool) -> st
         else ""
     )
     change = "" if is_full else _change(cell.change)
-    told = cell.hit.label is not None and not cell.right  # a right one has the query's
-    label = f'<div class="mv-label">{escape(cell.hit.label or "")}</div>' if told else ""
+    told = hit.label is not None and not cell.right  # a right one has the query's
+    label = f'<div class="mv-label">{escape(hit.label or "")}</div>' if told else ""
     return (
-        f'<div class="mv-cell"><div class="mv-track"><span class="mv-score" style="width:'
-        f'{100 * max(0.03, share):.1f}%"></span></div>'
-        f'<div class="mv-line"><span class="mv-rank">{cell.hit.rank}</span>'
-        f'<span class="mv-number">{cell.hit.score:.3f}</span>{change}{mark}</div>{label}</div>'
+        f'<div class="mv-cell">{_bar("score", max(0.03, share))}'
+        f'<div class="mv-line"><span class="mv-rank">{hit.rank}</span>'
+        f'<span class="mv-number">{hit.score:.3f}</span>{change}{mark}</div>{label}</div>'
     )
 
 
@@ -101,9 +100,15 @@ def cost_card(cost: Cost, point: OperatingPoint | None, frontier: ParetoFrontier
         f"<span>{escape(cost.submodel)}</span></h3>"
         f'<div class="mv-fact"><b>{cost.macs / 1e9:.3f}</b> GMACs · {cost.fraction:.0%} of full'
         f" · {cost.params / 1e6:.2f} M parameters</div>"
-        f'<div class="mv-track"><span class="mv-compute" style="width:'
-        f'{100 * min(1.0, cost.fraction):.1f}%"></span></div>'
+        f"{_bar('compute', min(1.0, cost.fraction))}"
         f'<div class="mv-fact">{found}</div></div>'
+    )
+
+
+def _bar(name: str, share: float) -> str:
+    return (
+        f'<div class="mv-track"><span class="mv-{name}" style="width:{100 * share:.1f}%"></span>'
+        "</div>"
     )
 
 
@@ -124,11 +129,8 @@ def _sign(sign: str, said: str) -> str:
 
 def _times(strip: Strip, slowest_ms: float) -> str:
     """Milliseconds as a bar in three parts, as long as they took."""
-    parts = {
-        "encode": strip.answer.encode_ms,
-        "search": strip.answer.search_ms,
-        "fetch": strip.fetch_ms,
-    }
+    answer = strip.answer
+    parts = {"encode": answer.encode_ms, "search": answer.search_ms, "fetch": strip.fetch_ms}
     longest = max(slowest_ms, 1e-9)
     bars = "".join(
         f'<span class="mv-{name}" style="width:{100 * ms / longest:.2f}%" '

@@ -144,7 +144,9 @@ def test_a_cost_says_whether_it_was_measured_what_it_buys():
     [
         markup.gone(EVIL),
         markup.query_card(EVIL, EVIL),
-        markup.cell_caption(replace(CELL, hit=replace(HIT, label=EVIL), right=False), (0, 1), is_full=False),
+        markup.cell_caption(
+            replace(CELL, hit=replace(HIT, label=EVIL), right=False), (0, 1), is_full=False,
+        ),
         markup.strip_head(replace(STRIP, title=EVIL), COST, [EVIL], 1.0, is_full=False),
         markup.strip_head(
             replace(STRIP, answer=replace(ANSWER, steps=(step(EVIL, 0),))),
