@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
@@ -157,6 +157,17 @@ def conditions_of(
     )
 
 
+def costs_of(encoder: Encoder, submodel: Submodel) -> dict[str, Any]:
+    """Say what a submodel of an encoder costs, in the words of `OperatingPoint`."""
+    macs = count_macs(encoder.config, submodel)
+    return {
+        "submodel": str(submodel),
+        "macs": macs,
+        "macs_fraction": macs / count_macs(encoder.config, encoder.submodel(None)),
+        "params": count_params(encoder.config, submodel),
+    }
+
+
 def _full_first(
     encoder: Encoder, submodels: Iterable[Submodel | Granularity | str]
 ) -> list[Submodel]:
@@ -256,14 +267,10 @@ def _point(
     speed: Speed | None,
 ) -> OperatingPoint:
     """Put cost, quality and speed of a submodel together."""
-    macs = count_macs(encoder.config, submodel)
     hit_rate = metrics.summarize(quality.hit_rate_at_1).mean
     full_hit_rate = metrics.summarize(full.hit_rate_at_1).mean
     return OperatingPoint(
-        submodel=str(submodel),
-        macs=macs,
-        macs_fraction=macs / count_macs(encoder.config, encoder.submodel(None)),
-        params=count_params(encoder.config, submodel),
+        **costs_of(encoder, submodel),
         queries=len(quality.overlap_at_k),
         k=k,
         hit_rate_at_1=_known(hit_rate),

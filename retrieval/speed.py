@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, NamedTuple
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from indexing import write_atomically
 from matvit import Encoder, Submodel, embed, read_json, resolve_precision
+from retrieval.frontier import OperatingPoint
 
 _BATCHES = 3
 _TIMES = 30
@@ -123,6 +125,17 @@ def measured_ms(
         known = {**_read(path, key), **known, **new}
         _write(path, key, known)
     return {str(each): known[str(each)] for each in wanted}
+
+
+def timed(
+    encoder: Encoder, points: Iterable[OperatingPoint], *, progress: bool = False
+) -> list[OperatingPoint]:
+    """Return the same points with the milliseconds that they take on this machine."""
+    kept = list(points)
+    here = measured_ms(encoder, [point.submodel for point in kept], progress=progress)
+    return [
+        replace(point, latency_ms_p50=here[point.submodel], latency_ms_p95=None) for point in kept
+    ]
 
 
 def describe_device(device: torch.device) -> str:

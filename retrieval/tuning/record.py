@@ -16,7 +16,7 @@ from indexing import ImageIndex, write_atomically
 from matvit import Encoder, MatViT, Submodel, parse_json, read_file
 from retrieval.frontier import Budget, OperatingPoint, ParetoFrontier
 from retrieval.retriever import Hits
-from retrieval.speed import measured_ms
+from retrieval.speed import timed
 from retrieval.tuning.score_scale import ScoreScale
 
 TUNING = "tuning.json"
@@ -297,12 +297,7 @@ class Tuning:
         write_checked(self.folder / TUNING, self.to_dict())
 
     def _timed(self, frontier: ParetoFrontier) -> ParetoFrontier:
-        here = measured_ms(self.encoder, [point.submodel for point in frontier])
-        points = [
-            replace(point, latency_ms_p50=here[point.submodel], latency_ms_p95=None)
-            for point in frontier
-        ]
-        return ParetoFrontier(points, metric=frontier.metric)
+        return ParetoFrontier(timed(self.encoder, frontier), metric=frontier.metric)
 
 
 class _Stored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

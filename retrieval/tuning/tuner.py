@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 from tqdm import tqdm
 
 from indexing import Corpus
-from matvit import MatViT, Submodel, count_macs, count_params, trained_sizes
-from retrieval.evaluation import conditions_of
+from matvit import MatViT, Submodel, count_macs, trained_sizes
+from retrieval.evaluation import conditions_of, costs_of
 from retrieval.frontier import Conditions, OperatingPoint, ParetoFrontier
 from retrieval.metrics import retained
 from retrieval.retriever import Retriever
-from retrieval.speed import describe_precision, measured_ms
+from retrieval.speed import describe_precision, timed
 from retrieval.tuning.candidates import KEPT, STRATEGY, ask_candidates, spread
 from retrieval.tuning.journal import Journal, only_one
 from retrieval.tuning.record import Escalation, TunedFor, Tuning, whole
@@ -106,7 +105,7 @@ def tune(
         if escalation is not None:
             reporting.ask(map(model.submodel, escalation.ladder))  # for the scale of their scores
         if latency:
-            points = _with_latency(model, points, progress=progress)
+            points = timed(model, points, progress=progress)
         frontier, selection = _of_one_metric(
             ParetoFrontier(points, conditions=_conditions(retriever, sample)),
             ParetoFrontier(selected),
@@ -219,13 +218,9 @@ def _report(
     """Measure submodels on the queries of a trial."""
     scores = dict(zip(submodels, trial.ask(submodels), strict=True))
     full = scores[model.submodel()]
-    full_macs = count_macs(model.config, model.submodel())
     return [
         OperatingPoint(
-            submodel=str(submodel),
-            macs=count_macs(model.config, submodel),
-            macs_fraction=count_macs(model.config, submodel) / full_macs,
-            params=count_params(model.config, submodel),
+            **costs_of(model, submodel),
             queries=queries,
             k=k,
             hit_rate_at_1=score.hit_rate,
@@ -236,14 +231,6 @@ def _report(
         )
         for submodel, score in scores.items()
     ]
-
-
-def _with_latency(
-    model: MatViT, points: Sequence[OperatingPoint], *, progress: bool
-) -> list[OperatingPoint]:
-    submodels = [model.submodel(point.submodel) for point in points]
-    here = measured_ms(model, submodels, progress=progress)
-    return [replace(point, latency_ms_p50=here[point.submodel]) for point in points]
 
 
 def _conditions(retriever: Retriever, sample: Sample) -> Conditions:

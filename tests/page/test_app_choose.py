@@ -224,8 +224,8 @@ def test_a_budget_picks_what_the_command_picks(open_page, place, tiny_model, mon
     stored = replace(stored, selection=ParetoFrontier(selection), frontier=ParetoFrontier(told))
     stored.store()
     monkeypatch.setattr(
-        "retrieval.tuning.record.measured_ms",
-        lambda encoder, submodels: {each: found[each][1] for each in submodels},
+        "retrieval.speed.measured_ms",
+        lambda encoder, submodels, **_: {each: found[each][1] for each in submodels},
     )
     page = open_page("--index", place / "i.index", "--encoder", place / "encoder")
     turn_to(page, "choose")

@@ -22,12 +22,12 @@ def escalation(ladder=("S", "1xS,2xXL", "XL"), thresholds=(0.02, 0.02)):
     )  # fmt: skip
 
 
-def untimed(encoder, submodels):
+def untimed(*_, **__):
     raise AssertionError("nobody asked for milliseconds")
 
 
 def test_a_budget_in_gmacs_answers_with_what_choose_picks(indexed, stored, monkeypatch):
-    monkeypatch.setattr("retrieval.tuning.record.measured_ms", untimed)
+    monkeypatch.setattr("retrieval.speed.measured_ms", untimed)
     full = stored.frontier.full.macs / 1e9
     for share in (0.6, 0.8, 1.0):
         hits = indexed.search(picture(), stored.choose(max_gmacs=share * full))
@@ -46,8 +46,8 @@ def test_a_recall_answers_with_the_cheapest_that_keeps_it(stored):
 
 def test_milliseconds_are_those_of_this_machine(stored, monkeypatch):
     monkeypatch.setattr(
-        "retrieval.tuning.record.measured_ms",
-        lambda encoder, submodels: {
+        "retrieval.speed.measured_ms",
+        lambda encoder, submodels, **_: {
             each: sum(encoder.submodel(each).widths) / 10 for each in submodels
         },
     )
