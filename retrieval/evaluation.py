@@ -73,19 +73,21 @@ def evaluate(
     index itself, byte for byte, never counts among its own hits. Queries are decoded once and
     judged a batch at a time: memory holds the pixels and the answers of one batch only.
 
-    >>> from tempfile import TemporaryDirectory
-    >>> from PIL import Image
-    >>> from indexing import ImageIndex
-    >>> from matvit import load_encoder
-    >>> folder, encoder = TemporaryDirectory(), load_encoder("matvit-tiny64")
-    >>> for colour in ("red", "green", "blue"):
-    ...     Image.new("RGB", (64, 64), colour).save(f"{folder.name}/{colour}.png")
-    >>> photos = Corpus.open(folder.name)
-    >>> retriever = Retriever(encoder, ImageIndex.build(encoder, photos, f"{folder.name}/index"))
-    >>> frontier = evaluate(retriever, photos, ["S", "4xS,2xXL"], k=1, latency_queries=0)
-    >>> [point.submodel for point in frontier], frontier.full.overlap_at_k
-    (['S', '4xS,2xXL', 'XL'], 1.0)
-    >>> folder.cleanup()
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> from indexing import ImageIndex
+        >>> from matvit import load_encoder
+        >>> folder, encoder = TemporaryDirectory(), load_encoder("matvit-tiny64")
+        >>> for colour in ("red", "green", "blue"):
+        ...     Image.new("RGB", (64, 64), colour).save(f"{folder.name}/{colour}.png")
+        >>> photos = Corpus.open(folder.name)
+        >>> index = ImageIndex.build(encoder, photos, f"{folder.name}/index")
+        >>> retriever = Retriever(encoder, index)
+        >>> frontier = evaluate(retriever, photos, ["S", "4xS,2xXL"], k=1, latency_queries=0)
+        >>> [point.submodel for point in frontier], frontier.full.overlap_at_k
+        (['S', '4xS,2xXL', 'XL'], 1.0)
+        >>> folder.cleanup()
 
     Args:
         retriever: A whole encoder and its index.

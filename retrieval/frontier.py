@@ -26,12 +26,13 @@ _METRICS = {
 class OperatingPoint:
     """What one submodel costs and what it finds.
 
-    >>> point = OperatingPoint(
-    ...     submodel="S", macs=144, macs_fraction=0.45, params=9, queries=500, k=10,
-    ...     hit_rate_at_1=0.30, overlap_at_k=0.70, retained_hit_rate_at_1=0.97,
-    ... )
-    >>> point.metric, point.recall, point.value("overlap@10")
-    ('retained_hit_rate@1', 0.97, 0.7)
+    Examples:
+        >>> point = OperatingPoint(
+        ...     submodel="S", macs=144, macs_fraction=0.45, params=9, queries=500, k=10,
+        ...     hit_rate_at_1=0.30, overlap_at_k=0.70, retained_hit_rate_at_1=0.97,
+        ... )
+        >>> point.metric, point.recall, point.value("overlap@10")
+        ('retained_hit_rate@1', 0.97, 0.7)
 
     Args:
         submodel: The submodel as text, such as `"S"` or `"4xS,2xXL"`.
@@ -169,17 +170,18 @@ class ParetoFrontier:
     recall only the cheapest stays, and of points with equal cost only the best. Points equal in
     both all stay: neither is better, and their latency may tell them apart.
 
-    >>> frontier = ParetoFrontier(
-    ...     OperatingPoint(
-    ...         submodel=name, macs=macs, macs_fraction=macs / 100, params=9, queries=500, k=10,
-    ...         overlap_at_k=overlap,
-    ...     )
-    ...     for name, macs, overlap in [("S", 45, 0.7), ("M", 52, 0.6), ("XL", 100, 1.0)]
-    ... )
-    >>> [point.submodel for point in frontier.pareto]
-    ['S', 'XL']
-    >>> frontier.best(max_macs=60).submodel, frontier.cheapest(min_recall=0.9).submodel
-    ('S', 'XL')
+    Examples:
+        >>> frontier = ParetoFrontier(
+        ...     OperatingPoint(
+        ...         submodel=name, macs=macs, macs_fraction=macs / 100, params=9, queries=500, k=10,
+        ...         overlap_at_k=overlap,
+        ...     )
+        ...     for name, macs, overlap in [("S", 45, 0.7), ("M", 52, 0.6), ("XL", 100, 1.0)]
+        ... )
+        >>> [point.submodel for point in frontier.pareto]
+        ['S', 'XL']
+        >>> frontier.best(max_macs=60).submodel, frontier.cheapest(min_recall=0.9).submodel
+        ('S', 'XL')
 
     Args:
         points: What was measured, in any order.

@@ -68,10 +68,12 @@ class Hits(Sequence[Hit]):
         steps: Of a query that chose for itself, the submodels it was asked with; the last one
             answered, and `macs`, `encode_ms` and `search_ms` are sums over them. Empty otherwise.
 
-    >>> hit = Hit(rank=1, id=7, path="cats/7.jpg", score=0.93)
-    >>> hits = Hits(query="q.jpg", submodel="S", macs=8, encode_ms=2.0, search_ms=0.1, hits=(hit,))
-    >>> [(hit.path, hit.score) for hit in hits]
-    [('cats/7.jpg', 0.93)]
+    Examples:
+        >>> hit = Hit(rank=1, id=7, path="cats/7.jpg", score=0.93)
+        >>> cost = {"macs": 8, "encode_ms": 2.0, "search_ms": 0.1}
+        >>> hits = Hits(query="q.jpg", submodel="S", hits=(hit,), **cost)
+        >>> [(hit.path, hit.score) for hit in hits]
+        [('cats/7.jpg', 0.93)]
     """
 
     query: str | None
@@ -112,17 +114,18 @@ class Retriever:
 
     Threads can search with different submodels at once.
 
-    >>> from tempfile import TemporaryDirectory
-    >>> from indexing import Corpus
-    >>> from matvit import load_encoder
-    >>> folder, encoder = TemporaryDirectory(), load_encoder("matvit-tiny64")
-    >>> for colour in ("red", "green", "blue"):
-    ...     Image.new("RGB", (64, 64), colour).save(f"{folder.name}/{colour}.png")
-    >>> index = ImageIndex.build(encoder, Corpus.open(folder.name), f"{folder.name}/index")
-    >>> retriever = Retriever(encoder, index)
-    >>> [hit.path for hit in retriever.search(Image.new("RGB", (64, 64), "darkred"), "S", k=2)]
-    ['red.png', 'blue.png']
-    >>> folder.cleanup()
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from indexing import Corpus
+        >>> from matvit import load_encoder
+        >>> folder, encoder = TemporaryDirectory(), load_encoder("matvit-tiny64")
+        >>> for colour in ("red", "green", "blue"):
+        ...     Image.new("RGB", (64, 64), colour).save(f"{folder.name}/{colour}.png")
+        >>> index = ImageIndex.build(encoder, Corpus.open(folder.name), f"{folder.name}/index")
+        >>> retriever = Retriever(encoder, index)
+        >>> [hit.path for hit in retriever.search(Image.new("RGB", (64, 64), "darkred"), "S", k=2)]
+        ['red.png', 'blue.png']
+        >>> folder.cleanup()
 
     Args:
         encoder: The encoder that built the index, or a submodel extracted from it.

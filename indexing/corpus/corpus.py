@@ -73,18 +73,19 @@ class Corpus:
 
     Open one with `open`, `from_folder`, `from_parquet` or `from_tar`.
 
-    >>> from tempfile import TemporaryDirectory
-    >>> from PIL import Image
-    >>> folder = TemporaryDirectory()
-    >>> for animal in ("cat", "dog"):
-    ...     Path(folder.name, animal).mkdir()
-    ...     Image.new("RGB", (40, 30)).save(f"{folder.name}/{animal}/1.png")
-    >>> corpus = Corpus.open(folder.name)
-    >>> len(corpus), corpus.name(1), corpus.class_names
-    (2, 'dog/1.png', ['cat', 'dog'])
-    >>> [batch.pixels.shape for batch in corpus.subset([1]).decode(Preprocess(img_size=8))]
-    [(1, 8, 8, 3)]
-    >>> folder.cleanup()
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> folder = TemporaryDirectory()
+        >>> for animal in ("cat", "dog"):
+        ...     Path(folder.name, animal).mkdir()
+        ...     Image.new("RGB", (40, 30)).save(f"{folder.name}/{animal}/1.png")
+        >>> corpus = Corpus.open(folder.name)
+        >>> len(corpus), corpus.name(1), corpus.class_names
+        (2, 'dog/1.png', ['cat', 'dog'])
+        >>> [batch.pixels.shape for batch in corpus.subset([1]).decode(Preprocess(img_size=8))]
+        [(1, 8, 8, 3)]
+        >>> folder.cleanup()
 
     Attributes:
         source: All images of the place that was opened.

@@ -127,21 +127,22 @@ class Tuning:
     Choices are made by `selection`, and told by `frontier`, which other queries measured: the best
     of many is never as good as it looked when it was picked.
 
-    >>> from tempfile import TemporaryDirectory
-    >>> from PIL import Image
-    >>> from indexing import Corpus
-    >>> from matvit import MatViTConfig
-    >>> from retrieval import Retriever, tune
-    >>> shape = dict(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
-    >>> folder, encoder = TemporaryDirectory(), MatViT(MatViTConfig(**shape))
-    >>> for red in range(48):
-    ...     Image.new("RGB", (16, 16), (5 * red, 0, 0)).save(f"{folder.name}/{red}.png")
-    >>> index = ImageIndex.build(encoder, Corpus.open(folder.name), f"{folder.name}/index")
-    >>> _ = tune(Retriever(encoder, index), size=40, latency=False)
-    >>> tuning = Tuning.of(index, encoder)  # in any later program
-    >>> str(tuning.choose(max_gmacs=1))
-    'XL'
-    >>> folder.cleanup()
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> from indexing import Corpus
+        >>> from matvit import MatViTConfig
+        >>> from retrieval import Retriever, tune
+        >>> shape = dict(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+        >>> folder, encoder = TemporaryDirectory(), MatViT(MatViTConfig(**shape))
+        >>> for red in range(48):
+        ...     Image.new("RGB", (16, 16), (5 * red, 0, 0)).save(f"{folder.name}/{red}.png")
+        >>> index = ImageIndex.build(encoder, Corpus.open(folder.name), f"{folder.name}/index")
+        >>> _ = tune(Retriever(encoder, index), size=40, latency=False)
+        >>> tuning = Tuning.of(index, encoder)  # in any later program
+        >>> str(tuning.choose(max_gmacs=1))
+        'XL'
+        >>> folder.cleanup()
 
     Attributes:
         encoder: The whole encoder of the index.

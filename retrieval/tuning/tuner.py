@@ -50,19 +50,20 @@ def tune(
 
     What was measured when it is interrupted is kept, and the same call goes on from there.
 
-    >>> from tempfile import TemporaryDirectory
-    >>> from PIL import Image
-    >>> from indexing import ImageIndex
-    >>> from matvit import MatViTConfig
-    >>> shape = dict(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
-    >>> folder, encoder = TemporaryDirectory(), MatViT(MatViTConfig(**shape))
-    >>> for red in range(48):
-    ...     Image.new("RGB", (16, 16), (5 * red, 0, 0)).save(f"{folder.name}/{red}.png")
-    >>> index = ImageIndex.build(encoder, Corpus.open(folder.name), f"{folder.name}/index")
-    >>> tuning = tune(Retriever(encoder, index), size=40, latency=False)
-    >>> {"S", "M", "L", "XL"} <= {point.submodel for point in tuning.frontier}
-    True
-    >>> folder.cleanup()
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> from indexing import ImageIndex
+        >>> from matvit import MatViTConfig
+        >>> shape = dict(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+        >>> folder, encoder = TemporaryDirectory(), MatViT(MatViTConfig(**shape))
+        >>> for red in range(48):
+        ...     Image.new("RGB", (16, 16), (5 * red, 0, 0)).save(f"{folder.name}/{red}.png")
+        >>> index = ImageIndex.build(encoder, Corpus.open(folder.name), f"{folder.name}/index")
+        >>> tuning = tune(Retriever(encoder, index), size=40, latency=False)
+        >>> {"S", "M", "L", "XL"} <= {point.submodel for point in tuning.frontier}
+        True
+        >>> folder.cleanup()
 
     Args:
         retriever: A whole encoder and its index.
