@@ -11,8 +11,11 @@ import hashlib
 import io
 import json
 import math
+import warnings
 from functools import cache
 from pathlib import Path
+from threading import Lock
+from types import TracebackType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -21,7 +24,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from matvit.files import read_file
-from matvit.quiet import QuietPillow
 
 ImageLike = str | Path | bytes | Image.Image
 
@@ -32,7 +34,6 @@ MAX_PIXELS = 178_956_970
 """Larger images are refused before they are decoded (Pillow's own limit for an error)."""
 
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
-_QUIET_PILLOW = QuietPillow()
 _WHITE = (255, 255, 255, 255)
 
 
@@ -231,3 +232,40 @@ def _gray_to_rgb(values: NDArray[Any]) -> Image.Image:
     else:
         scaled = values.astype(np.int64) >> 8
     return Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+class QuietPillow:
+    """Ignores Pillow's warnings while any thread is inside.
+
+    Where warnings are errors a file would otherwise be unreadable that can be read elsewhere. The
+    filters belong to all threads, so the first one in changes them and the last one out puts
+    them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+        self._saved: warnings.catch_warnings[None] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._inside += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._saved is not None:
+                self._saved.__exit__(None, None, None)
+                self._saved = None
+
+
+_QUIET_PILLOW = QuietPillow()

@@ -30,11 +30,9 @@ from matvit.mixes import trained_sizes
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
 from matvit.training.data import LabelledPixels
-from matvit.training.recipes import Phase, Recipe
+from matvit.training.recipes import Phase, Recipe, Schedule
 from matvit.training.recipes import recipe as find_recipe
-from matvit.training.run import train
-from matvit.training.run_folder import LOG, STATE
-from matvit.training.schedule import Schedule
+from matvit.training.run import LOG, RECIPE, STATE, train
 
 CUT, REORDERED, TRAINED = "cut", "reordered", "trained"
 """Stages of a conversion: the original cut as it is, with sorted hidden units, and trained."""
@@ -45,7 +43,7 @@ _SORTING_IMAGES = 1024
 _MIN_IMAGES = 20
 _IMAGES_SEEN = 100_000
 _MAX_EPOCHS = 30.0
-_WORKPLACE, _START, _RUN, _RECIPE = "conversion", "start", "run", "recipe.json"
+_WORKPLACE, _START, _RUN = "conversion", "start", "run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +279,7 @@ def _clear(out: Path) -> None:
     The encoder is there by now. The start goes last: as long as anything is left, so is it.
     """
     run = out / _WORKPLACE / _RUN
-    for name in (LOG, _RECIPE):
+    for name in (LOG, RECIPE):
         if (run / name).exists():
             (run / name).replace(out / name)
     shutil.rmtree(run, ignore_errors=True)

@@ -18,8 +18,7 @@ from torch import Generator, Tensor
 from matvit.embedding import normalize_pixels
 from matvit.training.augment import augment, mix_images
 from matvit.training.data import LabelledPixels
-from matvit.training.recipes import Recipe
-from matvit.training.schedule import Schedule
+from matvit.training.recipes import Recipe, Schedule
 
 _ALONE = (0, 1)
 

@@ -9,22 +9,27 @@ takes the very steps that an uninterrupted one would have taken.
 from __future__ import annotations
 
 import json
+import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
-from matvit.embedding import resolve_device
+from matvit.embedding import batches, resolve_device
+from matvit.mixes import trained_sizes
 from matvit.model import MatViT
 from matvit.training.data import LabelledPixels
 from matvit.training.distributed import Processes
-from matvit.training.evaluate_training import top1_per_size
 from matvit.training.recipes import Recipe
-from matvit.training.run_folder import STATE, load_state, log, save_state
 from matvit.training.trainer import Trainer
 
+STATE = "state.pt"
+LOG = "log.jsonl"
+RECIPE = "recipe.json"
 _REPORT_EVERY = 50
 _VALIDATION_IMAGES = 1000
 
@@ -140,7 +145,7 @@ def _start(trainer: Trainer, out: Path, *, resume: bool) -> None:
         raise FileExistsError(f"{out} is not empty; choose another folder, or resume the run in it")
     out.mkdir(parents=True, exist_ok=True)
     description = {"recipe": trainer.recipe.to_dict(), "seed": trainer.seed}
-    (out / "recipe.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    (out / RECIPE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     save_state(trainer.state(), out)  # from here on there is something to resume
 
 
@@ -162,3 +167,42 @@ def _finish(trainer: Trainer, out: Path, validation: LabelledPixels | None) -> M
         training["top1"] = _evaluate(trainer, out, validation)
     model.save(out, training=training)
     return model
+
+
+def top1_per_size(
+    model: MatViT, data: LabelledPixels, *, batch_size: int = 256
+) -> dict[str, float]:
+    """Share of images whose most likely class is the right one, for S, M, L and XL."""
+    sizes = trained_sizes(model.config)
+    right = np.zeros(len(sizes), dtype=np.int64)
+    with torch.inference_mode():
+        for rows, images in batches(model, data.pixels, batch_size):
+            scores = model.classify(model.vectors(images, sizes))
+            right += (scores.argmax(dim=-1).cpu().numpy() == data.labels[rows]).sum(axis=1)
+    return {str(size): float(count) / len(data) for size, count in zip(sizes, right, strict=True)}
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a state, tensors and plain values only.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        raise ValueError(f"cannot read {path}: {error}; start again in another folder") from error
+    return state
+
+
+def save_state(state: dict[str, Any], out: Path) -> None:
+    """Write a state; the one before stays until the new one is whole."""
+    partial = out / f".{STATE}.partial"
+    torch.save(state, partial)
+    partial.replace(out / STATE)
+
+
+def log(out: Path, record: dict[str, Any]) -> None:
+    """Add one JSON object, with the time in seconds since 1970, to the log."""
+    with (out / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": round(time.time(), 1), **record}) + "\n")

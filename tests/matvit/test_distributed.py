@@ -21,8 +21,7 @@ from matvit.training import trainer as trainer_module
 from matvit.training.data import LabelledPixels
 from matvit.training.distributed import Processes
 from matvit.training.recipes import Phase, Recipe
-from matvit.training.run import train
-from matvit.training.run_folder import STATE, load_state
+from matvit.training.run import STATE, load_state, train
 from matvit.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent.parent

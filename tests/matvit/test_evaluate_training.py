@@ -7,7 +7,7 @@ from matvit.config import MatViTConfig
 from matvit.embedding import to_input
 from matvit.model import MatViT
 from matvit.training.data import LabelledPixels
-from matvit.training.evaluate_training import top1_per_size
+from matvit.training.run import top1_per_size
 
 
 def test_top1_is_the_share_of_right_answers_of_each_size():

@@ -4,7 +4,7 @@ import torch
 
 from matvit.config import MatViTConfig
 from matvit.model import MatViT
-from matvit.training.optimizers import build_optimizers
+from matvit.training.trainer import build_optimizers
 
 CONFIG = MatViTConfig(
     img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3, reg_tokens=1

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from matvit.preprocess import Preprocess
-from matvit.quiet import QuietPillow
+from matvit.preprocess import Preprocess, QuietPillow
 
 PREPROCESS = Preprocess(img_size=8)
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 from tiny_training import RECIPE
 
-from matvit.training.recipes import Phase
-from matvit.training.schedule import Schedule
+from matvit.training.recipes import Phase, Schedule
 
 
 def test_schedule_warms_up_and_ends_near_zero():

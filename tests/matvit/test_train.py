@@ -10,8 +10,7 @@ from tiny_training import RECIPE, colours, same_weights
 from matvit.embedding import embed
 from matvit.model import MatViT
 from matvit.training.recipes import Phase
-from matvit.training.run import train
-from matvit.training.run_folder import STATE
+from matvit.training.run import STATE, train
 from matvit.training.trainer import Trainer
 
 
