@@ -76,7 +76,7 @@ def index_build(
 ) -> None:
     """Embed all images once, at full size, into a new index; or finish one that was stopped."""
     _check_request(kind, factory, max_memory)
-    _check_workers(workers, processes=processes)
+    decoders = _decoders(batch_size, workers, processes=processes)
     model = load(encoder, device)
     corpus = indexing.Corpus.open(images)
     with _stoppable(out):
@@ -88,9 +88,7 @@ def index_build(
             factory=factory,
             max_memory=max_memory,
             search_device=search_device.value,
-            batch_size=batch_size,
-            workers=workers,
-            processes=processes,
+            decoders=decoders,
             progress=show_progress(),
         )
     report_failures(index.failures)
@@ -123,7 +121,7 @@ def index_add(
     as_json: JsonOption = False,
 ) -> None:
     """Embed what is new or changed since the index was built; the rest is not read again."""
-    _check_workers(workers, processes=processes)
+    decoders = _decoders(batch_size, workers, processes=processes)
     before = indexing.read_finished(index)
     model = load_whole_for(index, before, encoder, device)
     corpus = indexing.Corpus.open(images or before.corpus.root)
@@ -135,9 +133,7 @@ def index_add(
             index,
             retry_failed=retry_failed,
             remove_missing=remove_missing,
-            batch_size=batch_size,
-            workers=workers,
-            processes=processes,
+            decoders=decoders,
             progress=show_progress(),
         )
     if report.failed:
@@ -291,10 +287,11 @@ def _say_kind(index: Path) -> None:
         say(record.note)
 
 
-def _check_workers(workers: int | None, *, processes: bool) -> None:
-    """Refuse processes that are none."""
+def _decoders(batch_size: int, workers: int | None, *, processes: bool) -> indexing.Decoders:
+    """Say who decodes, and refuse processes that are none."""
     if workers == 0 and processes:
         bad_usage(ValueError("--processes needs at least 1 of --workers"))
+    return indexing.Decoders(workers=workers, processes=processes, batch_size=batch_size)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from PIL import Image
 from provenance import provenance, without_paths, write_result
 from tqdm import tqdm
 
-from indexing import Corpus, ImageIndex, add, build, compact, read_manifest, verify
+from indexing import Corpus, ImageIndex, compact, read_manifest, verify, write
 from matvit import MatViT, MatViTConfig, Preprocess
 
 SIDE, PHOTOS, SHARD_SIZE = 16, 40, 8
@@ -53,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)  # a forked process has no other threads to wake
     torch.manual_seed(0)
-    build.SHARD_SIZE = add.SHARD_SIZE = compact.SHARD_SIZE = SHARD_SIZE
+    write.SHARD_SIZE = compact.SHARD_SIZE = SHARD_SIZE
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), given.moments, np.random.default_rng(given.seed))
     command = "python benchmarks/crash.py " + without_paths(sys.argv[1:])

@@ -40,14 +40,14 @@ from by_hand import index_by_hand
 from numpy.typing import NDArray
 from provenance import RESULTS, provenance, without_paths, write_result
 
-from indexing import Corpus, DecodedBatch, Decoders, ImageIndex, KindRequest, embedding
-from indexing import build as building
+from indexing import Corpus, DecodedBatch, Decoders, ImageIndex, KindRequest, write
 from indexing.corpus.decoding import DecodePool
 from indexing.search.request import EXACT
 from matvit import DEFAULT_ENCODER, MatViT, MatViTConfig, Preprocess, embed, resolve_device
 
 PARTS = ["decoding", "ways", "memory"]
 _BATCH = 256
+_BATCHES = Decoders(batch_size=_BATCH)
 _LOOK_S = 0.005
 _DECODERS = {
     "calling thread": Decoders(workers=0),
@@ -229,15 +229,15 @@ def _build(model: MatViT, corpus: Corpus) -> dict[str, float]:
 
         return timed_work
 
-    write = building.write_shard
-    embedding.embed, building.write_shard = clock("encode", embed), clock("write", write)
+    write_shard = write.write_shard
+    write.embed, write.write_shard = clock("encode", embed), clock("write", write_shard)
     try:
         with tempfile.TemporaryDirectory() as folder:
             start = perf_counter()
-            ImageIndex.build(model, timed, Path(folder) / "index", batch_size=_BATCH)
+            ImageIndex.build(model, timed, Path(folder) / "index", decoders=_BATCHES)
             seconds = perf_counter() - start
     finally:
-        embedding.embed, building.write_shard = embed, write
+        write.embed, write.write_shard = embed, write_shard
     parts = {"waiting for pixels": sum(timed.waits), **spent}
     return {**parts, "the rest": seconds - sum(parts.values()), "all": seconds}
 
@@ -277,9 +277,7 @@ def _memory(data: str, rows: int) -> dict[str, Any]:
         request = KindRequest(kind=EXACT)
         images = corpus.subset(positions)
         with _Watch() as building_it:
-            building.build_index(
-                model, images, path, request=request, batch_size=_BATCH, progress=False
-            )
+            write.build_index(model, images, path, request=request, decoders=_BATCHES)
         seconds = perf_counter() - start
         start = perf_counter()
         with _Watch() as opening_it:

@@ -1,4 +1,3 @@
-from .add import add_images as add_images
 from .checks import IndexMismatchError as IndexMismatchError
 from .compact import CompactReport as CompactReport
 from .compact import compact_index as compact_index
@@ -26,3 +25,4 @@ from .store.rows import read_failures as read_failures
 from .verification import Damage as Damage
 from .verification import VerifyReport as VerifyReport
 from .verification import verify as verify
+from .write import add_images as add_images

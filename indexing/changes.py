@@ -12,7 +12,11 @@ from numpy import ndarray
 
 from indexing.corpus.corpus import Corpus
 from indexing.records import UNKNOWN, Failure
+from indexing.store.embeddings import Embeddings
 from indexing.store.rows import StoredRows, column
+
+NEW = -1
+"""Instead of a row: of an image that is not stored yet."""
 
 _DIGITS = 16  # of a hash, which fit in 64 bits; the rest is compared one by one
 
@@ -76,6 +80,32 @@ class Changes:
         self._keys, self._by_key = self._index_hashes()
         self._kept: set[int] = set()
 
+    @property
+    def embeddings(self) -> Embeddings:
+        """Of the rows that are stored."""
+        return self._rows.embeddings
+
+    def trace(
+        self, columns: pa.RecordBatch, next_id: int
+    ) -> tuple[Int64[ndarray, " images"], list[int]]:
+        """Find out of images that were read which of them are stored, maybe under other names.
+
+        Args:
+            columns: What is known about them, as `RECORDS` says.
+            next_id: For the first that cannot keep an id.
+
+        Returns:
+            Stored row of the same content, `NEW` if there is none, and the id of each.
+        """
+        names, digests = (columns[name].to_pylist() for name in ("path", "sha256"))
+        rows = list(map(self._row_of, names, digests))
+        ids: list[int] = []
+        for name, row in zip(names, rows, strict=True):
+            keeps = row != NEW and self._keep_id(row, name)
+            ids.append(int(self._rows.ids[row]) if keeps else next_id)
+            next_id += not keeps
+        return np.array(rows, dtype=np.int64), ids
+
     def _is_known(
         self,
         names: pa.Array,
@@ -122,15 +152,15 @@ class Changes:
         order = np.argsort(keys, kind="stable")
         return keys[order], self._live[order]
 
-    def row_of(self, path: str, sha256: str) -> int | None:
+    def _row_of(self, path: str, sha256: str) -> int:
         """Find a stored row of the same image: under the same name, or under one that is free."""
         rows = self._rows_with(sha256)
         names = self._rows.metadata.column("path")
         same = [row for row in rows if names[row].as_py() == path]
         free = [row for row in rows if self._free[row]]
-        return next(iter((*same, *free, *rows)), None)
+        return next(iter((*same, *free, *rows)), NEW)
 
-    def keep_id(self, row: int, path: str) -> bool:
+    def _keep_id(self, row: int, path: str) -> bool:
         """Whether an image found as `path` keeps the id of `row`; nothing else may afterwards."""
         same_name = self._rows.metadata.column("path")[row].as_py() == path
         mine = row not in self._kept and (same_name or bool(self._free[row]))

@@ -13,11 +13,10 @@ from jaxtyping import Bool, Int64
 from numpy import ndarray
 from tqdm import tqdm
 
-from indexing.merge import relist
 from indexing.search.making import store_searcher
 from indexing.store.folder import commit, double, orphans, read_manifest, sweep, writer_lock
 from indexing.store.manifest import Manifest, Shard
-from indexing.store.rows import SHARD_SIZE, StoredRows, read_failures, write_shard
+from indexing.store.rows import SHARD_SIZE, StoredRows, read_failures, relist, write_shard
 
 
 @dataclass(frozen=True, kw_only=True)

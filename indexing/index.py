@@ -9,11 +9,10 @@ from pathlib import Path
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from indexing.add import add_images
-from indexing.build import build_index, built_on
 from indexing.checks import IndexMismatchError, check_encoder
 from indexing.compact import CompactReport, compact_index
 from indexing.corpus.corpus import Corpus
+from indexing.corpus.decoding import Decoders
 from indexing.images import IndexedImages
 from indexing.merge import AddReport
 from indexing.remove import RemoveReport, remove_images
@@ -23,6 +22,7 @@ from indexing.store.files import check_size
 from indexing.store.folder import read_finished, read_manifest
 from indexing.store.manifest import Manifest
 from indexing.verification import VerifyReport, open_checked, verify
+from indexing.write import add_images, build_index, built_on
 from matvit import Encoder
 
 __all__ = ["ImageIndex", "IndexMismatchError"]
@@ -57,9 +57,7 @@ class ImageIndex(IndexedImages):
         factory: str | None = None,
         max_memory: int | str | None = None,
         search_device: str = "auto",
-        batch_size: int = 256,
-        workers: int | None = None,
-        processes: bool = False,
+        decoders: Decoders = Decoders(),
         progress: bool = False,
     ) -> ImageIndex:
         """Embed all images of a corpus at full size and store them as a new index.
@@ -81,11 +79,7 @@ class ImageIndex(IndexedImages):
             search_device: `"cpu"` or `"cuda"`, where the index will be searched; `"auto"` for
                 where it is built. It decides between kinds and is no promise: any machine opens
                 the index, and searches it where `open` says.
-            batch_size: Images decoded and embedded at a time.
-            workers: Decoders that run side by side; None for one per CPU, 0 for none besides the
-                calling thread.
-            processes: Decode in processes instead of threads: a decoder that crashes over a
-                damaged file then costs one image and not the program.
+            decoders: Who decodes, and how many images are embedded at a time.
             progress: Show a progress bar on stderr.
 
         Raises:
@@ -108,9 +102,7 @@ class ImageIndex(IndexedImages):
             corpus,
             Path(path),
             request=request,
-            batch_size=batch_size,
-            workers=workers,
-            processes=processes,
+            decoders=decoders,
             progress=progress,
         )
         return cls.open(path, device="cpu" if built_on(encoder) == "cpu" else "auto")
@@ -198,9 +190,7 @@ class ImageIndex(IndexedImages):
         *,
         retry_failed: bool = False,
         remove_missing: bool = False,
-        batch_size: int = 256,
-        workers: int | None = None,
-        processes: bool = False,
+        decoders: Decoders = Decoders(),
         progress: bool = False,
     ) -> AddReport:
         """Bring the index up to date with its corpus.
@@ -219,11 +209,7 @@ class ImageIndex(IndexedImages):
             corpus: All images of the folder or files the index was built from.
             retry_failed: Read again what could not be read before, though it has not changed.
             remove_missing: Remove images that are not in `corpus`.
-            batch_size: Images decoded and embedded at a time.
-            workers: Decoders that run side by side; None for one per CPU, 0 for none besides the
-                calling thread.
-            processes: Decode in processes instead of threads: a decoder that crashes over a
-                damaged file then costs one image and not the program.
+            decoders: Who decodes, and how many images are embedded at a time.
             progress: Show a progress bar on stderr.
 
         Raises:
@@ -238,9 +224,7 @@ class ImageIndex(IndexedImages):
             self.path,
             retry_failed=retry_failed,
             remove_missing=remove_missing,
-            batch_size=batch_size,
-            workers=workers,
-            processes=processes,
+            decoders=decoders,
             progress=progress,
         )
         self._move_on()

@@ -1,4 +1,4 @@
-"""Merging what an addition has staged into what is searched: one commit, all of it or nothing."""
+"""Merging what was staged into what is searched: one commit, all of it or nothing."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from numpy import ndarray
 
 from indexing.records import Failure
 from indexing.search.making import store_searcher
-from indexing.store.folder import commit
+from indexing.search.request import KindRequest
+from indexing.store.folder import commit, remove_index
 from indexing.store.manifest import Counts, Manifest, Shard
 from indexing.store.rows import (
     StoredRows,
     live_rows,
     read_failures,
-    write_failures,
+    relist,
     write_tombstones,
 )
 
@@ -51,17 +52,51 @@ class AddReport:
     generation: int
 
 
-def merge_staged(
+def merge_build(
+    path: Path, manifest: Manifest, request: KindRequest, *, device: str, progress: bool
+) -> None:
+    """Search what a build has staged; its shards keep their lists of what could not be read.
+
+    Args:
+        path: The index.
+        manifest: With all images staged.
+        request: What kind of search structure is wanted.
+        device: Where to train and fill it.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        ValueError: If not one image could be read; nothing of the index is left then.
+    """
+    rows = StoredRows(path, manifest, manifest.staged)
+    if not len(rows.ids):
+        _, first = staged_failures(path, manifest)[0]
+        remove_index(path)
+        raise ValueError(
+            f"none of the {manifest.corpus.images:,} images in {manifest.corpus.root} could be "
+            f"read; the first is {first.path}: {first.message}"
+        )
+    after = _merged(
+        path, manifest, manifest.staged, rows, rows.live, None,
+        request=request, device=device, progress=progress,
+    )  # fmt: skip
+    commit(path, after)
+
+
+def merge_addition(
     path: Path, before: Manifest, manifest: Manifest, wanted: pa.Array | None
 ) -> AddReport:
-    """Search what is staged from now on; a later row of a name hides an earlier one.
+    """Search what an addition has staged; a later row of a name hides an earlier one.
 
     Args:
         path: The index.
         before: What is searched until now.
         manifest: The same with all that is to be merged in `staged` and `adding`.
         wanted: Names of the images to keep; None for all.
+
+    Raises:
+        ValueError: If no image would be left.
     """
+    assert before.index is not None
     rows = StoredRows(path, manifest, (*manifest.shards, *manifest.staged))
     staged = staged_failures(path, manifest)
     dead = _superseded(rows, staged)
@@ -74,7 +109,11 @@ def merge_staged(
     failures = _failures_now(old, staged, _paths(rows, live), wanted)
     after = before
     if manifest.staged or dead.any() or failures != old or manifest.adding != before.corpus:
-        after = _describe(path, manifest, rows, live, None if failures == old else failures)
+        filled = (shard for shard in manifest.staged if shard.metadata.rows)
+        shards = (*manifest.shards, *(replace(shard, failures=None) for shard in filled))
+        told = None if failures == old else failures
+        asked = before.index.request
+        after = _merged(path, manifest, shards, rows, live, told, request=asked)
         commit(path, after)
     failed = len({failure.path for _, failure in staged})
     return _report(rows, _searched(rows, before), live, after, failed)
@@ -87,21 +126,6 @@ def staged_failures(path: Path, manifest: Manifest) -> list[tuple[int, Failure]]
         for place, shard in enumerate(manifest.staged, start=len(manifest.shards))
         for failure in read_failures(path, [shard.failures] if shard.failures else [])
     ]
-
-
-def relist(
-    path: Path, shards: Sequence[Shard], next_shard: int, failures: Sequence[Failure]
-) -> dict[str, Any]:
-    """Store one list of the images that could not be read, instead of those of the shards.
-
-    Returns:
-        What to replace in the manifest.
-    """
-    return {
-        "shards": tuple(replace(shard, failures=None) for shard in shards),
-        "failures": write_failures(path, next_shard, failures) if failures else None,
-        "next_shard": next_shard + 1 if failures else next_shard,
-    }
 
 
 def _superseded(
@@ -140,21 +164,33 @@ def _failures_now(
     return [failure for failure, out in zip(merged, gone, strict=True) if not out]
 
 
-def _describe(
+def _merged(
     path: Path,
     manifest: Manifest,
+    shards: Sequence[Shard],
     rows: StoredRows,
     live: Int64[ndarray, " live"],
     failures: Sequence[Failure] | None,
+    *,
+    request: KindRequest,
+    device: str = "cpu",
+    progress: bool = False,
 ) -> Manifest:
-    """Write the files of the new state and describe it; no failures means those listed now."""
-    assert manifest.index is not None
-    assert manifest.adding is not None
+    """Write the files of the new state and describe it.
+
+    Args:
+        path: The index.
+        manifest: With all that is to be merged in `staged`.
+        shards: What is searched from now on.
+        rows: Of these shards.
+        live: Rows that are to be found.
+        failures: Images that could not be read; None if the lists of the shards are right.
+        request: What kind of search structure is wanted.
+        device: Where to train and fill it.
+        progress: Show a progress bar on stderr.
+    """
     generation = manifest.generation + 1
-    filled = (shard for shard in manifest.staged if shard.metadata.rows)
-    shards = (*manifest.shards, *(replace(shard, failures=None) for shard in filled))
-    failed = manifest.counts.failures if failures is None else len(failures)
-    changed: dict[str, Any] = {"shards": shards, "corpus": manifest.adding, "adding": None}
+    changed: dict[str, Any] = {"shards": tuple(shards)}
     if failures is not None:
         changed |= relist(path, shards, manifest.next_shard, failures)
     dead = np.setdiff1d(rows.ids[rows.live], rows.ids[live])
@@ -162,10 +198,26 @@ def _describe(
         removed = np.union1d(rows.removed, dead)
         changed["tombstones"] = write_tombstones(path, generation, removed)
     if not np.isin(rows.ids[live], rows.ids[_searched(rows, manifest)]).all():
-        vectors, ids = rows.embeddings.take(live), rows.ids[live]
-        changed["index"] = store_searcher(path, generation, manifest.index.request, vectors, ids)
-    counts = Counts(images=len(live), failures=failed, removed=len(rows.ids) - len(live))
-    return replace(manifest, generation=generation, staged=(), counts=counts, **changed)
+        changed["index"] = store_searcher(
+            path, generation, request, rows.embeddings.take(live), rows.ids[live],
+            device=device, progress=progress,
+        )  # fmt: skip
+    lists = [shard.failures for shard in changed["shards"]]
+    lists.append(changed.get("failures", manifest.failures))
+    return replace(
+        manifest,
+        generation=generation,
+        counts=Counts(
+            images=len(live),
+            failures=sum(file.rows for file in lists if file is not None),
+            removed=len(rows.ids) - len(live),
+        ),
+        corpus=manifest.adding or manifest.corpus,
+        staged=(),
+        plan=None,
+        adding=None,
+        **changed,
+    )
 
 
 def _searched(rows: StoredRows, manifest: Manifest) -> Int64[ndarray, " live"]:

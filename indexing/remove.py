@@ -13,11 +13,10 @@ import pyarrow.compute as pc
 from jaxtyping import Int64
 from numpy import ndarray
 
-from indexing.merge import relist
 from indexing.records import Failure
 from indexing.store.folder import commit, read_finished, writer_lock
 from indexing.store.manifest import Counts
-from indexing.store.rows import StoredRows, read_failures, write_tombstones
+from indexing.store.rows import StoredRows, read_failures, relist, write_tombstones
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,8 @@ class Embeddings:
 
     def take(self, rows: Int64[ndarray, " rows"]) -> Embeddings:
         """Return a table of some of the rows, in the order given, on the same mapped files."""
+        if are_all_in_order(rows, len(self)):
+            return self
         view = object.__new__(Embeddings)
         view._shards = self._shards
         view._rows = rows if self._rows is None else self._rows[rows]
@@ -96,6 +98,11 @@ class Embeddings:
         if (flat.view(np.uint64) >= len(self)).any():  # negative ones are huge then
             raise IndexError(f"row numbers must be within 0..{len(self) - 1}, got {rows!r:.80}")
         return flat if self._rows is None else self._rows[flat]
+
+
+def are_all_in_order(rows: Int64[ndarray, " rows"], count: int) -> bool:
+    """Whether these are all rows of a table, as they come: true of an index never updated."""
+    return len(rows) == count and bool((rows == np.arange(count)).all())
 
 
 def _widened(values: Float16[ndarray, "rows dim"]) -> Float32[ndarray, "rows dim"]:

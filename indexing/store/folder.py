@@ -19,7 +19,8 @@ from indexing.store.manifest import MANIFEST, MAX_BYTES, Manifest
 
 LOCK = "LOCK"
 PREVIOUS = f"{MANIFEST}.prev"
-FOLDERS = ("img_emb", "metadata", "failures", "index")
+_FOLDERS = ("img_emb", "metadata", "failures", "index")
+_LEFT_BY_A_KILLED_BUILD = {LOCK, f"{MANIFEST}{TEMPORARY}", *_FOLDERS}
 _WRITTEN_BY_US = re.compile(
     rf"({FILE_NAME.pattern})({re.escape(TEMPORARY)})?"
     rf"|({re.escape(MANIFEST)}|{re.escape(PREVIOUS)}){re.escape(TEMPORARY)}"
@@ -78,6 +79,72 @@ def commit(folder: Path, manifest: Manifest) -> None:
 
 
 @contextmanager
+def new_index(path: Path) -> Iterator[Manifest | None]:
+    """Reserve a folder for one writer; leave nothing behind if the build fails before a commit.
+
+    Yields:
+        The state of an unfinished build, if there is one.
+    """
+    _check_vacant(path)
+    existed = path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    with writer_lock(path):
+        _check_vacant(path)  # another build may have finished in between
+        try:
+            yield read_manifest(path) if (path / MANIFEST).exists() else None
+        except BaseException:
+            if not (path / MANIFEST).exists():
+                with suppress(OSError):  # what matters is the error that brought us here
+                    remove_index(path)
+                    (path / LOCK).unlink()
+                    if not existed:
+                        path.rmdir()
+            raise
+
+
+def _check_vacant(path: Path) -> None:
+    """Refuse a place that holds anything but an unfinished build or what a killed one leaves.
+
+    Raises:
+        FileExistsError: If it does; the message says what.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise FileExistsError(f"{path} is a file; an index is a folder, choose another name")
+    if (path / MANIFEST).exists():
+        _check_unfinished(path)
+        return
+    names = {entry.name for entry in path.iterdir()}
+    if {LOCK, PREVIOUS} <= names:  # no build leaves these without a manifest: there was an index
+        raise FileExistsError(
+            f"{path} holds an index whose {MANIFEST} is gone{way_back(path)}; "
+            "or choose another folder"
+        )
+    foreign = names if LOCK not in names else names - _LEFT_BY_A_KILLED_BUILD
+    if foreign:
+        raise FileExistsError(
+            f"{path} is not empty and not an index (it holds {min(foreign)!r}); "
+            "choose another folder"
+        )
+
+
+def _check_unfinished(path: Path) -> None:
+    try:
+        manifest = read_manifest(path)
+    except ValueError:
+        size = "images that cannot be read"
+    else:
+        if manifest.plan is not None:
+            return
+        size = f"{manifest.counts.images:,} images"
+    raise FileExistsError(
+        f"{path} already holds an index of {size}; "
+        "add to it with `matvit index add`, choose another folder or remove it"
+    )
+
+
+@contextmanager
 def writer_lock(folder: Path) -> Iterator[None]:
     """Be the only writer of an index; the lock dies with the process.
 
@@ -118,7 +185,7 @@ def orphans(folder: Path, manifest: Manifest | None) -> list[Path]:
         manifest: What counts; None for nothing.
     """
     named = set() if manifest is None else {file.name for file in manifest.files}
-    candidates = [path for name in ("", *FOLDERS) for path in sorted((folder / name).glob("*"))]
+    candidates = [path for name in ("", *_FOLDERS) for path in sorted((folder / name).glob("*"))]
     return [
         path
         for path in candidates
@@ -146,6 +213,6 @@ def remove_index(folder: Path) -> None:
     (folder / PREVIOUS).unlink(missing_ok=True)  # without the other it would stand for an index
     (folder / MANIFEST).unlink(missing_ok=True)
     sweep(folder, None)
-    for name in FOLDERS:
+    for name in _FOLDERS:
         with suppress(OSError):  # missing, or holds something that is not ours
             (folder / name).rmdir()

@@ -7,9 +7,10 @@ number depends on the list of images alone, not on what failed or on how many wo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from jaxtyping import Float, Int64
 from numpy import ndarray
 
 from indexing.records import RECORDS, Failure
-from indexing.store.embeddings import Embeddings
+from indexing.store.embeddings import Embeddings, are_all_in_order
 from indexing.store.files import StoredFile, check_hash, damaged, store
 from indexing.store.manifest import MANIFEST, Manifest, Shard
 
@@ -82,6 +83,21 @@ def write_failures(folder: Path, number: int, failures: Sequence[Failure]) -> St
     """Store a list of images that could not be read."""
     table = pa.Table.from_pylist([asdict(failure) for failure in failures], FAILURES)
     return _store_table(folder, f"failures/failures_{number:06d}.parquet", table)
+
+
+def relist(
+    path: Path, shards: Sequence[Shard], next_shard: int, failures: Sequence[Failure]
+) -> dict[str, Any]:
+    """Store one list of the images that could not be read, instead of those of the shards.
+
+    Returns:
+        What to replace in the manifest.
+    """
+    return {
+        "shards": tuple(replace(shard, failures=None) for shard in shards),
+        "failures": write_failures(path, next_shard, failures) if failures else None,
+        "next_shard": next_shard + 1 if failures else next_shard,
+    }
 
 
 def read_failures(folder: Path, files: Sequence[StoredFile]) -> list[Failure]:
@@ -162,18 +178,14 @@ class StoredRows:
         """One row per stored row."""
         return Embeddings(self._folder, [shard.embeddings for shard in self.shards], self._dim)
 
-    @property
-    def all_live_in_order(self) -> bool:
-        """Whether the live rows are all rows, as they come: true of an index never updated."""
-        return len(self.live) == len(self.ids) and bool((np.diff(self.live) == 1).all())
-
     def live_metadata(self) -> pa.Table:
         """The rows of `metadata` that are live, by ascending id."""
-        return self.metadata if self.all_live_in_order else self.metadata.take(pa.array(self.live))
+        everything = are_all_in_order(self.live, len(self.ids))
+        return self.metadata if everything else self.metadata.take(pa.array(self.live))
 
     def live_embeddings(self) -> Embeddings:
         """The rows of `embeddings` that are live, by ascending id."""
-        return self.embeddings if self.all_live_in_order else self.embeddings.take(self.live)
+        return self.embeddings.take(self.live)
 
     def searchable(self) -> tuple[Embeddings, Int64[ndarray, " rows"]]:
         """Last row of each id, of those removed too, by ascending id: whatever is searched.

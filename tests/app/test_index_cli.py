@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indexing import build as building
+from indexing import write
 from indexing.corpus.decoding import DecodePool
 from indexing.store.folder import commit, writer_lock
 
@@ -231,8 +231,8 @@ def test_interrupted_build_says_how_to_go_on_and_does(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "commit", late)
-        patch.setattr(building, "SHARD_SIZE", 5)
+        patch.setattr(write, "commit", late)
+        patch.setattr(write, "SHARD_SIZE", 5)
         code, out, err = matvit(*build)
     typed = " ".join(["matvit", *map(str, build)])
     assert (code, out) == (130, "")

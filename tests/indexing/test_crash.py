@@ -20,7 +20,7 @@ from faults import every_crash
 from toy import DIM, ToyEncoder, photo
 from tqdm import tqdm
 
-from indexing import Corpus, ImageIndex, add, build, compact, verify
+from indexing import Corpus, Decoders, ImageIndex, compact, verify, write
 from indexing.remove import remove_images
 from indexing.search.request import KindRequest
 from indexing.store.folder import read_manifest
@@ -30,13 +30,14 @@ pytestmark = [
     pytest.mark.timeout(900),  # hundreds of processes, each of which may have to wait for a CPU
 ]
 
+DECODERS = Decoders(batch_size=9)
 QUERIES = np.random.default_rng(1).standard_normal((5, DIM)).astype(np.float32)
 
 
 @pytest.fixture(autouse=True)
 def small_shards_and_no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a step all the same
-    for module in (build, add, compact):
+    for module in (write, compact):
         monkeypatch.setattr(module, "SHARD_SIZE", 4)
 
 
@@ -89,7 +90,7 @@ def assert_crash_safe(base, work, action, before, after):
 def build_from(photos):
     def action(path):
         corpus, asked = Corpus.open(photos), KindRequest()
-        build.build_index(ToyEncoder(), corpus, path, request=asked, batch_size=9, progress=False)
+        write.build_index(ToyEncoder(), corpus, path, request=asked, decoders=DECODERS)
 
     return action
 
@@ -127,10 +128,8 @@ def test_add(photos, built, tmp_path):
     (photos / "1/3.png").unlink()
 
     def action(path):
-        add.add_images(
-            ToyEncoder(), Corpus.open(photos), path,
-            retry_failed=False, remove_missing=True, batch_size=9, progress=False,
-        )  # fmt: skip
+        corpus = Corpus.open(photos)
+        write.add_images(ToyEncoder(), corpus, path, remove_missing=True, decoders=DECODERS)
 
     after = state_after(action, built, tmp_path)
     assert_crash_safe(built, tmp_path, action, before, after)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from toy import DIM, ToyEncoder, photo
 
-from indexing import Corpus, ImageIndex, build, verify
+from indexing import Corpus, ImageIndex, verify, write
 from indexing.search.making import check_search_file, read_searcher
 from indexing.store.files import sha256_of
 from indexing.store.folder import read_manifest
@@ -47,7 +47,7 @@ def photos(tmp_path):
 @pytest.fixture
 def index(photos, tmp_path, monkeypatch):
     """An index of three shards, one image less than it stores."""
-    monkeypatch.setattr(build, "SHARD_SIZE", 4)
+    monkeypatch.setattr(write, "SHARD_SIZE", 4)
     index = ImageIndex.build(ToyEncoder(), Corpus.open(photos), tmp_path / "index")
     index.remove([3])
     return index

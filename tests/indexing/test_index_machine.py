@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from toy import DIM, ToyEncoder, expected_embedding, photo
 
-from indexing import Corpus, ImageIndex, add, build, compact
+from indexing import Corpus, ImageIndex, compact, write
 
 NAMES = [f"{folder}/{number}.png" for folder in "abc" for number in range(4)]
 QUERIES = np.random.default_rng(1).standard_normal((3, DIM))
@@ -30,8 +30,8 @@ class IndexMachine(RuleBasedStateMachine):
     @initialize(names=st.sets(st.sampled_from(NAMES), min_size=1, max_size=6))
     def build(self, names):
         self.work = Path(tempfile.mkdtemp())
-        self.sizes = build.SHARD_SIZE, add.SHARD_SIZE, compact.SHARD_SIZE
-        build.SHARD_SIZE = add.SHARD_SIZE = compact.SHARD_SIZE = 3
+        self.size = write.SHARD_SIZE
+        write.SHARD_SIZE = compact.SHARD_SIZE = 3
         self.fsync, os.fsync = os.fsync, lambda descriptor: None
         self.seed, self.ever = 0, set()
         for name in sorted(names):
@@ -42,7 +42,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "work"):
-            build.SHARD_SIZE, add.SHARD_SIZE, compact.SHARD_SIZE = self.sizes
+            write.SHARD_SIZE = compact.SHARD_SIZE = self.size
             os.fsync = self.fsync
             shutil.rmtree(self.work)
 

@@ -122,7 +122,7 @@ def test_a_build_that_failed_leaves_the_way_free_for_the_next(tmp_path, monkeypa
 def test_a_build_that_was_stopped_is_no_index(tiny_model, photo_folder, tmp_path, monkeypatch):
     path = tmp_path / "i.index"
     assert not is_built(path)
-    monkeypatch.setattr("indexing.build._finish", None)  # stops when all is stored
+    monkeypatch.setattr("indexing.write.merge_build", None)  # stops when all is stored
     with pytest.raises(TypeError):
         ImageIndex.build(tiny_model, Corpus.open(photo_folder), path)
     assert (path / "manifest.json").exists()

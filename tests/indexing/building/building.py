@@ -5,27 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from indexing import build as building
-from indexing.corpus.corpus import Corpus
 from indexing.index import ImageIndex
 from matvit.embedding import embed
-
-
-@pytest.mark.parametrize(("batch_size", "shard_size"), [(256, 100), (1, 4), (5, 7), (5, 100)])
-def test_every_row_is_the_embedding_of_its_own_image(
-    tiny_model, photo_folder, tmp_path, monkeypatch, batch_size, shard_size
-):
-    bad = ["apple/01.jpg", "bread/00.jpg", "cheese/99.jpg"]
-    for name in bad:
-        (photo_folder / name).write_text("no image")
-    corpus = Corpus.open(photo_folder)
-    monkeypatch.setattr(building, "SHARD_SIZE", shard_size)
-    index = ImageIndex.build(tiny_model, corpus, tmp_path / "index", batch_size=batch_size)
-    assert len(index) == 12
-    assert index.ids.tolist() == list(range(12))
-    assert_rows_are_their_own_images(index, tiny_model, corpus)
-    assert [failure.path for failure in index.failures] == bad
-
 
 SAME = 1 - 1e-5
 """Cosine of one image embedded in another batch: bfloat16 sums may be ordered differently."""

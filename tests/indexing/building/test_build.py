@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from building import SAME, assert_refused, assert_rows_are_their_own_images
 
-from indexing import build as building
-from indexing import embedding
+from indexing import write
 from indexing.corpus.corpus import Corpus
+from indexing.corpus.decoding import Decoders
 from indexing.index import ImageIndex
 from indexing.store.folder import writer_lock
 from matvit.embedding import embed
@@ -31,8 +31,10 @@ def test_every_row_is_the_embedding_of_its_own_image(
     for name in bad:
         (photo_folder / name).write_text("no image")
     corpus = Corpus.open(photo_folder)
-    monkeypatch.setattr(building, "SHARD_SIZE", shard_size)
-    index = ImageIndex.build(tiny_model, corpus, tmp_path / "index", batch_size=batch_size)
+    monkeypatch.setattr(write, "SHARD_SIZE", shard_size)
+    index = ImageIndex.build(
+        tiny_model, corpus, tmp_path / "index", decoders=Decoders(batch_size=batch_size)
+    )
     assert len(index) == 12
     assert index.ids.tolist() == list(range(12))
     assert_rows_are_their_own_images(index, tiny_model, corpus)
@@ -42,7 +44,7 @@ def test_every_row_is_the_embedding_of_its_own_image(
 def test_shards_are_numbered_by_the_corpus_alone(tiny_model, photo_folder, tmp_path, monkeypatch):
     for name in ("00.png", "03.png", "06.png", "09.png"):
         (photo_folder / "apple" / name).write_text("no image")
-    monkeypatch.setattr(building, "SHARD_SIZE", 4)
+    monkeypatch.setattr(write, "SHARD_SIZE", 4)
     ImageIndex.build(tiny_model, Corpus.open(photo_folder), tmp_path / "index")
     rows = [
         pq.read_metadata(tmp_path / f"index/metadata/metadata_{number:06d}.parquet").num_rows
@@ -176,13 +178,13 @@ def test_embedding_without_a_direction_stops_the_build(
         vectors[5] = value
         return vectors
 
-    monkeypatch.setattr(embedding, "embed", broken)
+    monkeypatch.setattr(write, "embed", broken)
     message = f"encoder tiny has no direction for {corpus.name(5)}: its embedding has length"
     assert_refused(tiny_model, corpus, tmp_path / "index", ValueError, message)
 
 
 def test_embeddings_of_another_shape_stop_the_build(tiny_model, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "embed", lambda *_, **__: np.ones((1, 16), np.float32) / 4)
+    monkeypatch.setattr(write, "embed", lambda *_, **__: np.ones((1, 16), np.float32) / 4)
     message = r"encoder tiny returned \(1, 16\), wanted \(12, 16\)"
     assert_refused(tiny_model, corpus, tmp_path / "index", ValueError, message)
 
@@ -211,5 +213,5 @@ def test_interrupt_leaves_nothing_behind(tiny_model, corpus, tmp_path, monkeypat
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(building, "commit", interrupted)
+    monkeypatch.setattr(write, "commit", interrupted)
     assert_refused(tiny_model, corpus, tmp_path / "index", KeyboardInterrupt)

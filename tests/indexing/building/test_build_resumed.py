@@ -7,29 +7,12 @@ import copy
 import pytest
 from building import assert_refused, assert_rows_are_their_own_images
 
-from indexing import build as building
-from indexing import embedding
+from indexing import write
 from indexing.corpus.corpus import Corpus
 from indexing.index import ImageIndex, IndexMismatchError
 from indexing.store.folder import commit
 from matvit.embedding import embed
 from matvit.model import MatViT
-
-
-@pytest.mark.parametrize(("batch_size", "shard_size"), [(256, 100), (1, 4), (5, 7), (5, 100)])
-def test_every_row_is_the_embedding_of_its_own_image(
-    tiny_model, photo_folder, tmp_path, monkeypatch, batch_size, shard_size
-):
-    bad = ["apple/01.jpg", "bread/00.jpg", "cheese/99.jpg"]
-    for name in bad:
-        (photo_folder / name).write_text("no image")
-    corpus = Corpus.open(photo_folder)
-    monkeypatch.setattr(building, "SHARD_SIZE", shard_size)
-    index = ImageIndex.build(tiny_model, corpus, tmp_path / "index", batch_size=batch_size)
-    assert len(index) == 12
-    assert index.ids.tolist() == list(range(12))
-    assert_rows_are_their_own_images(index, tiny_model, corpus)
-    assert [failure.path for failure in index.failures] == bad
 
 
 @pytest.fixture
@@ -44,8 +27,8 @@ def interrupted(tiny_model, corpus, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "commit", late)
-        patch.setattr(building, "SHARD_SIZE", 4)
+        patch.setattr(write, "commit", late)
+        patch.setattr(write, "SHARD_SIZE", 4)
         with pytest.raises(KeyboardInterrupt):
             ImageIndex.build(tiny_model, corpus, tmp_path / "index")
     return tmp_path / "index"
@@ -66,10 +49,10 @@ def test_same_call_embeds_only_what_is_missing(
         embedded.append(len(pixels))
         return embed(encoder, pixels, **options)
 
-    monkeypatch.setattr(embedding, "embed", counting)
+    monkeypatch.setattr(write, "embed", counting)
     resumed = ImageIndex.build(tiny_model, corpus, interrupted)
     assert sum(embedded) == 4
-    monkeypatch.setattr(building, "SHARD_SIZE", 4)
+    monkeypatch.setattr(write, "SHARD_SIZE", 4)
     whole = ImageIndex.build(tiny_model, corpus, tmp_path / "whole")
     assert (interrupted / "manifest.json").read_bytes() == (
         tmp_path / "whole/manifest.json"
@@ -126,7 +109,7 @@ def test_corpus_of_bad_images_only_leaves_nothing_behind_even_in_several_shards(
     (tmp_path / "bad").mkdir()
     for name in ("1.jpg", "2.jpg", "3.jpg"):
         (tmp_path / "bad" / name).write_text("no image")
-    monkeypatch.setattr(building, "SHARD_SIZE", 1)
+    monkeypatch.setattr(write, "SHARD_SIZE", 1)
     message = "none of the 3 images in .*bad could be read; the first is 1.jpg: not a readable"
     corpus = Corpus.open(tmp_path / "bad")
     assert_refused(tiny_model, corpus, tmp_path / "index", ValueError, message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from toy import ToyEncoder, photo
 
-from indexing import Corpus, ImageIndex, embedding
+from indexing import Corpus, ImageIndex, write
 from matvit.embedding import embed
 
 
@@ -32,7 +32,7 @@ def embedded(monkeypatch):
         counts.append(len(pixels))
         return embed(encoder, pixels, **options)
 
-    monkeypatch.setattr(embedding, "embed", counting)
+    monkeypatch.setattr(write, "embed", counting)
     return counts
 
 

@@ -15,7 +15,7 @@ import pytest
 from toy import ToyEncoder, photo
 from updating import assert_finds_exactly_its_photos, counts
 
-from indexing import Corpus, ImageIndex, IndexMismatchError, add
+from indexing import Corpus, ImageIndex, IndexMismatchError, write
 from indexing.store.folder import commit
 
 
@@ -144,7 +144,7 @@ def test_interrupted_addition_is_not_searched_and_goes_on(
 ):
     for number in range(5):
         photo(photos / f"new/{number}.png", 50 + number)
-    monkeypatch.setattr(add, "SHARD_SIZE", 2)
+    monkeypatch.setattr(write, "SHARD_SIZE", 2)
     done = []
 
     def late(folder, manifest):
@@ -154,7 +154,7 @@ def test_interrupted_addition_is_not_searched_and_goes_on(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(add, "commit", late)
+        patch.setattr(write, "commit", late)
         with pytest.raises(KeyboardInterrupt):
             add_all()
     assert sum(embedded) == 4

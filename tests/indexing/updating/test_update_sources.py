@@ -13,7 +13,7 @@ import pytest
 from toy import ToyEncoder, photo
 from updating import counts
 
-from indexing import Corpus, ImageIndex, add, build
+from indexing import Corpus, Decoders, ImageIndex, write
 from indexing.corpus import decode_process
 from indexing.store.folder import writer_lock
 
@@ -98,9 +98,8 @@ def test_processes_serve_all_shards_and_change_nothing(photos, index, tmp_path, 
             super().__init__(preprocess)
 
     monkeypatch.setattr(decode_process, "_Process", Counted)
-    monkeypatch.setattr(build, "SHARD_SIZE", 2)
-    monkeypatch.setattr(add, "SHARD_SIZE", 2)
-    options = {"workers": 1, "processes": True}
+    monkeypatch.setattr(write, "SHARD_SIZE", 2)
+    options = {"decoders": Decoders(workers=1, processes=True)}
     same = ImageIndex.build(ToyEncoder(), Corpus.open(photos), tmp_path / "same", **options)
     assert len(started) == 1
     for number in (6, 7, 8):
@@ -108,7 +107,7 @@ def test_processes_serve_all_shards_and_change_nothing(photos, index, tmp_path, 
     started.clear()
     assert same.add(ToyEncoder(), Corpus.open(photos), **options).added == 3
     assert len(started) == 1
-    index.add(ToyEncoder(), Corpus.open(photos), workers=0)
+    index.add(ToyEncoder(), Corpus.open(photos), decoders=Decoders(workers=0))
     assert same.metadata.equals(index.metadata)
     assert same.failures == index.failures
     np.testing.assert_array_equal(same.embeddings[:], index.embeddings[:])

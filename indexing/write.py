@@ -1,0 +1,334 @@
+"""Writing an index: building it, and adding to it, which is the same to something that is there.
+
+What is to be read is planned first. It is then staged: decoded, embedded and committed shard by
+shard, in the manifest's `staged`, where nobody searches it and nobody loses it. In the end all that
+is staged is merged into what is searched, by one commit. Whoever is stopped, by whatever, loses at
+most the shard at hand, and the same call goes on behind the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float16, Int64, UInt8
+from numpy import ndarray
+from tqdm import tqdm
+
+from indexing.changes import NEW, Changes, corpus_names, refuse_shared_names
+from indexing.checks import check_encoder, check_whole, describe
+from indexing.corpus.corpus import Corpus, DecodedBatch
+from indexing.corpus.decoding import DecodePool, Decoders
+from indexing.merge import AddReport, merge_addition, merge_build, staged_failures
+from indexing.records import NO_LABEL, RECORDS, Failure
+from indexing.search.gpu import gpu_count
+from indexing.search.kinds import resolve
+from indexing.search.request import KindRequest
+from indexing.store.files import check_hash, check_size
+from indexing.store.folder import commit, new_index, read_finished, remove_index, writer_lock
+from indexing.store.manifest import CorpusRecord, Counts, Manifest, Plan, Shard
+from indexing.store.rows import (
+    SHARD_SIZE,
+    StoredRows,
+    live_rows,
+    metadata_table,
+    read_failures,
+    write_shard,
+)
+from matvit import Encoder, embed
+
+_NORM_TOLERANCE = 1e-3
+
+
+def build_index(
+    encoder: Encoder,
+    corpus: Corpus,
+    path: Path,
+    *,
+    request: KindRequest,
+    decoders: Decoders = Decoders(),
+    progress: bool = False,
+) -> None:
+    """Embed a corpus and store it as an index, or finish doing so; see `ImageIndex.build`."""
+    check_whole(encoder)
+    if len(corpus) == 0:
+        raise ValueError(f"no images to index: the corpus at {corpus.root} is empty")
+    resolve(request, len(corpus), encoder.config.embed_dim)  # or hours end in an error
+    with new_index(path) as begun:
+        if begun is None:
+            manifest = _begin(encoder, corpus)
+            remove_index(path)  # what is left of a build that was killed before its first commit
+        else:
+            manifest = _resume(encoder, corpus, path, begun)
+        assert manifest.plan is not None
+        size = manifest.plan.shard_size
+        done = min(len(manifest.staged) * size, len(corpus))
+        stage = _Stage(
+            encoder=encoder, path=path, corpus=corpus,
+            numbers=_class_numbers(manifest.corpus, corpus), changes=None,
+        )  # fmt: skip
+        bar = _bar("indexing", len(corpus), done, progress)
+        manifest = stage.store(manifest, np.arange(done, len(corpus)), size, decoders, bar)
+        device = "auto" if built_on(encoder) == "cuda" else "cpu"
+        merge_build(path, manifest, request, device=device, progress=progress)
+
+
+def add_images(
+    encoder: Encoder,
+    corpus: Corpus,
+    path: Path,
+    *,
+    retry_failed: bool = False,
+    remove_missing: bool = False,
+    decoders: Decoders = Decoders(),
+    progress: bool = False,
+) -> AddReport:
+    """Bring an index up to date with its corpus; see `ImageIndex.add`."""
+    check_whole(encoder)
+    check_encoder(path, read_finished(path), encoder)
+    names = corpus_names(corpus)
+    with writer_lock(path):
+        before = read_finished(path)
+        check_encoder(path, before, encoder)
+        now = _updated(path, before.adding or before.corpus, corpus)
+        rows = StoredRows(path, before, (*before.shards, *before.staged))
+        _refuse_shared_names(path, before, rows)
+        failures = [(-1, failure) for failure in read_failures(path, before.failure_files)]
+        failures += staged_failures(path, before)
+        changes = Changes(corpus, names, rows, failures, retry_failed=retry_failed)
+        stage = _Stage(
+            encoder=encoder, path=path, corpus=corpus,
+            numbers=_class_numbers(now, corpus), changes=changes,
+        )  # fmt: skip
+        manifest, bar = replace(before, adding=now), _bar("adding", len(changes.todo), 0, progress)
+        manifest = stage.store(manifest, changes.todo, SHARD_SIZE, decoders, bar)
+        return merge_addition(path, before, manifest, names if remove_missing else None)
+
+
+def built_on(encoder: Encoder) -> str:
+    """Where FAISS trains and fills: on the GPU if the encoder is on one and FAISS sees one."""
+    return "cuda" if encoder.device.type == "cuda" and gpu_count() else "cpu"
+
+
+# --- planning ---------------------------------------------------------------------------------
+
+
+def _begin(encoder: Encoder, corpus: Corpus) -> Manifest:
+    """Describe a build that has stored nothing yet."""
+    by, prepared = describe(encoder)
+    class_names = corpus.class_names
+    return Manifest(
+        generation=0,
+        next_id=0,
+        next_shard=0,
+        counts=Counts(images=0, failures=0, removed=0),
+        encoder=by,
+        preprocess=prepared,
+        corpus=CorpusRecord(
+            root=str(corpus.root),
+            kind=corpus.kind,
+            images=len(corpus),
+            class_names=None if class_names is None else tuple(class_names),
+        ),
+        shards=(),
+        staged=(),
+        plan=Plan(list_sha256=corpus.list_sha256, shard_size=SHARD_SIZE),
+        adding=None,
+        tombstones=None,
+        failures=None,
+        index=None,
+    )
+
+
+def _resume(encoder: Encoder, corpus: Corpus, path: Path, begun: Manifest) -> Manifest:
+    """Check that an unfinished build is the same job, and drop shards that are damaged.
+
+    Raises:
+        IndexMismatchError: If it was begun by another encoder or preprocessing.
+        ValueError: If it was begun with another list of images.
+    """
+    check_encoder(path, begun, encoder)
+    assert begun.plan is not None
+    old = begun.corpus
+    same = (old.root, old.images, begun.plan.list_sha256)
+    if same != (str(corpus.root), len(corpus), corpus.list_sha256):
+        raise ValueError(
+            f"{path} was begun with another list of images: {old.images:,} in {old.root}, now "
+            f"{len(corpus):,} in {corpus.root}; put files that were added, renamed or removed "
+            "back as they were, or remove the index and start again"
+        )
+    intact = tuple(takewhile(lambda shard: _is_intact(path, shard), begun.staged))
+    if intact == begun.staged:
+        return begun
+    next_id = sum(shard.metadata.rows for shard in intact)
+    return replace(begun, staged=intact, next_id=next_id, next_shard=len(intact))
+
+
+def _is_intact(path: Path, shard: Shard) -> bool:
+    try:
+        for file in shard.files:
+            check_size(path, file)
+            check_hash(path, file)
+    except ValueError:
+        return False
+    return True
+
+
+def _updated(path: Path, old: CorpusRecord, corpus: Corpus) -> CorpusRecord:
+    """Describe the corpus as it is now; classes keep their numbers, new ones come last.
+
+    Raises:
+        ValueError: If it is another corpus.
+    """
+    if (old.root, old.kind) != (str(corpus.root), corpus.kind):
+        raise ValueError(
+            f"{path} holds images of the {old.kind} {old.root}, so the {corpus.kind} "
+            f"{corpus.root} cannot be added to it; put the images there or build another index"
+        )
+    names = old.class_names
+    if corpus.class_names is not None:
+        known = names or ()
+        names = (*known, *(name for name in corpus.class_names if name not in set(known)))
+    return replace(old, images=len(corpus), class_names=names)
+
+
+def _refuse_shared_names(path: Path, manifest: Manifest, rows: StoredRows) -> None:
+    """Refuse an index in which a name stands for several images, staged ones aside."""
+    searched = sum(shard.metadata.rows for shard in manifest.shards)
+    live = live_rows(rows.ids[:searched], rows.removed)
+    refuse_shared_names(rows.metadata.column("path").take(live), f"images in {path}")
+
+
+def _class_numbers(record: CorpusRecord, corpus: Corpus) -> Int64[ndarray, " classes"]:
+    """Number in the index of each class of the corpus, and of no class as the last one."""
+    number = {name: label for label, name in enumerate(record.class_names or ())}
+    named = (number[name] for name in corpus.class_names or ())
+    return np.array([*named, NO_LABEL], dtype=np.int64)
+
+
+def _bar(doing: str, images: int, done: int, progress: bool) -> tqdm:
+    return tqdm(total=images, initial=done, desc=doing, unit="img", disable=not progress)
+
+
+# --- staging ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """Reads images and stores them as shards that wait to be merged.
+
+    Attributes:
+        encoder: A whole encoder.
+        path: The index.
+        corpus: The images.
+        numbers: Number in the index of each class of the corpus, and of no class as the last.
+        changes: Knows which images are stored already; None if none can be.
+    """
+
+    encoder: Encoder
+    path: Path
+    corpus: Corpus
+    numbers: Int64[ndarray, " classes"]
+    changes: Changes | None
+
+    def store(
+        self,
+        manifest: Manifest,
+        todo: Int64[ndarray, " images"],
+        size: int,
+        decoders: Decoders,
+        bar: tqdm,
+    ) -> Manifest:
+        """Embed the images at some places of the corpus and commit them, so many to a shard."""
+        with DecodePool(self.encoder.preprocess, decoders) as pool, bar:
+            for start in range(0, len(todo), size):
+                run = self.corpus.subset(todo[start : start + size])
+                manifest = self._store_shard(manifest, run.decode_with(pool), bar.update)
+        return manifest
+
+    def _store_shard(
+        self,
+        manifest: Manifest,
+        batches: Iterable[DecodedBatch],
+        advance: Callable[[int], object],
+    ) -> Manifest:
+        """Embed one run of images and commit it; the next ones are decoded meanwhile."""
+        vectors: list[Float16[ndarray, "images dim"]] = []
+        columns: list[pa.RecordBatch] = []
+        ids: list[int] = []
+        failures: list[Failure] = []
+        next_id = manifest.next_id
+        for batch in batches:
+            known, given = self._trace(batch, next_id)
+            vectors.append(self._vectors(batch, known))
+            columns.append(self._renumbered(batch.columns))
+            ids += given
+            failures += batch.failures
+            next_id = max([next_id, *(number + 1 for number in given)])
+            advance(batch.images)
+        table = metadata_table(columns, ids)
+        number = manifest.next_shard
+        shard = write_shard(self.path, number, np.concatenate(vectors), table, failures)
+        staged = (*manifest.staged, shard)
+        manifest = replace(manifest, next_id=next_id, next_shard=number + 1, staged=staged)
+        commit(self.path, manifest)
+        return manifest
+
+    def _trace(
+        self, batch: DecodedBatch, next_id: int
+    ) -> tuple[Int64[ndarray, " images"], list[int]]:
+        """Stored row of each image, `NEW` if there is none, and the id that it gets."""
+        if self.changes is None:
+            return np.full(len(batch), NEW), list(range(next_id, next_id + len(batch)))
+        return self.changes.trace(batch.columns, next_id)
+
+    def _vectors(
+        self, batch: DecodedBatch, known: Int64[ndarray, " images"]
+    ) -> Float16[ndarray, "images dim"]:
+        """Copy the embeddings that are stored already, compute the others."""
+        new, names = known == NEW, batch.columns["path"]
+        if new.all():
+            return embed_whole(self.encoder, batch.pixels, names)
+        assert self.changes is not None
+        vectors = np.empty((len(batch), self.encoder.config.embed_dim), dtype=np.float16)
+        vectors[new] = embed_whole(self.encoder, batch.pixels[new], names.filter(pa.array(new)))
+        vectors[~new] = self.changes.embeddings.raw(known[~new])
+        return vectors
+
+    def _renumbered(self, columns: pa.RecordBatch) -> pa.RecordBatch:
+        """Number the classes as the index does."""
+        place = RECORDS.get_field_index("label")
+        labels = pa.array(self.numbers[columns["label"].to_numpy()])
+        return columns.set_column(place, RECORDS.field(place), labels)
+
+
+def embed_whole(
+    encoder: Encoder, pixels: UInt8[ndarray, "images height width 3"], names: pa.Array
+) -> Float16[ndarray, "images dim"]:
+    """Embed images at full size and make sure that every row can be searched for.
+
+    Args:
+        encoder: A whole encoder.
+        pixels: Decoded images.
+        names: What to call each.
+
+    Raises:
+        ValueError: If the encoder did not return one unit vector per image.
+    """
+    expected = (len(pixels), encoder.config.embed_dim)
+    if not len(pixels):
+        return np.empty(expected, dtype=np.float16)
+    vectors = embed(encoder, pixels, batch_size=len(pixels))
+    if vectors.shape != expected:
+        raise ValueError(f"encoder {encoder.name} returned {vectors.shape}, wanted {expected}")
+    norms = np.linalg.norm(vectors, axis=1)
+    for row in np.flatnonzero(~(np.abs(norms - 1) < _NORM_TOLERANCE)):  # NaN is caught too
+        raise ValueError(
+            f"encoder {encoder.name} has no direction for {names[row]}: its "
+            f"embedding has length {norms[row]}; check the weights of the encoder"
+        )
+    return vectors.astype(np.float16)
