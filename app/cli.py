@@ -59,6 +59,26 @@ ClickException: type[typer.BadParameter] = next(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from app.doctor import installed
+
+        show(f"matvit {installed('matvit-retrieval') or 'that is not installed'}")
+        raise typer.Exit
+
+
+@cli.callback()
+def shared(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take what can be said before a command."""
+
+
 @cli.command()
 def demo(
     images: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tomllib
@@ -43,6 +44,16 @@ def test_every_tool_of_the_checks_has_one_version():
     tools = {name.partition(">")[0].partition("[")[0] for name in extras["dev"] + extras["docs"]}
     assert tools - pinned == {"scipy"}  # an oracle, not a tool
     assert "torch" not in pinned
+
+
+def test_warnings_are_errors_in_every_file_of_ours_and_in_no_other():
+    filters = PYPROJECT["tool"]["pytest"]["ini_options"]["filterwarnings"]
+    patterns = [each.removeprefix("error:::") for each in filters if each.startswith("error:::")]
+    ours = re.compile("|".join(patterns))
+    modules = {*(file.stem for file in (ROOT / "tests").rglob("*.py")), *INSTALLED, "app.cli"}
+    assert [each for each in modules if not ours.match(each)] == []
+    others = ("torch", "streamlit", "apple", "matvitamin", "_pytest.main", "tests_of_others")
+    assert [each for each in others if ours.match(each)] == []
 
 
 def test_no_large_file_is_tracked():

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,10 @@ def test_help_answers_without_importing_torch():
     assert done.returncode == 0, done.stderr
     for command in ("demo", "train", "index", "search", "evaluate", "doctor", "app"):
         assert command in done.stdout
+
+
+def test_the_version_is_that_of_what_is_installed(matvit):
+    assert matvit("--version") == (0, f"matvit {metadata.version('matvit-retrieval')}\n", "")
 
 
 def test_search_json_has_the_stable_shape(matvit, index, encoder, photo_folder):
