@@ -116,6 +116,11 @@ def load_encoder(
     Raises:
         FileNotFoundError: If there is neither; the message lists the bundled names.
         ValueError: If a file is damaged or of another version, or the files do not fit together.
+
+    Examples:
+        >>> encoder = load_encoder("matvit-tiny64")
+        >>> encoder.name, encoder.preprocess.img_size
+        ('matvit-tiny64', 64)
     """
     folder, settings = locate(source), read_settings(source)
     expected = {WEIGHTS: settings.weights}

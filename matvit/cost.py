@@ -31,6 +31,13 @@ def count_macs(config: MatViTConfig, submodel: Submodel, img_size: int | None = 
 
     Raises:
         ValueError: If the submodel is not one of this model's, or the size does not fit.
+
+    Examples:
+        >>> config = MatViTConfig(img_size=64, patch_size=8, embed_dim=256, depth=6, num_heads=4)
+        >>> full = Submodel((1024,) * 6, hidden_dim=1024)
+        >>> small = Submodel((128,) * 6, hidden_dim=1024)
+        >>> f"{count_macs(config, full):,}", f"{count_macs(config, small):,}"
+        ('322,833,408', '143,920,128')
     """
     check_submodel(config, submodel)
     return _count_macs(config, submodel.widths, config.depth, img_size)

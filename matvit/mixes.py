@@ -37,6 +37,13 @@ def mix_n_match(config: MatViTConfig, limit: int | None = None) -> list[Submodel
 
     Raises:
         ValueError: If `limit` is below 2.
+
+    Examples:
+        >>> config = MatViTConfig(img_size=64, patch_size=8, embed_dim=256, depth=6, num_heads=4)
+        >>> len(mix_n_match(config))
+        84
+        >>> [str(submodel) for submodel in mix_n_match(config, limit=4)]
+        ['S', '2xM,4xL', '1xM,2xL,3xXL', 'XL']
     """
     submodels = [Submodel(chosen, config.hidden_dim) for chosen in _monotone_widths(config)]
     submodels.sort(key=lambda submodel: (count_macs(config, submodel), submodel.widths))

@@ -192,6 +192,14 @@ class MatViT(nn.Module):
 
     Attributes:
         backbone: The weights: a timm `VisionTransformer` of `NestedBlock`s.
+
+    Examples:
+        >>> model = MatViT.load("matvit-tiny64")
+        >>> images = torch.zeros(2, 3, 64, 64)
+        >>> model(images).shape, model(images, "4xS,2xXL").shape
+        (torch.Size([2, 256]), torch.Size([2, 256]))
+        >>> model.submodel("4xS,2xXL").widths
+        (128, 128, 128, 128, 1024, 1024)
     """
 
     def __init__(

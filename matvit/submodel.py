@@ -39,6 +39,15 @@ class Submodel:
 
     Raises:
         ValueError: If there is no block or a width is outside 1..hidden_dim.
+
+    Examples:
+        >>> mix = Submodel.parse("4xS,2xXL", depth=6, hidden_dim=1024)
+        >>> mix.widths
+        (128, 128, 128, 128, 1024, 1024)
+        >>> str(mix), mix.is_full
+        ('4xS,2xXL', False)
+        >>> mix <= Submodel.uniform(Granularity.XL, depth=6, hidden_dim=1024)
+        True
     """
 
     widths: tuple[int, ...]
