@@ -199,7 +199,7 @@ def _test(
     passed = None
     for each in operations:
         measured, lost = replies.operate(ladder, each.thresholds, each.level)
-        if _upper_bound(lost, certainty) > max_loss:
+        if upper_bound(lost, certainty) > max_loss:
             break
         passed = measured
     return passed
@@ -242,7 +242,7 @@ def _promising(
     for place, ladder in enumerate(candidates):
         operations = curve(replies, ladder)
         bounds = [
-            _upper_bound(replies.operate(ladder, each.thresholds)[1], certainty)
+            upper_bound(replies.operate(ladder, each.thresholds)[1], certainty)
             for each in operations
         ]
         safest = int(np.argmin(bounds))
@@ -268,7 +268,7 @@ def _threshold(confidence: Float[ndarray, " queries"], level: float) -> float:
     return float(np.quantile(finite, level))
 
 
-def _upper_bound(lost: Float[ndarray, " queries"], certainty: float) -> float:
+def upper_bound(lost: Float[ndarray, " queries"], certainty: float) -> float:
     """Upper confidence bound of the mean loss.
 
     The bound of the central limit theorem is too low where losses are rare and queries few. What

@@ -9,11 +9,11 @@ from matvit.embedding import embed
 from retrieval.tuning.sample import draw_sample
 from retrieval.tuning.threshold import (
     Replies,
-    _upper_bound,
     curve,
     ladders,
     reply,
     set_thresholds,
+    upper_bound,
 )
 
 
@@ -103,8 +103,8 @@ def test_confidence_that_tells_nothing_gives_no_escalation(model):
 
 @pytest.mark.parametrize("count", [20, 40, 80])
 def test_a_few_queries_without_a_loss_prove_no_small_loss(count):
-    assert _upper_bound(np.zeros(count), 0.9) > 0.02
-    assert _upper_bound(np.zeros(2000), 0.9) < 0.002
+    assert upper_bound(np.zeros(count), 0.9) > 0.02
+    assert upper_bound(np.zeros(2000), 0.9) < 0.002
 
 
 @pytest.mark.parametrize("count", [20, 50, 100, 200, 1000])
@@ -112,7 +112,7 @@ def test_a_few_queries_without_a_loss_prove_no_small_loss(count):
 def test_the_bound_is_above_the_truth_as_often_as_promised(count, true_loss):
     rng = np.random.default_rng(count)
     draws = (rng.random((2000, count)) < true_loss).astype(float)
-    missed = np.mean([_upper_bound(lost, 0.9) < true_loss for lost in draws])
+    missed = np.mean([upper_bound(lost, 0.9) < true_loss for lost in draws])
     assert missed <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / 2000)
 
 
