@@ -2,7 +2,7 @@
 
 index = ImageIndex.build(model, Corpus.from_folder("photos/"), "photos.index")
 ids, scores = index.search(vectors, k=10)
-index.add(model, Corpus.from_folder("photos/"))  # what is new or changed since
+index = index.add(model, Corpus.from_folder("photos/"))  # what is new or changed since
 """
 
 import lazy_loader as lazy

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import copy
 from pathlib import Path
 
 from jaxtyping import Float32, Int64
@@ -27,6 +26,8 @@ from matvit import Encoder
 
 __all__ = ["ImageIndex", "IndexMismatchError"]
 
+Report = AddReport | RemoveReport | CompactReport
+
 
 class ImageIndex(IndexedImages):
     """Images embedded at full size, with cosine search: exact, or approximate if there are many.
@@ -34,16 +35,27 @@ class ImageIndex(IndexedImages):
     Every image has an id, a number that never changes while the index lives and is never given to
     another image. What is known about the images is inherited from `IndexedImages`.
 
-    Make one with `build`, or open one with `open`. An opened index stays at the generation it was
-    opened at, whatever others do to the folder; `add`, `remove` and `compact` move the one they
-    are called on to the new generation.
+    Make one with `build`, or open one with `open`. An index never changes: it stays at the
+    generation it was opened at, whatever anybody does to the folder, so any number of threads may
+    use it. `add`, `remove` and `compact` return the index of the new generation.
+
+    Attributes:
+        report: What the change that made this generation did, if `add`, `remove` or `compact`
+            returned it; else None.
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, *, device: str = "cpu", mmap: bool = False
+        self,
+        path: Path,
+        manifest: Manifest,
+        *,
+        device: str = "cpu",
+        mmap: bool = False,
+        report: Report | None = None,
     ) -> None:
         rows, self._searcher = open_checked(path, manifest, device=device, mmap=mmap)
         super().__init__(path, manifest, rows)
+        self.report = report
         self._device, self._mmap = device, mmap
 
     @classmethod
@@ -136,7 +148,18 @@ class ImageIndex(IndexedImages):
             ValueError: If it is damaged, unfinished or of another version; the message names the
                 file, or says what to do. Also if the device cannot be had.
         """
-        path = Path(path)
+        return cls._open(Path(path), encoder, device=device, mmap=mmap)
+
+    @classmethod
+    def _open(
+        cls,
+        path: Path,
+        encoder: Encoder | None = None,
+        *,
+        device: str,
+        mmap: bool,
+        report: Report | None = None,
+    ) -> ImageIndex:
         while True:
             manifest = read_finished(path)
             if encoder is not None:
@@ -144,7 +167,7 @@ class ImageIndex(IndexedImages):
             try:
                 for file in manifest.searched_files:
                     check_size(path, file)
-                return cls(path, manifest, device=device, mmap=mmap)
+                return cls(path, manifest, device=device, mmap=mmap, report=report)
             except (FileNotFoundError, ValueError):
                 if read_manifest(path) == manifest:
                     raise  # else a writer has meanwhile removed what we were opening
@@ -175,14 +198,6 @@ class ImageIndex(IndexedImages):
             raise ValueError(f"k must be at least 1, got {k}")
         return self._searcher.search(unit_queries(vectors, self.embeddings.shape[1]), k)
 
-    def snapshot(self) -> ImageIndex:
-        """Return the index as it is now; `add`, `remove` and `compact` do not move it on.
-
-        For several calls that have to agree, while other threads may write. It costs nothing.
-        """
-        _ = self.labels  # found once, not for every snapshot
-        return copy(self)
-
     def add(
         self,
         encoder: Encoder,
@@ -192,7 +207,7 @@ class ImageIndex(IndexedImages):
         remove_missing: bool = False,
         decoders: Decoders = Decoders(),
         progress: bool = False,
-    ) -> AddReport:
+    ) -> ImageIndex:
         """Bring the index up to date with its corpus.
 
         Only files that are new, or whose size or time of change is another, are read; of these,
@@ -212,6 +227,9 @@ class ImageIndex(IndexedImages):
             decoders: Who decodes, and how many images are embedded at a time.
             progress: Show a progress bar on stderr.
 
+        Returns:
+            The index as it is now; its `report` is an `AddReport`.
+
         Raises:
             IndexMismatchError: If the index was built by another encoder or preprocessing.
             BlockingIOError: If somebody else is writing.
@@ -227,17 +245,19 @@ class ImageIndex(IndexedImages):
             decoders=decoders,
             progress=progress,
         )
-        self._move_on()
-        return report
+        return self._next(report)
 
     def remove(
         self, ids: Iterable[int] | Int64[ndarray, " ids"] = (), *, paths: Iterable[str] = ()
-    ) -> RemoveReport:
+    ) -> ImageIndex:
         """Remove images: they are found no more from now on. `compact` gives back their space.
 
         Args:
             ids: Ids of images.
             paths: Names of images, or of some that could not be read, to list them no more.
+
+        Returns:
+            The index as it is now; its `report` is a `RemoveReport`.
 
         Raises:
             KeyError: If one of them is not in the index; nothing is removed then.
@@ -245,29 +265,30 @@ class ImageIndex(IndexedImages):
             ValueError: If none is named, or no image would be left.
         """
         report = remove_images(self.path, [int(number) for number in ids], paths)
-        self._move_on()
-        return report
+        return self._next(report)
 
-    def compact(self, *, progress: bool = False) -> CompactReport:
+    def compact(self, *, progress: bool = False) -> ImageIndex:
         """Give back the space of what was removed, and join small shards.
 
         Whoever has the index open keeps what was opened. Ids and answers stay as they are.
+
+        Returns:
+            The index as it is now; its `report` is a `CompactReport`.
 
         Raises:
             BlockingIOError: If somebody else is writing.
             ValueError: If a file that would have to be copied is damaged.
         """
         report = compact_index(self.path, progress=progress)
-        self._move_on()
-        return report
+        return self._next(report)
 
     def verify(self, *, progress: bool = False) -> VerifyReport:
         """Read everything that is stored now and check it; see `indexing.verification`."""
         return verify(self.path, progress=progress)
 
-    def _move_on(self) -> None:
-        """Become the newest generation, in one step: other threads see the old one or the new."""
-        self.__dict__ = ImageIndex.open(self.path, device=self._device, mmap=self._mmap).__dict__
+    def _next(self, report: Report) -> ImageIndex:
+        """Open what a change has made of the index."""
+        return ImageIndex._open(self.path, device=self._device, mmap=self._mmap, report=report)
 
     def check_encoder(self, encoder: Encoder) -> None:
         """Make sure that an encoder speaks the language of this index.

@@ -170,7 +170,7 @@ class Retriever:
                 is below 1.
             IndexMismatchError: If the encoder has changed since the index was built.
         """
-        index = self.index.snapshot()
+        index = self.index
         check_question(self.encoder, index, k)
         chosen = self.encoder.submodel(submodel)
         if not images:

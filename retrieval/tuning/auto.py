@@ -81,7 +81,7 @@ class AutoRetriever:
             ValueError: If an image cannot be read, or k is below 1.
             IndexMismatchError: If the encoder has changed since the index was built.
         """
-        index = self.retriever.index.snapshot()
+        index = self.retriever.index
         check_question(self._model, index, k)
         found: list[Hits] = []
         for start in range(0, len(images), _TOGETHER):

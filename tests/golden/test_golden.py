@@ -124,12 +124,6 @@ def opened(tmp_path):
     return copied
 
 
-def updated(index: ImageIndex, encoder: MatViT, photos: Path) -> ImageIndex:
-    """The index after an addition, whether or not the one in hand moves with it."""
-    index.add(encoder, Corpus.open(photos))
-    return ImageIndex.open(index.path)
-
-
 def counted(encoder: MatViT, counts: list[int]) -> Any:
     """Write down how many images an encoder embeds at a time."""
 
@@ -168,7 +162,7 @@ def test_an_index_knows_its_photos_again(name, encoder, opened, photos):
     """Size and time of change are enough: nothing is read or embedded."""
     before, counts = ImageIndex.open(opened(name, photos)), []
     with counted(encoder, counts):
-        after = updated(before, encoder, photos)
+        after = before.add(encoder, Corpus.open(photos))
     assert counts == []
     assert after.metadata.equals(before.metadata)
 
@@ -191,7 +185,7 @@ def test_an_unfinished_addition_goes_on(encoder, opened, tmp_path):
     index, counts = ImageIndex.open(opened("unfinished-add", photos)), []
     assert (len(index), index.info()["staged"]) == (40, 31)
     with counted(encoder, counts):
-        index = updated(index, encoder, photos)
+        index = index.add(encoder, Corpus.open(photos))
     assert sum(counts) == 30
     assert_says(world.facts(index), OPENED["unfinished-add"])
     assert_same_answers(index, "unfinished-add", BFLOAT16)

@@ -106,8 +106,7 @@ def updated(photos, built):
     """An index after an addition and a removal, and photos that have changed since."""
     photo(photos / "0/7.png", 7)
     index = ImageIndex.open(built)
-    index.add(ToyEncoder(), Corpus.open(photos))
-    index.remove([1, 7])
+    index.add(ToyEncoder(), Corpus.open(photos)).remove([1, 7])
     return built
 
 

@@ -49,8 +49,7 @@ def index(photos, tmp_path, monkeypatch):
     """An index of three shards, one image less than it stores."""
     monkeypatch.setattr(write, "SHARD_SIZE", 4)
     index = ImageIndex.build(ToyEncoder(), Corpus.open(photos), tmp_path / "index")
-    index.remove([3])
-    return index
+    return index.remove([3])
 
 
 def answers(path):
@@ -287,14 +286,31 @@ def test_reader_keeps_its_generation_whatever_a_writer_does(index, photos):
     reader = ImageIndex.open(index.path)
     search = [part.tolist() for part in reader.search(QUERIES, 8)]
     photo(photos / "0/new.png", 30)
-    index.add(ToyEncoder(), Corpus.open(photos))
-    index.remove([0, 5])
-    index.compact()
+    index.add(ToyEncoder(), Corpus.open(photos)).remove([0, 5]).compact()
     assert not (index.path / "img_emb/img_emb_000000.npy").exists()
     assert [part.tolist() for part in reader.search(QUERIES, 8)] == search
     norms = np.linalg.norm(reader.embeddings[:].astype(np.float64), axis=1)
     np.testing.assert_allclose(norms, 1, atol=1e-6)
     assert (len(reader), reader.info()["generation"]) == (8, 2)
+
+
+def test_index_that_changes_itself_leaves_the_one_in_hand_as_it_was(index, photos):
+    photo(photos / "0/new.png", 30)
+    for change in (
+        lambda index: index.add(ToyEncoder(), Corpus.open(photos)),
+        lambda index: index.remove([0]),
+        lambda index: index.compact(),
+    ):
+        held, before = vars(index).copy(), repr((index.search(QUERIES, 8), index.info()))
+        after = change(index)
+        assert repr((index.search(QUERIES, 8), index.info())) == before
+        assert all(vars(index)[name] is value for name, value in held.items())
+        assert (
+            after.report.generation == after.info()["generation"] == index.info()["generation"] + 1
+        )
+        assert after.report.images == len(after)
+        assert ImageIndex.open(index.path).report is None
+        index = after
 
 
 def test_readers_that_open_and_search_while_a_writer_works(index, photos):
@@ -320,9 +336,8 @@ def test_readers_that_open_and_search_while_a_writer_works(index, photos):
     writer = ImageIndex.open(index.path)
     for number in range(6):
         photo(photos / f"0/new-{number}.png", 30 + number)
-        writer.add(ToyEncoder(), Corpus.open(photos))
-        writer.remove([int(writer.ids[0])])
-        writer.compact()
+        writer = writer.add(ToyEncoder(), Corpus.open(photos))
+        writer = writer.remove([int(writer.ids[0])]).compact()
     stop.set()
     thread.join()
     assert errors == []

@@ -97,17 +97,17 @@ def test_kind_is_kept_by_every_update(original, asked, tmp_path):
     (photos / "007.png").rename(photos / "new-name.png")
     for number in range(20):
         photo(photos / f"more/{number}.png", COUNT + number)
-    index.add(ToyEncoder(), Corpus.open(photos), remove_missing=True)
+    index = index.add(ToyEncoder(), Corpus.open(photos), remove_missing=True)
     assert len(index) == COUNT + 20
     assert_answers_like_exact_search(index)
-    index.remove(range(0, 60, 2))
+    index = index.remove(range(0, 60, 2))
     assert len(index) == COUNT - 10
     assert_answers_like_exact_search(index)
     assert_answers_like_exact_search(index, k=len(index))
     assert_answers_like_exact_search(ImageIndex.open(index.path, ToyEncoder()))
     assert index.verify().ok
     before = index.search(QUERIES, len(index))
-    index.compact()
+    index = index.compact()
     assert index.info()["removed"] == 0
     for old, new in zip(before, index.search(QUERIES, len(index)), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -125,12 +125,14 @@ def test_kind_is_kept_by_every_update(original, asked, tmp_path):
 def test_rows_removed_before_a_rebuild_are_not_looked_for_in_it(kind, tmp_path, original):
     photos = shutil.copytree(original, tmp_path / "photos")
     index = ImageIndex.build(ToyEncoder(), Corpus.open(photos), tmp_path / "i", kind=kind)
-    index.remove(range(10))
+    index = index.remove(range(10))
     for number in range(10):
         (photos / f"{number:03}.png").unlink()
     photo(photos / "new.png", 999)
-    index.add(ToyEncoder(), Corpus.open(photos))  # rebuilt without the ten that are still stored
-    index.remove([50])
+    index = index.add(
+        ToyEncoder(), Corpus.open(photos)
+    )  # rebuilt without the ten that are still stored
+    index = index.remove([50])
     assert len(index) == COUNT - 10
     assert index.info()["removed"] == 11
     assert_answers_like_exact_search(index)
@@ -184,8 +186,8 @@ def test_index_that_shrinks_below_what_its_kind_needs_is_of_another_kind_and_say
     index = ImageIndex.build(
         ToyEncoder(), Corpus.open(original), tmp_path / "i", kind="IVFPQ", max_memory="1MB"
     )
-    index.remove(range(100))
-    index.compact()
+    index = index.remove(range(100))
+    index = index.compact()
     info = index.info()
     assert info["kind"] == "Flat"
     note = r"Flat instead of IVFPQ: kind IVFPQ .* needs at least 256 images, there are 200"
@@ -194,7 +196,7 @@ def test_index_that_shrinks_below_what_its_kind_needs_is_of_another_kind_and_say
         "kind": "IVFPQ", "factory": None, "max_memory_bytes": 1_000_000, "device": "cpu",
     }  # fmt: skip
     assert_answers_like_exact_search(index)
-    index.add(ToyEncoder(), Corpus.open(original))
+    index = index.add(ToyEncoder(), Corpus.open(original))
     assert (index.info()["kind"], index.info()["note"]) == ("IVFPQ", None)
 
 
@@ -212,9 +214,8 @@ def test_where_it_will_be_searched_is_remembered(original, tmp_path):
     build = partial(ImageIndex.build, ToyEncoder(), Corpus.open(original))
     asked = [build(tmp_path / name, search_device=name) for name in ("auto", "cpu", "cuda")]
     assert [index.info()["request"]["device"] for index in asked] == ["cpu", "cpu", "cuda"]
-    asked[-1].remove([0])
-    asked[-1].compact()
-    assert asked[-1].info()["request"]["device"] == "cuda"
+    changed = asked[-1].remove([0]).compact()
+    assert changed.info()["request"]["device"] == "cuda"
     with pytest.raises(ValueError, match="searched on cpu or cuda, got 'tpu'"):
         build(tmp_path / "tpu", search_device="tpu")
     assert not (tmp_path / "tpu").exists()

@@ -96,7 +96,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     def add_all(self):
         files = self.files()
-        self.index.add(ToyEncoder(), self.corpus(), remove_missing=True)
+        self.index = self.index.add(ToyEncoder(), self.corpus(), remove_missing=True)
         assert sorted(self.index.paths) == sorted(files)
         self.learn_new_ids()
 
@@ -106,13 +106,13 @@ class IndexMachine(RuleBasedStateMachine):
         number = choose.choice(sorted(self.known))
         name, _ = self.known.pop(number)
         if by_name:
-            self.index.remove(paths=[name])
+            self.index = self.index.remove(paths=[name])
         else:
-            self.index.remove([number])
+            self.index = self.index.remove([number])
 
     @rule()
     def compact(self):
-        self.index.compact()
+        self.index = self.index.compact()
 
     @rule()
     def reopen(self):

@@ -86,8 +86,7 @@ def test_two_visitors_do_not_disturb_each_other(open_page, place):
 
 
 def test_an_index_that_changed_is_opened_again(page, place, tiny_model, photo_folder):
-    index = ImageIndex.open(place / "i.index")
-    index.remove([0])
+    index = ImageIndex.open(place / "i.index").remove([0])
     page.run()
     assert not page.exception
     assert "**11 images**" in page.markdown[0].value
@@ -95,7 +94,7 @@ def test_an_index_that_changed_is_opened_again(page, place, tiny_model, photo_fo
     (photo_folder / "apple" / "zz.png").write_bytes(
         (photo_folder / "bread" / "01.png").read_bytes()
     )
-    index.add(tiny_model, Corpus.open(photo_folder))
+    index = index.add(tiny_model, Corpus.open(photo_folder))
     page.run()
     assert not page.exception
     assert f"**{len(index)} images**" in page.markdown[0].value

@@ -32,7 +32,7 @@ def test_an_index_is_described(index, photo_folder, tiny_model):
 
 
 def test_what_an_index_keeps_without_showing_it_is_told(index):
-    index.remove([0, 1])
+    index = index.remove([0, 1])
     told = dict(corpus.facts_of(index.info()))
     assert told["Removed, not yet compacted"] == "2 images"
     assert int(told["Generation"]) > 1

@@ -89,7 +89,7 @@ def test_a_budget_chooses_by_tuning_only_where_tuning_is_shown(
 
 def test_measurements_of_what_the_index_was_before_are_not_shown(opened, frontier, tmp_path):
     report = save(frontier, tmp_path / "report")
-    opened.index.remove([0])
+    opened = open_all(opened.index.remove([0]), opened.retriever.encoder)
     found = find(opened, report, frontier)
     assert found.frontier is None
     assert found.problem is not None
@@ -128,7 +128,7 @@ def test_queries_choose_only_where_that_was_found_worth_it(opened):
 
 def test_an_index_that_changed_since_is_named(opened):
     tune(opened)
-    opened.index.remove([0])
+    opened = open_all(opened.index.remove([0]), opened.retriever.encoder)
     assert "was tuned at generation 1 with 12 images" in str(read_tuned(opened.retriever).problem)
 
 

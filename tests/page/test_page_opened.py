@@ -43,9 +43,9 @@ def test_every_change_of_an_index_is_another_stamp(tiny_model, photo_folder, tmp
     index = open_photos(tiny_model, photo_folder, path).index
     seen = [stamp(path)]
     assert stamp(path) == seen[0]
-    index.remove([0])
+    index = index.remove([0])
     seen.append(stamp(path))
-    index.compact()
+    index = index.compact()
     seen.append(stamp(path))
     (path / "tuning.json").write_text("{}")
     seen.append(stamp(path))

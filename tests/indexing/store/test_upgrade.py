@@ -54,10 +54,10 @@ def test_old_index_opens_and_is_whole(old):
 def test_old_index_takes_updates(old, photos):
     index = ImageIndex.open(old)
     photo(photos / "b/new.png", 9)
-    report = index.add(ToyEncoder(), Corpus.open(photos))
+    index = index.add(ToyEncoder(), Corpus.open(photos))
+    report = index.report
     assert (report.added, report.unchanged, report.failed) == (1, 5, 1)
-    index.remove([0])
-    index.compact()
+    index = index.remove([0]).compact()
     assert index.ids.tolist() == [1, 2, 3, 4, 5]
     assert index.paths[-1] == "b/new.png"
     assert index.verify().ok

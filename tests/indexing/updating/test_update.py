@@ -21,7 +21,8 @@ from indexing.store.folder import commit
 
 def test_nothing_new_changes_nothing(index, add_all, embedded):
     before = (index.path / "manifest.json").read_bytes()
-    assert counts(add_all()) == {"unchanged": 6}
+    index = add_all()
+    assert counts(index.report) == {"unchanged": 6}
     assert (index.path / "manifest.json").read_bytes() == before
     assert embedded == []
 
@@ -29,9 +30,9 @@ def test_nothing_new_changes_nothing(index, add_all, embedded):
 def test_new_files_are_embedded_and_get_the_next_ids(index, photos, add_all, embedded):
     photo(photos / "apple/20.png", 20)
     photo(photos / "bread/21.png", 21)
-    report = add_all()
-    assert counts(report) == {"added": 2, "unchanged": 6}
-    assert (report.images, report.generation) == (8, 2)
+    index = add_all()
+    assert counts(index.report) == {"added": 2, "unchanged": 6}
+    assert (index.report.images, index.report.generation) == (8, 2)
     assert sum(embedded) == 2
     assert index.ids.tolist() == list(range(8))
     assert index.paths[6:] == ["apple/20.png", "bread/21.png"]
@@ -42,7 +43,8 @@ def test_new_files_are_embedded_and_get_the_next_ids(index, photos, add_all, emb
 def test_changed_file_is_another_image(index, photos, add_all, embedded):
     old = index.paths.index("apple/2.png")
     photo(photos / "apple/2.png", 30)
-    assert counts(add_all()) == {"changed": 1, "unchanged": 5}
+    index = add_all()
+    assert counts(index.report) == {"changed": 1, "unchanged": 5}
     assert sum(embedded) == 1
     assert old not in index.ids
     assert index.paths[index.rows_of(np.array(6))] == "apple/2.png"
@@ -53,13 +55,14 @@ def test_changed_file_is_another_image(index, photos, add_all, embedded):
 def test_touched_file_is_read_once_and_embedded_never(index, photos, add_all, embedded):
     os.utime(photos / "cheese/1.png", ns=(5, 5))
     for _ in range(2):
-        assert counts(add_all()) == {"unchanged": 6}
+        index = add_all()
+        assert counts(index.report) == {"unchanged": 6}
     assert embedded == []
     assert index.ids.tolist() == list(range(6))
     row = index.paths.index("cheese/1.png")
     assert index.metadata.column("mtime_ns")[row].as_py() == 5
     generation = index.info()["generation"]
-    add_all()
+    index = add_all()
     assert index.info()["generation"] == generation
     assert_finds_exactly_its_photos(index, photos)
 
@@ -68,7 +71,8 @@ def test_renamed_file_keeps_id_and_vector(index, photos, add_all, embedded):
     (photos / "zoo").mkdir()
     (photos / "apple/0.png").rename(photos / "zoo/first.png")
     before = index.embeddings.raw(slice(None))
-    assert counts(add_all(remove_missing=True)) == {"renamed": 1, "unchanged": 5}
+    index = add_all(remove_missing=True)
+    assert counts(index.report) == {"renamed": 1, "unchanged": 5}
     assert embedded == []
     assert index.paths[0] == "zoo/first.png"
     assert index.class_names[index.labels[0]] == "zoo"
@@ -79,7 +83,8 @@ def test_renamed_file_keeps_id_and_vector(index, photos, add_all, embedded):
 
 def test_renamed_folder_costs_no_embedding(index, photos, add_all, embedded):
     (photos / "apple").rename(photos / "pear")
-    assert counts(add_all(remove_missing=True)) == {"renamed": 3, "unchanged": 3, "failed": 1}
+    index = add_all(remove_missing=True)
+    assert counts(index.report) == {"renamed": 3, "unchanged": 3, "failed": 1}
     assert embedded == []
     assert [failure.path for failure in index.failures] == ["pear/bad.png"]
     assert_finds_exactly_its_photos(index, photos)
@@ -87,7 +92,8 @@ def test_renamed_folder_costs_no_embedding(index, photos, add_all, embedded):
 
 def test_copy_is_an_image_of_its_own_with_the_same_vector(index, photos, add_all, embedded):
     shutil.copy2(photos / "apple/0.png", photos / "apple/00.png")
-    assert counts(add_all()) == {"added": 1, "unchanged": 6}
+    index = add_all()
+    assert counts(index.report) == {"added": 1, "unchanged": 6}
     assert embedded == []
     assert index.ids.tolist() == list(range(7))
     ids, scores = index.search(index.embeddings[:1], 2)
@@ -103,7 +109,8 @@ def test_files_that_change_places_are_both_found(index, photos, add_all):
     aside.rename(second)
     for number, path in enumerate((first, second)):
         os.utime(path, ns=(number, number))
-    assert add_all().images == 6
+    index = add_all()
+    assert index.report.images == 6
     assert sorted(index.paths) == sorted({*index.paths})
     assert_finds_exactly_its_photos(index, photos)
 
@@ -111,8 +118,10 @@ def test_files_that_change_places_are_both_found(index, photos, add_all):
 def test_missing_files_are_removed_only_when_asked(index, photos, add_all):
     (photos / "apple/4.png").unlink()
     (photos / "apple/bad.png").unlink()
-    assert counts(add_all()) == {"unchanged": 6}
-    assert counts(add_all(remove_missing=True)) == {"removed": 1, "unchanged": 5}
+    index = add_all()
+    assert counts(index.report) == {"unchanged": 6}
+    index = add_all(remove_missing=True)
+    assert counts(index.report) == {"removed": 1, "unchanged": 5}
     assert index.failures == []
     assert "apple/4.png" not in index.paths
     assert_finds_exactly_its_photos(index, photos)
@@ -120,21 +129,26 @@ def test_missing_files_are_removed_only_when_asked(index, photos, add_all):
 
 def test_failures_are_read_again_when_asked_or_when_they_change(index, photos, add_all):
     bad = photos / "apple/bad.png"
-    assert counts(add_all()) == {"unchanged": 6}
-    assert counts(add_all(retry_failed=True)) == {"unchanged": 6, "failed": 1}
+    index = add_all()
+    assert counts(index.report) == {"unchanged": 6}
+    index = add_all(retry_failed=True)
+    assert counts(index.report) == {"unchanged": 6, "failed": 1}
     assert [failure.path for failure in index.failures] == ["apple/bad.png"]
     photo(bad, 40)
-    assert counts(add_all()) == {"added": 1, "unchanged": 6}
+    index = add_all()
+    assert counts(index.report) == {"added": 1, "unchanged": 6}
     assert index.failures == []
     bad.write_text("broken again")
-    assert counts(add_all()) == {"removed": 1, "unchanged": 6, "failed": 1}
+    index = add_all()
+    assert counts(index.report) == {"removed": 1, "unchanged": 6, "failed": 1}
     assert [failure.path for failure in index.failures] == ["apple/bad.png"]
     assert_finds_exactly_its_photos(index, photos)
 
 
 def test_addition_without_any_readable_image_keeps_what_there_is(index, photos, add_all):
     (photos / "apple/worse.png").write_text("no image")
-    assert counts(add_all()) == {"unchanged": 6, "failed": 1}
+    index = add_all()
+    assert counts(index.report) == {"unchanged": 6, "failed": 1}
     assert len(index.failures) == 2
     assert_finds_exactly_its_photos(index, photos)
 
@@ -161,9 +175,9 @@ def test_interrupted_addition_is_not_searched_and_goes_on(
     reopened = ImageIndex.open(index.path)
     assert (len(reopened), reopened.info()["staged"]) == (6, 4)
     assert reopened.verify().ok
-    reopened.remove([2])
-    reopened.compact()
-    assert counts(add_all()) == {"added": 6, "unchanged": 5}  # 2 is there again: its file is
+    reopened.remove([2]).compact()
+    index = add_all()
+    assert counts(index.report) == {"added": 6, "unchanged": 5}  # 2 is there again: its file is
     assert sum(embedded) == 6
     assert index.ids.tolist() == [0, 1, 3, 4, 5, *range(6, 12)]
     assert_finds_exactly_its_photos(index, photos)

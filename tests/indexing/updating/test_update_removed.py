@@ -13,7 +13,8 @@ from indexing import ImageIndex
 def test_removed_images_are_found_no_more_and_the_others_fill_k(index, photos):
     best = index.search(QUERIES, 6)[0]
     gone = best[0, :2].tolist()
-    report = index.remove(gone)
+    index = index.remove(gone)
+    report = index.report
     assert (report.removed, report.images, report.generation) == (2, 4, 2)
     ids, _ = index.search(QUERIES, 4)
     expected = [[image for image in row if image not in gone] for row in best.tolist()]
@@ -26,8 +27,8 @@ def test_removed_images_are_found_no_more_and_the_others_fill_k(index, photos):
 
 
 def test_images_are_removed_by_name_too_and_failures_forgotten(index, photos):
-    report = index.remove(np.array([0]), paths=["cheese/1.png", "apple/bad.png"])
-    assert (report.removed, report.forgotten) == (2, 1)
+    index = index.remove(np.array([0]), paths=["cheese/1.png", "apple/bad.png"])
+    assert (index.report.removed, index.report.forgotten) == (2, 1)
     assert index.failures == []
     assert not {"apple/0.png", "cheese/1.png"} & set(index.paths)
     assert_finds_exactly_its_photos(index, photos)
@@ -52,20 +53,21 @@ def test_removal_is_all_or_nothing(index, ids, paths, error, message):
 
 def test_ids_are_never_given_twice(index, photos, add_all):
     last = index.paths[5]
-    index.remove([5])
-    index.compact()
-    assert add_all().added == 1
+    index.remove([5]).compact()
+    index = add_all()
+    assert index.report.added == 1
     assert index.paths[-1] == last
     assert index.ids.tolist() == [0, 1, 2, 3, 4, 6]
 
 
 def test_compacting_changes_files_but_no_answer(index, photos, add_all):
     photo(photos / "apple/20.png", 20)
-    add_all()
-    index.remove([1, 3])
+    index = add_all()
+    index = index.remove([1, 3])
     before = [part.tolist() for part in index.search(QUERIES, 6)]
     metadata, raw, failures = index.metadata, index.embeddings.raw(slice(None)), index.failures
-    report = index.compact()
+    index = index.compact()
+    report = index.report
     assert (report.rows, report.shards, report.images) == (2, 2, 5)
     assert report.bytes > 0
     assert [part.tolist() for part in index.search(QUERIES, 6)] == before
@@ -76,7 +78,7 @@ def test_compacting_changes_files_but_no_answer(index, photos, add_all):
     data = {"img_emb_000002.npy", "metadata_000002.parquet", "failures_000003.parquet"}
     assert files == {"LOCK", "manifest.json", "manifest.json.prev", "knn_g4.faiss", *data}
     assert_finds_exactly_its_photos(index, photos)
-    again = index.compact()
+    again = index.compact().report
     assert (again.rows, again.shards, again.bytes) == (0, 0, 0)
     assert again.generation == report.generation
 
@@ -85,7 +87,7 @@ def test_compacting_takes_nothing_that_is_not_its_own(index):
     (index.path / "notes.txt").write_text("mine")
     (index.path / "img_emb/photo.jpg").write_text("mine")
     (index.path / "img_emb/img_emb_000009.npy").write_text("left over")
-    index.compact()
+    index = index.compact()
     assert (index.path / "notes.txt").exists()
     assert (index.path / "img_emb/photo.jpg").exists()
     assert not (index.path / "img_emb/img_emb_000009.npy").exists()

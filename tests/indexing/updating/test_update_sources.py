@@ -28,8 +28,8 @@ def test_parquet_rows_that_moved_keep_their_ids(photos, tmp_path, embedded):
     index = ImageIndex.build(ToyEncoder(), corpus, tmp_path / "x.index")
     write(["cheese/3.png", "apple/0.png", "cheese/1.png"])
     os.utime(tmp_path / "x.parquet", ns=(1, 1))
-    report = index.add(ToyEncoder(), Corpus.open(tmp_path / "x.parquet"))
-    assert counts(report) == {"added": 1, "unchanged": 2}
+    index = index.add(ToyEncoder(), Corpus.open(tmp_path / "x.parquet"))
+    assert counts(index.report) == {"added": 1, "unchanged": 2}
     assert embedded == [2, 1]
     assert index.paths == ["apple/0.png", "cheese/1.png", "cheese/3.png"]
     for number, path in enumerate(index.paths):
@@ -71,14 +71,15 @@ def test_archives_may_hold_the_same_names_and_a_new_one_is_all_that_is_embedded(
     shutil.copyfile(second, tmp_path / "0.png")
     archive(root / "a.tar", tmp_path / "0.png", photos / "apple/bad.png")
     embedded.clear()
-    report = index.add(ToyEncoder(), Corpus.open(root))
-    assert counts(report) == {"added": 1, "unchanged": 1, "failed": 1}
+    index = index.add(ToyEncoder(), Corpus.open(root))
+    assert counts(index.report) == {"added": 1, "unchanged": 1, "failed": 1}
     assert sum(embedded) == 1
     assert dict(zip(index.ids, index.paths, strict=True)) == {0: "b.tar/0.png", 1: "a.tar/0.png"}
     assert index.image_bytes(0) == first.read_bytes()
     assert index.image_bytes(1) == second.read_bytes()
     assert [failure.path for failure in index.failures] == ["a.tar/bad.png"]
-    assert counts(index.add(ToyEncoder(), Corpus.open(root))) == {"unchanged": 2}
+    index = index.add(ToyEncoder(), Corpus.open(root))
+    assert counts(index.report) == {"unchanged": 2}
 
 
 def test_name_that_is_twice_in_one_archive_is_refused_by_an_addition(photos, tmp_path):
@@ -105,9 +106,10 @@ def test_processes_serve_all_shards_and_change_nothing(photos, index, tmp_path, 
     for number in (6, 7, 8):
         photo(photos / f"cheese/{number}.png", number)
     started.clear()
-    assert same.add(ToyEncoder(), Corpus.open(photos), **options).added == 3
+    same = same.add(ToyEncoder(), Corpus.open(photos), **options)
+    assert same.report.added == 3
     assert len(started) == 1
-    index.add(ToyEncoder(), Corpus.open(photos), decoders=Decoders(workers=0))
+    index = index.add(ToyEncoder(), Corpus.open(photos), decoders=Decoders(workers=0))
     assert same.metadata.equals(index.metadata)
     assert same.failures == index.failures
     np.testing.assert_array_equal(same.embeddings[:], index.embeddings[:])

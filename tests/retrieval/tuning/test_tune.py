@@ -160,12 +160,12 @@ def test_settings_out_of_range_are_refused(untuned, settings, message):
 
 def test_compaction_keeps_a_tuning_valid_and_adding_makes_it_stale(tuned, tmp_path):
     assert tuning_of(tuned).note(tuned.index) is None
-    tuned.index.remove([int(tuned.index.ids[0])])
+    tuned = Retriever(tuned.encoder, tuned.index.remove([int(tuned.index.ids[0])]))
     assert "tuned at generation 1 with 90 images and is now at generation 2 with 89" in (
         tuning_of(tuned).note(tuned.index)
     )
     made = tune(tuned, size=80, latency=False)
-    tuned.index.compact()
+    tuned = Retriever(tuned.encoder, tuned.index.compact())
     assert tuning_of(tuned) == made
     assert tuning_of(tuned).note(tuned.index) is None
 
