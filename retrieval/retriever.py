@@ -158,7 +158,7 @@ class Retriever:
         Args:
             images: Paths, bytes of image files, or Pillow images.
             submodel: What embeds the queries, such as `"S"` or `"4xS,2xXL"`; None for the full
-                encoder. What a budget buys says `Tuning.choose`.
+                encoder. `Tuning.choose` picks one for a budget.
             k: Hits per query; an index with fewer images returns all it has.
 
         Returns:
