@@ -14,18 +14,19 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
 # Results of other benchmarks do not change what is measured.
 _CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
 _PACKAGES = ("torch", "timm", "numpy", "pillow", "faiss-gpu", "faiss-cpu")
 
 
-def provenance(command: str) -> dict[str, Any]:
+def provenance(command: str, checkout: Path = ROOT) -> dict[str, Any]:
     """Commit, device, threads, versions, date and command of this run."""
     return {
         "command": command,
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git(*_CHANGES)),
+        "commit": _git(checkout, "rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git(checkout, *_CHANGES)),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "device": ", ".join(_devices()),
         "threads": torch.get_num_threads(),
@@ -50,9 +51,9 @@ def without_paths(arguments: list[str]) -> str:
     return re.sub(r"(^|[ =])\S*/", r"\1", " ".join(arguments))
 
 
-def _git(*arguments: str) -> str:
+def _git(checkout: Path, *arguments: str) -> str:
     done = subprocess.run(
-        ["git", *arguments], cwd=RESULTS.parent.parent, capture_output=True, text=True, check=False
+        ["git", *arguments], cwd=checkout, capture_output=True, text=True, check=False
     )
     return done.stdout.strip()
 
