@@ -4,10 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+from tiny_training import RECIPE
 
 from matvit.mixes import trained_sizes
 from matvit.submodel import Submodel
-from matvit.training.recipes import RANDOM, RECIPES, Phase, recipe
+from matvit.training.recipes import RANDOM, RECIPES, Phase, Schedule, recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -65,3 +66,26 @@ def test_a_phase_that_makes_no_sense_is_refused(settings, message):
 def test_mixing_parameters_cannot_be_negative():
     with pytest.raises(ValueError, match="got -1 and 0"):
         replace(recipe("joint64"), mixup=-1)
+
+
+def test_schedule_warms_up_and_ends_near_zero():
+    schedule = Schedule(replace(RECIPE, phases=(Phase(epochs=100, img_size=16),)), 80)
+    rates = [schedule.learning_rate(step) for step in range(schedule.total_steps)]
+    peak = rates.index(max(rates))
+    assert len(rates) == 1000
+    assert 95 <= peak <= 105
+    assert max(rates) == pytest.approx(RECIPE.learning_rate)
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 1e-5 * max(rates) * 10
+
+
+def test_schedule_walks_through_the_phases():
+    schedule = Schedule(RECIPE, 32)
+    assert [schedule.phase(step).img_size for step in (0, 7, 8, 19)] == [8, 8, 16, 16]
+    assert schedule.total_steps == 20
+
+
+def test_a_recipe_without_steps_is_refused():
+    with pytest.raises(ValueError, match="recipe test has no steps on 30 images"):
+        Schedule(replace(RECIPE, phases=(Phase(epochs=0.01, img_size=16),)), 30)
