@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import stat
 from typing import NamedTuple, TypeVar
@@ -87,12 +89,43 @@ def parse_json(
         ValueError: If it is anything else; the message begins with `where`.
     """
     try:
-        found = None if version is None else msgspec.json.decode(data, type=_Version).format_version
+        values = _plain_values(data)
+        found = None if version is None else msgspec.convert(values, _Version).format_version
         if found == version:
-            return msgspec.json.decode(data, type=kind)
+            return msgspec.convert(values, kind)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not {what}: {error}") from error
     raise ValueError(f"{where} has format version {found}, this program reads version {version}")
+
+
+def _plain_values(data: bytes | str) -> object:
+    """Read JSON by Python's own reader.
+
+    Names of files that are no UTF-8 come as lone surrogates, which msgspec's does not take. A key
+    that comes twice, NaN and numbers beyond all bounds are refused.
+
+    Raises:
+        ValueError: If it is no such JSON.
+    """
+    text = data if isinstance(data, str) else data.decode()
+    return json.loads(
+        text, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_without_duplicates
+    )
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number:.20} is not a finite number")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in values if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} comes twice")
+    return values
 
 
 def read_file(path: str | bytes | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> FileContent:

@@ -33,6 +33,12 @@ def test_what_is_loaded_equals_what_was_saved_bit_for_bit(model, tmp_path):
     assert checkpoint.read_settings(tmp_path / "enc").training == {"recipe": "none"}
 
 
+def test_classes_whose_names_are_no_utf8_are_remembered(model, tmp_path):
+    model.save(tmp_path, training={"classes": ["caf\udce9"]})
+    assert checkpoint.read_settings(tmp_path).training == {"classes": ["caf\udce9"]}
+    assert MatViT.load(tmp_path).fingerprint == model.fingerprint
+
+
 def test_float16_storage_halves_the_file_and_round_trips_from_then_on(model, tmp_path):
     full = model.save(tmp_path / "full") / checkpoint.WEIGHTS
     half = model.save(tmp_path / "half", dtype=torch.float16) / checkpoint.WEIGHTS
