@@ -256,8 +256,8 @@ def index_info(
     kind, factory = info["kind"], info["factory"]
     named = kind if kind == factory else f"{kind} ({factory})"
     show(f"kind        {named}, generation {info['generation']}")
-    if info["calibration"]:
-        show(f"search      {indexing.Calibration.from_dict(info['calibration']).describe()}")
+    if manifest.index is not None and manifest.index.calibration is not None:
+        show(f"search      {manifest.index.calibration.describe()}")
     if info["note"]:
         show(f"note        {info['note']}")
     show(f"encoder     {encoder['name']} ({encoder['fingerprint']}), {encoder['dim']} dimensions")

@@ -30,6 +30,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import faiss
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from provenance import RESULTS, provenance, without_paths, write_result
@@ -171,7 +172,7 @@ def _measure(
         "bytes": file.bytes,
         "build_s": round(built, 2),
         "open_s": round(opened, 3),
-        **chosen.to_dict(),
+        **msgspec.to_builtins(chosen),
         "ann_recall@10": _recall(found, exact),
         "raw_ann_recall@10": _recall(raw_found, exact),
         "batch_queries": len(queries),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int64
+from msgspec.structs import replace
 from numpy import ndarray
 from tqdm import tqdm
 

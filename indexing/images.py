@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
@@ -115,8 +116,8 @@ def describe_index(path: Path, manifest: Manifest, failures: Sequence[Failure]) 
         "generation": manifest.generation,
         "kind": index.kind,
         "factory": index.factory,
-        "calibration": None if index.calibration is None else index.calibration.to_dict(),
-        "request": vars(index.request).copy(),
+        "calibration": msgspec.to_builtins(index.calibration),
+        "request": msgspec.to_builtins(index.request),
         "note": index.note,
         "images": manifest.counts.images,
         "removed": manifest.counts.removed,
@@ -125,7 +126,7 @@ def describe_index(path: Path, manifest: Manifest, failures: Sequence[Failure]) 
         "failures_by_error": dict(Counter(f.error for f in failures).most_common()),
         "classes": None if corpus.class_names is None else len(corpus.class_names),
         "bytes": sum(file.bytes for file in manifest.files),
-        "encoder": vars(manifest.encoder).copy(),
-        "preprocess": vars(manifest.preprocess).copy(),
+        "encoder": msgspec.to_builtins(manifest.encoder),
+        "preprocess": msgspec.to_builtins(manifest.preprocess),
         "corpus": {"root": corpus.root, "kind": corpus.kind, "images": corpus.images},
     }

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import ParamSpec
 
 import numpy as np
+from msgspec.structs import replace
 from tqdm import tqdm
 
 from indexing.records import NO_LABEL

@@ -9,13 +9,14 @@ most the shard at hand, and the same call goes on behind the last one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float16, Int64, UInt8
+from msgspec.structs import replace
 from numpy import ndarray
 from tqdm import tqdm
 

@@ -6,8 +6,9 @@ The answer to a request, a kind sized for so many images, is found by `indexing.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated
+
+import msgspec
 
 AUTO = "auto"
 
@@ -15,12 +16,12 @@ EXACT = "Flat"
 """The kind, and its FAISS factory string, that compares every vector and needs no calibration."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_LARGEST = 1 << 53  # what every JSON reader keeps exact
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST)]
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_SHARES = ("target", "recall")
 
 
-@dataclass(frozen=True, kw_only=True)
-class KindRequest:
+class KindRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A kind by name, or an expert's FAISS factory string, and what it may take.
 
     Attributes:
@@ -75,8 +76,7 @@ def parse_bytes(size: int | str) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].lower()])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Search effort, and what it was measured to reach.
 
     Attributes:
@@ -88,22 +88,12 @@ class Calibration:
         queries: Held-out rows it was measured on; 0 for an exact search, or of a single image.
     """
 
-    nprobe: int
-    ef_search: int
-    rescore: int
-    target: float
-    recall: float
-    queries: int
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value, kind = getattr(self, field.name), float if field.name in _SHARES else int
-            if type(value) is not kind:
-                raise ValueError(f"calibration.{field.name} must be a {kind.__name__}: {value!r}")
-        if not (0 < self.target <= 1 and 0 <= self.recall <= 1):
-            raise ValueError("the recalls of a calibration must be shares of one")
-        if self.rescore < 1 or min(self.nprobe, self.ef_search, self.queries) < 0:
-            raise ValueError("the counts of a calibration must not be negative")
+    nprobe: _Count
+    ef_search: _Count
+    rescore: Annotated[int, msgspec.Meta(ge=1, le=_LARGEST)]
+    target: Annotated[float, msgspec.Meta(gt=0, le=1)]
+    recall: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    queries: _Count
 
     @property
     def is_met(self) -> bool:
@@ -119,18 +109,3 @@ class Calibration:
             f"ann_recall@10 {self.recall:.3f} on {self.queries} held-out images {verdict} "
             f"the target {self.target:g}"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Calibration:
-        """Read what `to_dict` returned.
-
-        Raises:
-            ValueError: If keys are missing or unknown, or a value is of the wrong type or size.
-        """
-        if set(values) != (known := {field.name for field in fields(cls)}):
-            raise ValueError(f"a calibration has the keys {sorted(known)}, not {sorted(values)}")
-        return cls(**values)

@@ -11,9 +11,10 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Annotated, BinaryIO, NamedTuple
+
+import msgspec
 
 TEMPORARY = ".tmp"
 """End of the name of a file that is being written."""
@@ -30,20 +31,20 @@ FILE_NAME = re.compile(
 """What data files of an index are called, below its folder."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredFile:
+LARGEST = 1 << 53
+"""The largest number that every JSON reader keeps exact."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
+"""A number of something."""
+
+
+class StoredFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One data file: its name below the index folder, its rows, and how to recognise it."""
 
-    name: str
-    rows: int
-    bytes: int
-    sha256: str
-
-    def __post_init__(self) -> None:
-        if not FILE_NAME.fullmatch(self.name):
-            raise ValueError(f"{self.name!r} is not the name of a file of an index")
-        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise ValueError(f"{self.name} has a sha256 that is not 64 hex digits")
+    name: Annotated[str, msgspec.Meta(pattern=rf"^({FILE_NAME.pattern})\Z")]
+    rows: Count
+    bytes: Count
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Written(NamedTuple):

@@ -5,30 +5,31 @@ an index is concerned, so a reader sees the whole of one generation or the whole
 Reading is strict: an unknown key, another version or a file outside the index folder is refused.
 
 An unfinished build or addition keeps what it has stored so far in `staged`: nobody searches it,
-nobody loses it, and the next run goes on from there. Version 1, which knew neither updates nor
-resumption, version 2, which knew only the kind Flat, and version 3, whose kinds were chosen for a
-CPU, are read as version 4.
+nobody loses it, and the next run goes on from there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from indexing.search.request import EXACT, Calibration, KindRequest
-from indexing.store.files import StoredFile
-from indexing.strict_json import read_record
-from indexing.upgrade import FORMAT_VERSION, upgrade
+from indexing.store.files import LARGEST, Count, StoredFile
 
 MANIFEST = "manifest.json"
+FORMAT_VERSION = 4
 MAX_BYTES = 1 << 28
 """A larger manifest is refused before it is parsed; 100 million images need about 4 MB."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shard:
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A JSON object of exactly these keys, each of its type and within its bounds."""
+
+
+class Shard(_Part):
     """A run of images: embeddings and metadata row by row, and what failed among them.
 
     Attributes:
@@ -36,7 +37,7 @@ class Shard:
         failures: What could not be read; None once an update has moved it to the manifest's list.
     """
 
-    number: int
+    number: Count
     embeddings: StoredFile
     metadata: StoredFile
     failures: StoredFile | None
@@ -54,49 +55,40 @@ class Shard:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counts:
+class Counts(_Part):
     """Images that are indexed, images that could not be read, stored rows nobody finds any more."""
 
-    images: int
-    failures: int
-    removed: int
+    images: Count
+    failures: Count
+    removed: Count
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderRecord:
+class EncoderRecord(_Part):
     """The encoder that embedded the images; `macs` are those of its full size."""
 
     name: str
     fingerprint: str
-    dim: int
-    macs: int
+    dim: Count
+    macs: Count
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreprocessRecord:
+class PreprocessRecord(_Part):
     """How images became the input of the encoder."""
 
     spec: dict[str, Any]
     fingerprint: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class CorpusRecord:
-    """Where the images came from: `kind` is `folder`, `parquet` or `tar`, `root` absolute."""
+class CorpusRecord(_Part):
+    """Where the images came from; `root` is absolute."""
 
     root: str
-    kind: str
-    images: int
+    kind: Literal["folder", "parquet", "tar"]
+    images: Count
     class_names: tuple[str, ...] | None
 
-    def __post_init__(self) -> None:
-        if self.kind not in ("folder", "parquet", "tar"):
-            raise ValueError(f"corpus kind must be 'folder', 'parquet' or 'tar', got {self.kind!r}")
 
-
-@dataclass(frozen=True, kw_only=True)
-class SearchRecord:
+class SearchRecord(_Part):
     """The FAISS file, the kind of index in it, and how to search it.
 
     Attributes:
@@ -120,8 +112,7 @@ class SearchRecord:
             raise ValueError(f"index.calibration is missing, which kind {self.kind!r} needs")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(_Part):
     """What an unfinished build set out to do.
 
     Attributes:
@@ -130,15 +121,10 @@ class Plan:
     """
 
     list_sha256: str
-    shard_size: int
-
-    def __post_init__(self) -> None:
-        if self.shard_size < 1:
-            raise ValueError(f"plan.shard_size must be at least 1, got {self.shard_size}")
+    shard_size: Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(_Part, kw_only=True):
     """Everything an index is, except the data itself.
 
     Attributes:
@@ -157,9 +143,10 @@ class Manifest:
         ValueError: If counts and files disagree, or there is no vector.
     """
 
-    generation: int
-    next_id: int
-    next_shard: int
+    format_version: Count = FORMAT_VERSION
+    generation: Count
+    next_id: Count
+    next_shard: Count
     counts: Counts
     encoder: EncoderRecord
     preprocess: PreprocessRecord
@@ -171,7 +158,6 @@ class Manifest:
     tombstones: StoredFile | None
     failures: StoredFile | None
     index: SearchRecord | None
-    format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         if (self.plan is None) != (self.index is not None):
@@ -217,7 +203,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Return the manifest as indented UTF-8 JSON, version first and the hash of it all last."""
-        return sealed({"format_version": self.format_version, **asdict(self)})
+        return sealed(msgspec.to_builtins(self))
 
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:
@@ -230,20 +216,22 @@ class Manifest:
         if len(text) > MAX_BYTES:
             raise ValueError(f"it has {len(text):,} bytes, more than the limit of {MAX_BYTES:,}")
         try:
-            values = json.loads(text)
+            values = msgspec.json.decode(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"it is not complete JSON: {error}") from error
         version = values.get("format_version") if isinstance(values, dict) else None
-        if version not in range(1, FORMAT_VERSION + 1) or type(version) is not int:
+        if version != FORMAT_VERSION or type(version) is not int:
+            old = type(version) is int and version < FORMAT_VERSION
             raise ValueError(
-                f"it has format version {version!r}, this program reads versions 1 to "
-                f"{FORMAT_VERSION}"
+                f"it has format version {version!r}, this program reads version {FORMAT_VERSION}; "
+                + ("build the index again" if old else "use a newer program")
             )
-        # Those of version 1 have no hash of their own.
-        if version > 1 and values.pop("sha256", None) != _digest(values):
+        if values.pop("sha256", None) != _digest(values):
             raise ValueError("it is damaged: its content is not what was written")
-        upgrade(values)
-        return read_record(cls, values, "manifest")
+        try:
+            return msgspec.convert(values, cls)
+        except ValueError as error:
+            raise ValueError(f"it is no manifest: {error}") from error
 
 
 def sealed(values: dict[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ number depends on the list of images alone, not on what failed or on how many wo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int64
+from msgspec.structs import replace
 from numpy import ndarray
 
 from indexing.records import RECORDS, Failure
@@ -40,8 +41,6 @@ FAILURES = pa.schema(
     ]
 )
 """One row per image that could not be read; size and time are -1 where they are not known."""
-
-_FAILURES_OF_VERSION_1 = pa.schema(list(FAILURES)[:4])
 
 
 def metadata_table(batches: Sequence[pa.RecordBatch], ids: Iterable[int]) -> pa.Table:
@@ -106,7 +105,7 @@ def read_failures(folder: Path, files: Sequence[StoredFile]) -> list[Failure]:
     Raises:
         ValueError: If a file is damaged or has other columns or rows than it should.
     """
-    tables = [_read_table(folder, file, FAILURES, _FAILURES_OF_VERSION_1) for file in files]
+    tables = [_read_table(folder, file, FAILURES) for file in files]
     return [Failure(**row) for table in tables for row in table.to_pylist()]
 
 
@@ -124,13 +123,12 @@ def _store_table(folder: Path, name: str, table: pa.Table) -> StoredFile:
     return store(folder, name, table.num_rows, lambda stream: pq.write_table(table, stream))
 
 
-def _read_table(folder: Path, file: StoredFile, *schemas: pa.Schema) -> pa.Table:
-    """Read one table, which must have the columns of one of the schemas."""
+def _read_table(folder: Path, file: StoredFile, schema: pa.Schema) -> pa.Table:
     check_hash(folder, file)  # the file is read whole anyway
     path = folder / file.name
     try:
         with pq.ParquetFile(path) as parquet:
-            if not any(parquet.schema_arrow.equals(schema) for schema in schemas):
+            if not parquet.schema_arrow.equals(schema):
                 raise damaged(path, f"its columns are {parquet.schema_arrow.names}")
             if parquet.metadata.num_rows != file.rows:
                 raise damaged(path, f"it has {parquet.metadata.num_rows} rows, not {file.rows}")

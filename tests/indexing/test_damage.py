@@ -14,11 +14,11 @@ import shutil
 import struct
 import threading
 import warnings
-from dataclasses import replace
 
 import faiss
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from toy import DIM, ToyEncoder, photo
 
 from indexing import Corpus, ImageIndex, verify, write

@@ -10,13 +10,13 @@ import copy
 import hashlib
 import json
 import shutil
-from dataclasses import replace
 
 import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from indexing.corpus.corpus import Corpus

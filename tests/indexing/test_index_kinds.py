@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from toy import DIM, ToyEncoder, photo
 from vectors import flat_searcher
 
@@ -294,8 +294,11 @@ def test_calibration_that_is_missing_or_damaged_is_refused(original, tmp_path):
     del values["sha256"]
     for calibration, message in (
         (None, "calibration is missing, which kind 'IVFSQ8' needs"),
-        ({**values["index"]["calibration"], "recall": 2.0}, "must be shares of one"),
-        ({**values["index"]["calibration"], "recall": 1}, "recall must be a float"),
+        (
+            {**values["index"]["calibration"], "recall": 2.0},
+            r"Expected `float` <= 1.0 - at `\$.index.calibration.recall`",
+        ),
+        ({**values["index"]["calibration"], "rescore": 1.0}, "Expected `int`, got `float`"),
     ):
         changed = {**values, "index": {**values["index"], "calibration": calibration}}
         with pytest.raises(ValueError, match=message):

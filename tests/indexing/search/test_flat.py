@@ -10,12 +10,12 @@ row.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from vectors import described, flat_searcher, stored_embeddings
 
 from indexing.search.kinds import named_kind

@@ -7,9 +7,9 @@ keys; a file name that leads out of the index folder.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from indexing.search.request import Calibration, KindRequest
 from indexing.store.files import StoredFile
@@ -127,26 +127,39 @@ def test_files_are_all_that_the_index_consists_of(manifest):
 
 def test_unknown_key_is_refused(values):
     values["colour"] = "red"
-    with pytest.raises(ValueError, match=r"manifest has unknown keys \['colour'\]"):
+    with pytest.raises(
+        ValueError, match="it is no manifest: Object contains unknown field `colour`"
+    ):
         read(values)
 
 
 def test_unknown_key_deep_inside_is_refused(values):
     values["shards"][1]["metadata"]["colour"] = "red"
-    with pytest.raises(ValueError, match=r"manifest.shards\[1\].metadata has unknown keys"):
+    with pytest.raises(ValueError, match=r"unknown field `colour` - at `\$.shards\[1\].metadata`"):
         read(values)
 
 
 def test_missing_key_is_refused(values):
     del values["encoder"]["fingerprint"]
-    with pytest.raises(ValueError, match=r"manifest.encoder lacks the keys \['fingerprint'\]"):
+    with pytest.raises(ValueError, match=r"missing required field `fingerprint` - at `\$.encoder`"):
         read(values)
 
 
-@pytest.mark.parametrize("version", [0, 5, "1", None, True])
+@pytest.mark.parametrize("version", [5, "1", "4", None, True, 4.0])
 def test_other_version_is_refused_before_its_keys_are_looked_at(values, version):
     values |= {"format_version": version, "key_of_the_future": 1}
-    with pytest.raises(ValueError, match="format version .*, this program reads versions 1 to 4"):
+    with pytest.raises(ValueError, match="format version .*, this program reads version 4; use a"):
+        read(values)
+
+
+@pytest.mark.parametrize("version", [0, 1, 2, 3])
+def test_earlier_version_is_to_be_built_again(values, version):
+    del values["counts"]["removed"], values["index"]["request"]["device"]
+    values["format_version"] = version
+    message = (
+        f"it has format version {version}, this program reads version 4; build the index again"
+    )
+    with pytest.raises(ValueError, match=message):
         read(values)
 
 
@@ -155,46 +168,6 @@ def test_changed_manifest_is_refused_whatever_was_changed(manifest):
     for old, new in (("tiny", "tinx"), ("44608", "44609"), ("/photos", "/photoz"), ("null", "[]")):
         with pytest.raises(ValueError, match="it is damaged: its content is not what was written"):
             Manifest.from_json(text.replace(old, new, 1).encode())
-
-
-def test_manifest_of_version_1_means_what_it_meant(manifest, values):
-    for key in ("next_shard", "staged", "plan", "adding", "tombstones", "failures"):
-        del values[key]
-    values["index"] = {key: values["index"][key] for key in ("kind", "file")}
-    del values["counts"]["removed"]
-    values["format_version"] = 1
-    old = json.dumps(values).encode()
-    assert Manifest.from_json(old) == replace(manifest, next_shard=2)
-    values["staged"] = []
-    with pytest.raises(ValueError, match=r"unknown keys \['staged'\] for version 1"):
-        Manifest.from_json(json.dumps(values).encode())
-
-
-def test_manifest_of_version_2_means_what_it_meant(manifest, values):
-    values["index"] = {key: values["index"][key] for key in ("kind", "file")}
-    values["format_version"] = 2
-    assert read(values) == manifest
-    values["index"]["note"] = None
-    with pytest.raises(ValueError, match=r"index has unknown keys \['note'\] for version 2"):
-        read(values)
-
-
-def test_manifest_of_version_3_means_what_it_meant(manifest, values):
-    del values["index"]["request"]["device"]
-    values["format_version"] = 3
-    assert read(values) == manifest
-    values["index"]["request"]["device"] = "cpu"
-    with pytest.raises(ValueError, match=r"request has unknown keys \['device'\] for version 3"):
-        read(values)
-
-
-def test_unfinished_build_of_version_2_is_read(values, manifest):
-    values |= {
-        "format_version": 2, "shards": [], "staged": values["shards"], "index": None,
-        "counts": {"images": 0, "failures": 0, "removed": 0},
-        "plan": {"list_sha256": "ab" * 32, "shard_size": 4},
-    }  # fmt: skip
-    assert read(values).staged == manifest.shards
 
 
 def test_truncated_manifest_is_refused_at_any_length(manifest):
@@ -217,14 +190,16 @@ def test_oversized_manifest_is_refused_unparsed():
 @pytest.mark.parametrize("value", [True, 16.0, "16", None, [16]])
 def test_value_of_another_type_is_refused(values, value):
     values["encoder"]["dim"] = value
-    with pytest.raises(ValueError, match="manifest.encoder.dim must be a int, got"):
+    with pytest.raises(ValueError, match=r"Expected `int`, got `\w+` - at `\$.encoder.dim`"):
         read(values)
 
 
 @pytest.mark.parametrize("value", [-1, 1 << 60])
 def test_number_out_of_bounds_is_refused(values, value):
     values["shards"][0]["metadata"]["rows"] = value
-    with pytest.raises(ValueError, match=r"metadata.rows must be within 0\.\."):
+    with pytest.raises(
+        ValueError, match=r"Expected `int` [<>]= \d+ - at `\$.shards\[0\].metadata.rows`"
+    ):
         read(values)
 
 
@@ -233,13 +208,15 @@ def test_number_out_of_bounds_is_refused(values, value):
 )
 def test_file_name_that_no_index_has_is_refused(values, name):
     values["shards"][0]["embeddings"]["name"] = name
-    with pytest.raises(ValueError, match="is not the name of a file of an index"):
+    with pytest.raises(
+        ValueError, match=r"Expected `str` matching regex .* - at `\$.shards\[0\].embeddings.name`"
+    ):
         read(values)
 
 
 def test_hash_that_is_none_is_refused(values):
     values["index"]["file"]["sha256"] = "0" * 63
-    with pytest.raises(ValueError, match="sha256 that is not 64 hex digits"):
+    with pytest.raises(ValueError, match=r"matching regex .* - at `\$.index.file.sha256`"):
         read(values)
 
 
@@ -257,7 +234,10 @@ def test_hash_that_is_none_is_refused(values):
         (lambda v: v.update(staged=v["shards"][:1]), "not numbered apart below 3"),
         (lambda v: v["shards"][0]["metadata"].update(rows=5), "4 embeddings but 5 rows"),
         (lambda v: v.update(next_id=6), "next_id is 6, below the 7 ids"),
-        (lambda v: v["corpus"].update(kind="tape"), "must be 'folder', 'parquet' or 'tar', got"),
+        (
+            lambda v: v["corpus"].update(kind="tape"),
+            r"Invalid enum value 'tape' - at `\$.corpus.kind`",
+        ),
     ],
 )
 def test_counts_that_disagree_are_refused(values, change, message):
