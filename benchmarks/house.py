@@ -119,13 +119,14 @@ def count_calls(source: Path) -> dict[str, Any]:
 def watched(source: Path, action: Callable[[], object]) -> dict[str, int]:
     """Do something, and count what it calls of a checkout, in all threads."""
     inside = tuple(f"{source}{os.sep}{package}{os.sep}" for package in PACKAGES)
-    calls: list[tuple[str, str]] = []
+    calls: dict[int, list[tuple[str, str]]] = {}  # of each thread
 
     def watch(frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
         is_ours = event == "call" and code.co_filename.startswith(inside)
         if is_ours and not code.co_name.startswith("<"):
-            calls.append((code.co_filename, code.co_qualname))
+            mine = calls.setdefault(threading.get_ident(), [])
+            mine.append((code.co_filename, code.co_qualname))
 
     threading.setprofile(watch)
     sys.setprofile(watch)
@@ -134,11 +135,14 @@ def watched(source: Path, action: Callable[[], object]) -> dict[str, int]:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
+    every = [call for mine in calls.values() for call in mine]
     return {
-        "calls": len(calls),
-        "functions": len(set(calls)),
-        "files": len({file for file, _ in calls}),
-        "jumps": sum(one != other for (one, _), (other, _) in pairwise(calls)),
+        "calls": len(every),
+        "functions": len(set(every)),
+        "files": len({file for file, _ in every}),
+        "jumps": sum(
+            one != other for mine in calls.values() for (one, _), (other, _) in pairwise(mine)
+        ),
     }
 
 
