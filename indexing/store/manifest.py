@@ -18,6 +18,7 @@ import msgspec
 
 from indexing.search.request import EXACT, Calibration, KindRequest
 from indexing.store.files import LARGEST, Count, StoredFile
+from matvit import parse_json
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 4
@@ -29,7 +30,7 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A JSON object of exactly these keys, each of its type and within its bounds."""
 
 
-class Shard(_Part):
+class Shard(_Part, frozen=True):
     """A run of images: embeddings and metadata row by row, and what failed among them.
 
     Attributes:
@@ -55,7 +56,7 @@ class Shard(_Part):
             )
 
 
-class Counts(_Part):
+class Counts(_Part, frozen=True):
     """Images that are indexed, images that could not be read, stored rows nobody finds any more."""
 
     images: Count
@@ -63,7 +64,7 @@ class Counts(_Part):
     removed: Count
 
 
-class EncoderRecord(_Part):
+class EncoderRecord(_Part, frozen=True):
     """The encoder that embedded the images; `macs` are those of its full size."""
 
     name: str
@@ -72,14 +73,14 @@ class EncoderRecord(_Part):
     macs: Count
 
 
-class PreprocessRecord(_Part):
+class PreprocessRecord(_Part, frozen=True):
     """How images became the input of the encoder."""
 
     spec: dict[str, Any]
     fingerprint: str
 
 
-class CorpusRecord(_Part):
+class CorpusRecord(_Part, frozen=True):
     """Where the images came from; `root` is absolute."""
 
     root: str
@@ -88,7 +89,7 @@ class CorpusRecord(_Part):
     class_names: tuple[str, ...] | None
 
 
-class SearchRecord(_Part):
+class SearchRecord(_Part, frozen=True):
     """The FAISS file, the kind of index in it, and how to search it.
 
     Attributes:
@@ -112,7 +113,7 @@ class SearchRecord(_Part):
             raise ValueError(f"index.calibration is missing, which kind {self.kind!r} needs")
 
 
-class Plan(_Part):
+class Plan(_Part, frozen=True):
     """What an unfinished build set out to do.
 
     Attributes:
@@ -124,7 +125,7 @@ class Plan(_Part):
     shard_size: Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 
 
-class Manifest(_Part, kw_only=True):
+class Manifest(_Part, frozen=True, kw_only=True):
     """Everything an index is, except the data itself.
 
     Attributes:
@@ -215,11 +216,8 @@ class Manifest(_Part, kw_only=True):
         """
         if len(text) > MAX_BYTES:
             raise ValueError(f"it has {len(text):,} bytes, more than the limit of {MAX_BYTES:,}")
-        try:
-            values = msgspec.json.decode(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"it is not complete JSON: {error}") from error
-        version = values.get("format_version") if isinstance(values, dict) else None
+        values = parse_json(text, dict[str, Any], "complete JSON")
+        version = values.get("format_version")
         if version != FORMAT_VERSION or type(version) is not int:
             old = type(version) is int and version < FORMAT_VERSION
             raise ValueError(

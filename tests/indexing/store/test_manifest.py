@@ -86,6 +86,11 @@ def test_classes_may_be_missing(manifest):
     assert Manifest.from_json(unlabelled.to_json()) == unlabelled
 
 
+def test_corpus_whose_name_is_no_utf_8_is_read_as_it_was_written(manifest):
+    elsewhere = replace(manifest, corpus=replace(manifest.corpus, root="/photos/\udcff"))
+    assert Manifest.from_json(elsewhere.to_json()) == elsewhere
+
+
 def test_kind_and_calibration_are_read_as_they_were_written(manifest):
     calibration = Calibration(
         nprobe=8, ef_search=0, rescore=2, target=0.95, recall=0.963, queries=512

@@ -14,7 +14,6 @@ from indexing.records import RECORDS as COLUMNS
 from indexing.records import Failure, ImageRecord
 from indexing.store.files import store
 from indexing.store.rows import (
-    FAILURES,
     METADATA,
     live_rows,
     metadata_table,
@@ -80,12 +79,6 @@ def test_tables_of_all_shards_read_as_one(tmp_path):
     assert metadata.column("id").to_pylist() == [0, 1, 2, 3]
     assert metadata.column("position").to_pylist() == [0, 1, 3, 9]
     assert failures == FAILED
-
-
-def test_list_of_failures_of_version_1_is_read_too(tmp_path):
-    row = {"path": "a/2.png", "error": "OSError", "message": "cut off", "position": 2}
-    file = stored_table(tmp_path, pa.Table.from_pylist([row], pa.schema(list(FAILURES)[:4])), 1)
-    assert read_failures(tmp_path, [file]) == [Failure(**row, bytes=-1, mtime_ns=-1)]
 
 
 def stored_table(folder, table, rows):
