@@ -26,8 +26,9 @@ from indexing import Corpus, ImageIndex
 from matvit import DEFAULT_ENCODER, MatViT, Submodel, count_macs, embed, embed_each, resolve_device
 from retrieval import Retriever, metrics
 from retrieval.ground_truth import find_others
+from retrieval.tuning.journal import Score
 from retrieval.tuning.sample import Queries, draw_sample
-from retrieval.tuning.trial import Score, Trial, hits
+from retrieval.tuning.trial import Trial, hits
 
 K = 10
 BUDGETS = (0.45, 0.5, 0.6, 0.7, 0.8, 0.9)

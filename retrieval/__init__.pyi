@@ -11,7 +11,6 @@ from .tuning.tuner import tune as tune
 # What goes with them:
 from .agreement import Agreement as Agreement
 from .agreement import Agreements as Agreements
-from .frontier import Budget as Budget
 from .frontier import Conditions as Conditions
 from .plotting import plot as plot
 from .report import format_conditions as format_conditions
@@ -24,6 +23,7 @@ from .speed import measure_speed as measure_speed
 from .speed import measured_ms as measured_ms
 from .tuning.candidates import spread as spread
 from .tuning.record import TUNING as TUNING
+from .tuning.record import Budget as Budget
 from .tuning.record import Escalation as Escalation
 from .tuning.record import read_tuning as read_tuning
 from .tuning.sample import TooFewQueriesError as TooFewQueriesError

@@ -82,9 +82,7 @@ class OperatingPoint:
     @property
     def metric(self) -> str:
         """The metric that `recall` reads: retained hit rate with labels, overlap without."""
-        if self.retained_hit_rate_at_1 is None:
-            return f"overlap@{self.k}"
-        return "retained_hit_rate@1"
+        return f"overlap@{self.k}" if self.retained_hit_rate_at_1 is None else "retained_hit_rate@1"
 
     @property
     def recall(self) -> float:
@@ -171,12 +169,10 @@ class ParetoFrontier:
     both all stay: neither is better, and their latency may tell them apart.
 
     Examples:
+        >>> same = {"params": 9, "queries": 500, "k": 10}
         >>> frontier = ParetoFrontier(
-        ...     OperatingPoint(
-        ...         submodel=name, macs=macs, macs_fraction=macs / 100, params=9, queries=500, k=10,
-        ...         overlap_at_k=overlap,
-        ...     )
-        ...     for name, macs, overlap in [("S", 45, 0.7), ("M", 52, 0.6), ("XL", 100, 1.0)]
+        ...     OperatingPoint(submodel=s, macs=m, macs_fraction=m / 100, overlap_at_k=o, **same)
+        ...     for s, m, o in [("S", 45, 0.7), ("M", 52, 0.6), ("XL", 100, 1.0)]
         ... )
         >>> [point.submodel for point in frontier.pareto]
         ['S', 'XL']
@@ -257,10 +253,8 @@ class ParetoFrontier:
             return f"{saved} and finds {point.overlap_at_k:.0%} of the full encoder's top {point.k}"
         lost = 100 * (full - point.hit_rate_at_1)
         change = f"costs {lost:.1f}" if lost >= 0 else f"gains {-lost:.1f}"
-        return (
-            f"{saved} and {change} points of hit_rate@1 ({point.hit_rate_at_1:.3f}, full "
-            f"{full:.3f})"
-        )
+        reached = f"({point.hit_rate_at_1:.3f}, full {full:.3f})"
+        return f"{saved} and {change} points of hit_rate@1 {reached}"
 
     def recall(self, point: OperatingPoint) -> float:
         """Read the metric that this frontier ranks by."""
@@ -318,8 +312,8 @@ class ParetoFrontier:
 
     def to_json(self, recommended: str | None = None) -> str:
         """Write `to_dict` as JSON text, and which submodel is recommended."""
-        first = {} if recommended is None else {"recommended": recommended}
-        return json.dumps({**first, **self.to_dict()}, indent=2, allow_nan=False) + "\n"
+        said = {} if recommended is None else {"recommended": recommended}
+        return json.dumps({**said, **self.to_dict()}, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_dict(cls, values: object) -> ParetoFrontier:
@@ -351,47 +345,6 @@ class _Document(msgspec.Struct):
     metric: str
     conditions: Conditions | None
     points: list[dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What a query may cost, or what it must find.
-
-    Args:
-        max_gmacs: Billions of multiply-accumulates that embedding a query may cost.
-        max_ms: Milliseconds that embedding a query alone may take at the median.
-        min_recall: What of the frontier's metric is needed, within 0..1.
-
-    Raises:
-        ValueError: If none is given, or one is out of range.
-    """
-
-    max_gmacs: float | None = None
-    max_ms: float | None = None
-    min_recall: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_gmacs is self.max_ms is self.min_recall is None:
-            raise ValueError("a budget is needed: give max_gmacs, max_ms or min_recall")
-        for name in ("max_gmacs", "max_ms"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a number above 0, got {value}")
-        if self.min_recall is not None and not 0 <= self.min_recall <= 1:
-            raise ValueError(f"min_recall must be within 0..1, got {self.min_recall}")
-
-    def pick(self, frontier: ParetoFrontier) -> OperatingPoint:
-        """Pick the cheapest point that reaches `min_recall`, without one the best that fits.
-
-        Raises:
-            ValueError: If nothing meets it; the message names what comes closest.
-        """
-        max_macs = None if self.max_gmacs is None else self.max_gmacs * 1e9
-        if self.min_recall is None:
-            return frontier.best(max_macs=max_macs, max_ms=self.max_ms)
-        if max_macs is not None or self.max_ms is not None:
-            frontier = frontier.within(max_macs=max_macs, max_ms=self.max_ms)
-        return frontier.cheapest(self.min_recall)
 
 
 def _shared_metric(points: list[OperatingPoint]) -> str:
@@ -441,7 +394,6 @@ def _rounded_up(value: float) -> float:
 
 
 def _latency_ms(point: OperatingPoint) -> float:
-    """Read the median latency."""
     if point.latency_ms_p50 is None:
         raise ValueError("milliseconds were not measured; evaluate with latency_queries above 0")
     return point.latency_ms_p50

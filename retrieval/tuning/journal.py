@@ -1,4 +1,4 @@
-"""What an interrupted tuning leaves to the next."""
+"""What tuning keeps on disk: files in which damage is noticed, and what a run had measured."""
 
 from __future__ import annotations
 
@@ -13,16 +13,32 @@ from typing import Any
 import msgspec
 from filelock import FileLock, Timeout
 
-from matvit import MatViT, Submodel
-from retrieval.tuning.record import read_checked, write_checked
-from retrieval.tuning.trial import Score
+from indexing import write_atomically
+from matvit import MatViT, Submodel, parse_json, read_file
 
 _LOCK = "tuning.lock"
 _SAVE_EVERY_S = 5.0
+_VERSION = 1
+_LARGEST = 1 << 24
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a submodel keeps of the full encoder's search.
+
+    Attributes:
+        distortion: Neighbour distortion; see `Trial`.
+        overlap: Mean share of the full encoder's top k that it finds too; None if only embedded.
+        hit_rate: Share of queries whose first hit has their label; None without labels or if only
+            embedded.
+    """
+
+    distortion: float
+    overlap: float | None = None
+    hit_rate: float | None = None
 
 
 class Journal:
-    """What was measured so far, kept in a file while tuning goes on.
+    """What was measured so far, kept in a file for the run after an interrupted one.
 
     Args:
         path: The file.
@@ -101,3 +117,51 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+class _Checked(msgspec.Struct, forbid_unknown_fields=True):
+    """JSON in which damage is noticed."""
+
+    format_version: int
+    sha256: str
+    content: dict[str, Any]
+
+
+def write_checked(path: Path, values: dict[str, Any]) -> None:
+    """Write JSON so that damage is noticed when it is read."""
+    document = {"format_version": _VERSION, "sha256": _digest(values), "content": values}
+    data = (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+    write_atomically(path, lambda stream: stream.write(data))
+
+
+def read_checked(path: Path) -> dict[str, Any] | None:
+    """Read what `write_checked` wrote; None if there is no such file.
+
+    Raises:
+        ValueError: If it is damaged, or of another version.
+    """
+    try:
+        data = read_file(path, max_bytes=_LARGEST).data
+        found = parse_json(data, _Checked, "what was written")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise damaged(path, str(error)) from error
+    if found.format_version != _VERSION:
+        raise ValueError(
+            f"{path} has format version {found.format_version}, this program reads {_VERSION}; "
+            "run `matvit tune` again"
+        )
+    if _digest(found.content) != found.sha256:
+        raise damaged(path, "its content is not what was written")
+    return found.content
+
+
+def _digest(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def damaged(path: Path, reason: str) -> ValueError:
+    """Say that a file of tuning cannot be used, and what to do about it."""
+    return ValueError(f"{path} is damaged: {reason}; remove it or run `matvit tune` again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,18 +13,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from indexing import ImageIndex, write_atomically
-from matvit import Encoder, MatViT, Submodel, parse_json, read_file
-from retrieval.frontier import Budget, OperatingPoint, ParetoFrontier
+from indexing import ImageIndex
+from matvit import Encoder, MatViT, Submodel
+from retrieval.frontier import OperatingPoint, ParetoFrontier
 from retrieval.retriever import Hits
 from retrieval.speed import timed
+from retrieval.tuning.journal import damaged, read_checked, write_checked
 from retrieval.tuning.score_scale import ScoreScale
 
 TUNING = "tuning.json"
 """Name of the file, in the folder of its index."""
-
-_VERSION = 1
-_LARGEST = 1 << 24
 
 
 class TunedFor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,6 +117,47 @@ class Escalation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def goes_on(self) -> bool:
         """Whether any query does; else the first submodel alone keeps what was asked for."""
         return any(threshold >= 0 for threshold in self.thresholds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a query may cost, or what it must find.
+
+    Args:
+        max_gmacs: Billions of multiply-accumulates that embedding a query may cost.
+        max_ms: Milliseconds that embedding a query alone may take at the median.
+        min_recall: What of the frontier's metric is needed, within 0..1.
+
+    Raises:
+        ValueError: If none is given, or one is out of range.
+    """
+
+    max_gmacs: float | None = None
+    max_ms: float | None = None
+    min_recall: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_gmacs is self.max_ms is self.min_recall is None:
+            raise ValueError("a budget is needed: give max_gmacs, max_ms or min_recall")
+        for name in ("max_gmacs", "max_ms"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a number above 0, got {value}")
+        if self.min_recall is not None and not 0 <= self.min_recall <= 1:
+            raise ValueError(f"min_recall must be within 0..1, got {self.min_recall}")
+
+    def pick(self, frontier: ParetoFrontier) -> OperatingPoint:
+        """Pick the cheapest point that reaches `min_recall`, without one the best that fits.
+
+        Raises:
+            ValueError: If nothing meets it; the message names what comes closest.
+        """
+        max_macs = None if self.max_gmacs is None else self.max_gmacs * 1e9
+        if self.min_recall is None:
+            return frontier.best(max_macs=max_macs, max_ms=self.max_ms)
+        if max_macs is not None or self.max_ms is not None:
+            frontier = frontier.within(max_macs=max_macs, max_ms=self.max_ms)
+        return frontier.cheapest(self.min_recall)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,7 +368,7 @@ def read_tuning(index: ImageIndex, encoder: Encoder) -> Tuning | None:
     try:
         stored = msgspec.convert(values, _Stored, dec_hook=lambda kind, each: kind.from_dict(each))
     except ValueError as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     if not stored.tuned_for.is_of(model):
         return None
     return Tuning(encoder=model, folder=index.path, **msgspec.structs.asdict(stored))
@@ -346,50 +386,3 @@ def whole(encoder: Encoder) -> MatViT:
             "choosing among submodels needs the whole encoder"
         )
     return encoder
-
-
-class _Checked(msgspec.Struct, forbid_unknown_fields=True):
-    """JSON in which damage is noticed."""
-
-    format_version: int
-    sha256: str
-    content: dict[str, Any]
-
-
-def write_checked(path: Path, values: dict[str, Any]) -> None:
-    """Write JSON so that damage is noticed when it is read."""
-    document = {"format_version": _VERSION, "sha256": _digest(values), "content": values}
-    data = (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
-    write_atomically(path, lambda stream: stream.write(data))
-
-
-def read_checked(path: Path) -> dict[str, Any] | None:
-    """Read what `write_checked` wrote; None if there is no such file.
-
-    Raises:
-        ValueError: If it is damaged, or of another version.
-    """
-    try:
-        data = read_file(path, max_bytes=_LARGEST).data
-        found = parse_json(data, _Checked, "what was written")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
-    if found.format_version != _VERSION:
-        raise ValueError(
-            f"{path} has format version {found.format_version}, this program reads {_VERSION}; "
-            "run `matvit tune` again"
-        )
-    if _digest(found.content) != found.sha256:
-        raise _damaged(path, "its content is not what was written")
-    return found.content
-
-
-def _digest(values: dict[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _damaged(path: Path, reason: str) -> ValueError:
-    return ValueError(f"{path} is damaged: {reason}; remove it or run `matvit tune` again")

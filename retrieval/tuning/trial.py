@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-import msgspec
 import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
@@ -13,26 +12,12 @@ from matvit import MatViTConfig, Submodel, count_macs, embed, embed_each
 from retrieval import metrics
 from retrieval.ground_truth import find_others
 from retrieval.retriever import Retriever
+from retrieval.tuning.journal import Score
 from retrieval.tuning.record import whole
 from retrieval.tuning.sample import Queries
 from retrieval.tuning.score_scale import ScoreScale
 
 _NEIGHBOURS = 32
-
-
-class Score(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a submodel keeps of the full encoder's search.
-
-    Attributes:
-        distortion: Neighbour distortion; see `Trial`.
-        overlap: Mean share of the full encoder's top k that it finds too; None if only embedded.
-        hit_rate: Share of queries whose first hit has their label; None without labels or if only
-            embedded.
-    """
-
-    distortion: float
-    overlap: float | None = None
-    hit_rate: float | None = None
 
 
 class Trial:

@@ -17,11 +17,11 @@ from retrieval.metrics import retained
 from retrieval.retriever import Retriever
 from retrieval.speed import describe_precision, timed
 from retrieval.tuning.candidates import KEPT, STRATEGY, ask_candidates, spread
-from retrieval.tuning.journal import Journal, only_one
+from retrieval.tuning.journal import Journal, Score, only_one
 from retrieval.tuning.record import Escalation, TunedFor, Tuning, whole
 from retrieval.tuning.sample import FEWEST, Sample, draw_sample
 from retrieval.tuning.threshold import check_bound, ladders, reply, set_thresholds
-from retrieval.tuning.trial import Score, Trial
+from retrieval.tuning.trial import Trial
 
 TARGET_WITH_LABELS = 0.95
 TARGET_WITHOUT_LABELS = 0.8

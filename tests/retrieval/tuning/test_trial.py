@@ -7,8 +7,9 @@ from tuned import photos, small_retriever
 from matvit.embedding import embed
 from matvit.extraction import extract
 from retrieval import Retriever
+from retrieval.tuning.journal import Score
 from retrieval.tuning.sample import draw_sample
-from retrieval.tuning.trial import Score, Trial
+from retrieval.tuning.trial import Trial
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from retrieval.frontier import Budget, OperatingPoint, ParetoFrontier
+from retrieval import Budget, OperatingPoint, ParetoFrontier
 
 MACS = {"S": 1_000_000_000, "M": 2_000_000_000, "L": 3_000_000_000, "XL": 4_000_000_000}
 OVERLAP = {"S": 0.7, "M": 0.8, "L": 0.75, "XL": 1.0}
