@@ -38,6 +38,7 @@ from app.options import (
     parse_sizes,
     say,
     show,
+    show_frontier,
     show_json,
     show_progress,
     way_to_ask,
@@ -94,11 +95,7 @@ def demo(
     from app.demo import run_demo
 
     made = run_demo(load(encoder, device), out, images, progress=show_progress())
-    if as_json:
-        for point in made.frontier:
-            show_json(point.to_dict())
-    else:
-        show(retrieval.format_table(made.frontier, recommended=made.recommended))
+    show_frontier(made.frontier, as_json=as_json, recommended=made.recommended)
     if made.summary is not None:
         say(made.summary)
     say(f"Report: {made.report}/frontier.png, report.csv, report.json")
@@ -187,11 +184,7 @@ def evaluate(
         bad_usage(error)
     corpus = indexing.Corpus.open(queries)
     frontier = retrieval.evaluate(retriever, corpus, sizes, k=k, progress=show_progress())
-    if as_json:
-        for point in frontier.points:
-            show_json(point.to_dict())
-    else:
-        show(retrieval.format_table(frontier))
+    show_frontier(frontier, as_json=as_json)
     if out is not None:
         retrieval.write_report(frontier, out)
         say(f"Report: {out}/frontier.png, report.csv, report.json")

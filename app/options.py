@@ -60,6 +60,17 @@ def show_json(value: Any) -> None:  # noqa: ANN401
     show(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
+def show_frontier(
+    frontier: retrieval.ParetoFrontier, *, as_json: bool, recommended: str | None = None
+) -> None:
+    """Print every submodel that was measured: a JSON object each, or a table."""
+    if as_json:
+        for point in frontier:
+            show_json(point.to_dict())
+    else:
+        show(retrieval.format_table(frontier, recommended=recommended))
+
+
 def one_line(error: BaseException) -> str:
     """Squeeze an error into one line that says something."""
     text = " ".join(str(error).split())

@@ -39,7 +39,16 @@ def tiny_model() -> MatViT:
 @pytest.fixture
 def photo_folder(tmp_path: Path) -> Path:
     """Twelve distinct PNG images of 24 x 20 px in three class folders."""
-    root = tmp_path / "photos"
+    return _twelve_photos(tmp_path / "photos")
+
+
+@pytest.fixture(scope="session")
+def shared_photos(tmp_path_factory) -> Path:
+    """The same, for tests that leave them as they are."""
+    return _twelve_photos(tmp_path_factory.mktemp("shared") / "photos")
+
+
+def _twelve_photos(root: Path) -> Path:
     rng = np.random.default_rng(0)
     for number in range(12):
         folder = root / ("apple", "bread", "cheese")[number % 3]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-import streamlit as st
 from page_driver import measure
 from streamlit.testing.v1 import AppTest
 
 from indexing import Corpus, ImageIndex
+from matvit.model import MatViT
 from retrieval import Retriever
 
 PAGE = Path(__file__).parent.parent / "app" / "streamlit_app.py"
@@ -18,10 +19,8 @@ PAGE = Path(__file__).parent.parent / "app" / "streamlit_app.py"
 
 @pytest.fixture
 def open_page(monkeypatch, tmp_path):
-    """Start the page as `matvit app` does, in an empty folder, with nothing cached."""
+    """Start the page as `matvit app` does, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    st.cache_resource.clear()
-    st.cache_data.clear()
 
     def start(*arguments: object, **address: str | list[str]) -> AppTest:
         monkeypatch.setattr(sys, "argv", ["streamlit_app.py", *map(str, arguments)])
@@ -33,23 +32,43 @@ def open_page(monkeypatch, tmp_path):
     return start
 
 
-@pytest.fixture
-def place(tiny_model, photo_folder, tmp_path, reports) -> Path:
-    """An index, its encoder and a report, in one folder."""
-    tiny_model.save(tmp_path / "encoder")
-    index = ImageIndex.build(tiny_model, Corpus.open(photo_folder), tmp_path / "i.index")
-    if not reports:  # the photos are the same ones in every test
-        reports.append(measure(Retriever(tiny_model, index), photo_folder))
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "report.json").write_text(reports[0])
-    return tmp_path
-
-
 @pytest.fixture(scope="session")
-def reports() -> list[str]:
-    return []
+def shared_place(tiny_model, shared_photos, tmp_path_factory) -> Path:
+    """An index, its encoder and a report in one folder, for tests that leave them as they are."""
+    return furnish(tmp_path_factory.mktemp("page"), tiny_model, shared_photos)
 
 
 @pytest.fixture
-def page(open_page, place) -> AppTest:
+def place(tiny_model, photo_folder, tmp_path, shared_place) -> Path:
+    """The same, for a test that changes something."""
+    report = (shared_place / "report" / "report.json").read_text()
+    return furnish(tmp_path, tiny_model, photo_folder, report)
+
+
+def furnish(place: Path, model: MatViT, photos: Path, report: str | None = None) -> Path:
+    model.save(place / "encoder")
+    index = ImageIndex.build(model, Corpus.open(photos), place / "i.index")
+    (place / "report").mkdir()
+    (place / "report" / "report.json").write_text(
+        measure(Retriever(model, index), photos) if report is None else report
+    )
+    return place
+
+
+@pytest.fixture
+def follow_link(open_page, shared_place):
+    """Open the page of an index that stays as it is: what it found once is found again at once."""
+    return partial(
+        open_page, "--index", shared_place / "i.index", "--encoder", shared_place / "encoder"
+    )
+
+
+@pytest.fixture
+def page(follow_link) -> AppTest:
+    return follow_link()
+
+
+@pytest.fixture
+def own_page(open_page, place) -> AppTest:
+    """The page of an index that the test changes."""
     return open_page("--index", place / "i.index", "--encoder", place / "encoder")

@@ -8,42 +8,51 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tuned import photos, small_encoder
 
-from app.demo import DIGIT_SIDE, MARKER, run_demo, split, write_digits
+from app.demo import DIGIT_SIDE, MARKER, Demo, run_demo, split, write_digits
 from indexing import Corpus, ImageIndex
 from retrieval import Tuning
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
-def test_budgets_can_be_given_in_milliseconds_after_the_demo(tmp_path):
-    model = small_encoder()
-    photos(tmp_path / "photos", 120)
-    made = run_demo(model, tmp_path / "demo", tmp_path / "photos", progress=False)
-    tuning = Tuning.of(ImageIndex.open(made.index), model)
+@pytest.fixture(scope="module")
+def of_few(tiny_model, shared_photos, tmp_path_factory) -> Demo:
+    """The demo of a dozen photos: too few to recommend anything."""
+    return run_demo(tiny_model, tmp_path_factory.mktemp("few"), shared_photos, progress=False)
+
+
+@pytest.fixture(scope="module")
+def of_many(tmp_path_factory) -> Demo:
+    """The demo of photos enough."""
+    folder = tmp_path_factory.mktemp("many")
+    photos(folder / "photos", 70)
+    return run_demo(small_encoder(), folder / "demo", folder / "photos", progress=False)
+
+
+def test_budgets_can_be_given_in_milliseconds_after_the_demo(of_many):
+    tuning = Tuning.of(ImageIndex.open(of_many.index), small_encoder())
     assert all(point.latency_ms_p50 > 0 for point in tuning.frontier)
 
 
-def test_own_photos_are_judged_by_overlap_without_labels(tiny_model, photo_folder, tmp_path):
-    out = tmp_path / "demo"
-    made = run_demo(tiny_model, out, photo_folder, progress=False)
-    assert {"S", "M", "L", "XL"} <= {point.submodel for point in made.frontier}
-    assert all(point.hit_rate_at_1 is None for point in made.frontier)
-    assert all(0 <= point.overlap_at_k <= 1 for point in made.frontier)
-    report = json.loads((made.report / "report.json").read_text())
+def test_own_photos_are_judged_by_overlap_without_labels(of_few):
+    assert {"S", "M", "L", "XL"} <= {point.submodel for point in of_few.frontier}
+    assert all(point.hit_rate_at_1 is None for point in of_few.frontier)
+    assert all(0 <= point.overlap_at_k <= 1 for point in of_few.frontier)
+    report = json.loads((of_few.report / "report.json").read_text())
     assert report["metric"] == "overlap@10"
-    assert {"frontier.png", "report.csv", "report.json"} <= {p.name for p in made.report.iterdir()}
+    written = {path.name for path in of_few.report.iterdir()}
+    assert {"frontier.png", "report.csv", "report.json"} <= written
 
 
-def test_running_it_again_replaces_its_own_work_and_nothing_else(
-    tiny_model, photo_folder, tmp_path
-):
-    out = tmp_path / "demo"
-    run_demo(tiny_model, out, photo_folder, progress=False)
+def test_running_it_again_replaces_its_own_work_and_nothing_else(of_few, tiny_model, shared_photos):
+    out = of_few.index.parent
     (out / "notes.txt").write_text("mine")
-    made = run_demo(tiny_model, out, photo_folder, progress=False)
+    made = run_demo(tiny_model, out, shared_photos, progress=False)
     assert made.failures == 0
     assert (out / "notes.txt").read_text() == "mine"
     assert (out / MARKER).exists()
@@ -79,16 +88,14 @@ def test_no_image_is_both_query_and_database(photo_folder, images, queries):
     assert not names[0] & names[1]
 
 
-def test_with_enough_photos_one_size_is_recommended_and_marked(tmp_path):
-    model = small_encoder()
-    photos(tmp_path / "photos", 70)
-    made = run_demo(model, tmp_path / "demo", tmp_path / "photos", progress=False)
+def test_with_enough_photos_one_size_is_recommended_and_marked(of_many):
+    made = of_many
     assert made.recommended in {point.submodel for point in made.frontier}
     assert made.recommended in made.summary
     report = json.loads((made.report / "report.json").read_text())
     assert report["recommended"] == made.recommended
     assert f"recommended: {made.recommended}" in (made.report / "frontier.svg").read_text()
-    tuned = Tuning.of(ImageIndex.open(made.index), model)
+    tuned = Tuning.of(ImageIndex.open(made.index), small_encoder())
     assert tuned.recommended.submodel == made.recommended
 
 
@@ -102,10 +109,9 @@ def test_many_copies_of_few_photos_are_few_photos(tmp_path, capsys):
     assert "No size is recommended: tuning needs at least 40 different" in capsys.readouterr().err
 
 
-def test_with_few_photos_none_is(tiny_model, photo_folder, tmp_path):
-    made = run_demo(tiny_model, tmp_path / "demo", photo_folder, progress=False)
-    assert made.recommended is None
-    assert made.summary is None
+def test_with_few_photos_none_is(of_few):
+    assert of_few.recommended is None
+    assert of_few.summary is None
 
 
 def test_every_digit_becomes_a_labelled_file(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,11 +28,11 @@ def test_the_frontier_is_drawn_from_the_report_beside_the_index(page):
     assert any("From report/report.json · 12 queries" in text.value for text in page.caption)
 
 
-def test_the_budget_chooses_the_best_that_it_buys(page):
+def test_the_budget_chooses_the_best_that_it_buys(page, shared_place):
     turn_to(page, "choose")
     budget = page.slider(key="budget")
     budget.set_value(budget.max).run()
-    report = json.loads(Path("report/report.json").read_text())
+    report = json.loads((shared_place / "report" / "report.json").read_text())
     dearest = [point["submodel"] for point in report["points"] if point["pareto"]][-1]
     assert html(page, "card")[0].split()[0] == dearest
     budget = page.slider(key="budget")
@@ -53,11 +52,11 @@ def test_a_budget_can_be_given_in_milliseconds(page):
     assert not page.error
 
 
-def test_another_unit_keeps_the_pick_and_shows_what_it_costs(page):
+def test_another_unit_keeps_the_pick_and_shows_what_it_costs(page, shared_place):
     turn_to(page, "choose")
     costs = {
         point["submodel"]: {"GMACs": point["macs"] / 1e9, "ms": point["latency_ms_p50"]}
-        for point in json.loads(Path("report/report.json").read_text())["points"]
+        for point in json.loads((shared_place / "report" / "report.json").read_text())["points"]
     }
     for pick in ("L", "1xS,1xXL"):
         page.selectbox(key="listed").set_value(pick).run()
@@ -243,17 +242,17 @@ def test_a_budget_picks_what_the_command_picks(open_page, place, tiny_model, mon
         assert picked == ({"S", "XL"} if unit == "GMACs" else {"1xS,1xL", "S", "XL"})
 
 
-def test_tuning_is_noticed_while_the_page_is_open(page, place, tiny_model):
+def test_tuning_is_noticed_while_the_page_is_open(own_page, place, tiny_model):
     tune(open_all(ImageIndex.open(place / "i.index"), tiny_model))
-    page.run()
-    assert not page.exception
-    assert "auto" in page.pills(key="sizes").options
-    page.pills(key="sizes").set_value(["auto"]).run()
-    assert titles(page) == ["auto"]
+    own_page.run()
+    assert not own_page.exception
+    assert "auto" in own_page.pills(key="sizes").options
+    own_page.pills(key="sizes").set_value(["auto"]).run()
+    assert titles(own_page) == ["auto"]
     (place / "i.index" / "tuning.json").unlink()
-    page.run()
-    assert not page.exception
-    assert titles(page) == ["XL"]
+    own_page.run()
+    assert not own_page.exception
+    assert titles(own_page) == ["XL"]
 
 
 def test_a_tuning_that_is_damaged_is_one_friendly_line(open_page, place):

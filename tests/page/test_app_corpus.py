@@ -30,9 +30,9 @@ def test_an_image_of_the_gallery_is_asked_with_on_the_first_tab(page):
     assert titles(page) == ["S", "M", "L", "XL"]
 
 
-def test_other_images_can_be_drawn(open_page, place, monkeypatch):
+def test_other_images_can_be_drawn(follow_link, monkeypatch):
     monkeypatch.setattr("app.page.corpus._SAMPLED", 4)
-    page = open_page("--index", place / "i.index", "--encoder", place / "encoder")
+    page = follow_link()
     turn_to(page, "corpus")
     first = [button.key for button in page.button]
     press(page, "others")
@@ -104,16 +104,16 @@ def test_an_evaluation_survives_that_its_visitor_looks_elsewhere(page, photo_fol
     assert [row["submodel"] for _, row in page.dataframe[0].value.iterrows()] == ["S", "XL"]
 
 
-def test_results_are_marked_once_the_index_has_changed(page, photo_folder, place):
-    turn_to(page, "eval")
-    evaluate(page, photo_folder, "S")
-    assert not page.warning
+def test_results_are_marked_once_the_index_has_changed(own_page, photo_folder, place):
+    turn_to(own_page, "eval")
+    evaluate(own_page, photo_folder, "S")
+    assert not own_page.warning
     ImageIndex.open(place / "i.index").remove([0])
-    page.run()
-    assert not page.exception
-    assert "The index has changed since" in page.warning[0].value
-    turn_to(page, "choose")
-    assert not any("measured on this page" in text.value for text in page.caption)
+    own_page.run()
+    assert not own_page.exception
+    assert "The index has changed since" in own_page.warning[0].value
+    turn_to(own_page, "choose")
+    assert not any("measured on this page" in text.value for text in own_page.caption)
 
 
 @pytest.mark.parametrize(

@@ -64,10 +64,8 @@ def test_a_file_that_is_gone_is_named_in_text(evil_page, tmp_path):
 
 
 @pytest.mark.parametrize("said", ["index", "query", "submodel", "k"])
-def test_a_link_is_quoted_as_text(open_page, place, said):
-    page = open_page(
-        "--index", place / "i.index", "--encoder", place / "encoder", **{said: EVIL}
-    )  # fmt: skip
+def test_a_link_is_quoted_as_text(follow_link, said):
+    page = follow_link(**{said: EVIL})
     assert not page.exception
     (warning,) = page.warning
     assert "evil" in warning.value

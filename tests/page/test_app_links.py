@@ -19,11 +19,8 @@ def test_what_is_shown_is_in_the_address(page):
     }  # fmt: skip
 
 
-def test_a_link_shows_what_it_says(open_page, place):
-    page = open_page(
-        "--index", place / "i.index", "--encoder", place / "encoder",
-        index="i.index", query="4", submodel=["M", "1xS,1xL"], k="2",
-    )  # fmt: skip
+def test_a_link_shows_what_it_says(follow_link):
+    page = follow_link(index="i.index", query="4", submodel=["M", "1xS,1xL"], k="2")
     assert not page.exception
     assert not page.warning
     assert set(titles(page)) == {"M", "1xS,1xL"}
@@ -45,8 +42,8 @@ def test_a_link_shows_what_it_says(open_page, place):
         ({"index": "../../etc", "query": "3"}, "it is about the index '../../etc'"),
     ],
 )
-def test_what_a_link_says_in_vain_is_one_friendly_line_once(open_page, place, said, complaint):
-    page = open_page("--index", place / "i.index", "--encoder", place / "encoder", **said)
+def test_what_a_link_says_in_vain_is_one_friendly_line_once(follow_link, said, complaint):
+    page = follow_link(**said)
     assert not page.exception
     (warning,) = page.warning
     assert complaint in warning.value
@@ -73,10 +70,8 @@ def test_a_click_counts_though_the_browser_knows_only_the_address_before_the_las
     assert address(page)["submodel"] == ["S", "XL"]
 
 
-def test_two_visitors_do_not_disturb_each_other(open_page, place):
-    first, second = (
-        open_page("--index", place / "i.index", "--encoder", place / "encoder") for _ in range(2)
-    )
+def test_two_visitors_do_not_disturb_each_other(follow_link):
+    first, second = follow_link(), follow_link()
     first.pills(key="sizes").set_value(["M"]).run()
     press(first, "ask-strip-0-1")
     second.run()
@@ -85,30 +80,30 @@ def test_two_visitors_do_not_disturb_each_other(open_page, place):
     assert titles(first) == ["M"]
 
 
-def test_an_index_that_changed_is_opened_again(page, place, tiny_model, photo_folder):
+def test_an_index_that_changed_is_opened_again(own_page, place, tiny_model, photo_folder):
     index = ImageIndex.open(place / "i.index").remove([0])
-    page.run()
-    assert not page.exception
-    assert "**11 images**" in page.markdown[0].value
-    assert not html(page, "query")[0].startswith("apple/00.png")  # what asked was removed
+    own_page.run()
+    assert not own_page.exception
+    assert "**11 images**" in own_page.markdown[0].value
+    assert not html(own_page, "query")[0].startswith("apple/00.png")  # what asked was removed
     (photo_folder / "apple" / "zz.png").write_bytes(
         (photo_folder / "bread" / "01.png").read_bytes()
     )
     index = index.add(tiny_model, Corpus.open(photo_folder))
-    page.run()
-    assert not page.exception
-    assert f"**{len(index)} images**" in page.markdown[0].value
+    own_page.run()
+    assert not own_page.exception
+    assert f"**{len(index)} images**" in own_page.markdown[0].value
 
 
-def test_an_encoder_that_was_trained_again_is_noticed(page, place, tiny_model):
+def test_an_encoder_that_was_trained_again_is_noticed(own_page, place, tiny_model):
     torch.manual_seed(1)
     MatViT(tiny_model.config, tiny_model.preprocess, "tiny").save(place / "encoder")
-    page.run()
-    assert not page.exception
-    assert "index was built by encoder" in page.error[0].value
+    own_page.run()
+    assert not own_page.exception
+    assert "index was built by encoder" in own_page.error[0].value
     tiny_model.save(place / "encoder")
-    page.run()
-    assert not page.error
+    own_page.run()
+    assert not own_page.error
 
 
 def test_without_an_index_the_page_says_how_to_make_one(open_page):
