@@ -256,8 +256,8 @@ def index_info(
     kind, factory = info["kind"], info["factory"]
     named = kind if kind == factory else f"{kind} ({factory})"
     show(f"kind        {named}, generation {info['generation']}")
-    if manifest.index is not None and manifest.index.calibration is not None:
-        show(f"search      {manifest.index.calibration.describe()}")
+    if manifest.index is not None and manifest.index.effort is not None:
+        show(f"search      {manifest.index.effort.describe()}")
     if info["note"]:
         show(f"note        {info['note']}")
     show(f"encoder     {encoder['name']} ({encoder['fingerprint']}), {encoder['dim']} dimensions")
@@ -281,8 +281,8 @@ def _check_request(kind: str, factory: str | None, max_memory: str | None) -> No
 def _say_kind(index: Path) -> None:
     """Say how well an approximate kind searches, and why it is another one than was asked for."""
     record = indexing.read_manifest(index).index
-    if record is not None and record.calibration is not None:
-        say(f"{record.kind} ({record.factory}): {record.calibration.describe()}")
+    if record is not None and record.effort is not None:
+        say(f"{record.kind} ({record.factory}): {record.effort.describe()}")
     if record is not None and record.note is not None:
         say(record.note)
 

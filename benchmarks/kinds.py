@@ -6,7 +6,7 @@
 
 Raw FAISS is the same structure, trained the same way, with the same nprobe or efSearch, asked for
 ten images, on the same device; for the quantised kinds followed by FAISS's own reranking,
-`IndexRefine` over float16 vectors in memory, at the depth that calibration chose. Ours reads the
+`IndexRefine` over float16 vectors in memory, at the depth that our effort has. Ours reads the
 float16 vectors from disk, checks them, breaks ties, and answers with exact scores. Both are read
 from the same file first: what was just filled lies otherwise in memory. The two take
 turns, and the ratio is that of the medians of one run; that of the fastest tenth is given too,
@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from provenance import RESULTS, provenance, without_paths, write_result
 
-from indexing import KINDS, Calibration, ImageIndex
+from indexing import KINDS, Effort, ImageIndex
 from indexing.search import gpu
 from indexing.search.engine import Engine
 from indexing.search.kinds import Kind, named_kind, split
@@ -151,7 +151,7 @@ def _measure(
     dim = embeddings.shape[1]
     chosen = index.effort
     record = SearchRecord(
-        kind=kind.name, factory=kind.factory, calibration=chosen, request=KindRequest(),
+        kind=kind.name, factory=kind.factory, effort=chosen, request=KindRequest(),
         note=None, file=file,
     )  # fmt: skip
     index = read_searcher(folder, record, embeddings, index.ids, device=device)
@@ -189,7 +189,7 @@ def _measure(
 
 
 def _by_hand(
-    faiss_index: faiss.Index, chosen: Calibration, embeddings: Embeddings, *, on_gpu: bool
+    faiss_index: faiss.Index, chosen: Effort, embeddings: Embeddings, *, on_gpu: bool
 ) -> Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """Return a search as somebody would write it with FAISS alone."""
     if chosen.nprobe:

@@ -13,7 +13,7 @@ from .remove import RemoveReport as RemoveReport
 from .remove import remove_images as remove_images
 from .search.kinds import KINDS as KINDS
 from .search.request import AUTO as AUTO
-from .search.request import Calibration as Calibration
+from .search.request import Effort as Effort
 from .search.request import KindRequest as KindRequest
 from .search.request import parse_bytes as parse_bytes
 from .store.files import write_atomically as write_atomically

@@ -104,9 +104,9 @@ class IndexedImages:
 def describe_index(path: Path, manifest: Manifest, failures: Sequence[Failure]) -> dict[str, Any]:
     """Describe an index in plain JSON values.
 
-    `calibration` is None for the kind Flat, which is exact. `note` says why the kind is not the
-    one of `request`, if it is not. `removed` counts stored rows that nobody finds any more,
-    `staged` images of an unfinished addition.
+    `calibration` is the effort of a search, None for the kind Flat, which is exact. `note` says
+    why the kind is not the one of `request`, if it is not. `removed` counts stored rows that
+    nobody finds any more, `staged` images of an unfinished addition.
     """
     assert manifest.index is not None
     corpus, index = manifest.corpus, manifest.index
@@ -116,7 +116,7 @@ def describe_index(path: Path, manifest: Manifest, failures: Sequence[Failure]) 
         "generation": manifest.generation,
         "kind": index.kind,
         "factory": index.factory,
-        "calibration": msgspec.to_builtins(index.calibration),
+        "calibration": msgspec.to_builtins(index.effort),
         "request": msgspec.to_builtins(index.request),
         "note": index.note,
         "images": manifest.counts.images,

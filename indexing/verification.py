@@ -130,7 +130,7 @@ def _check_samples(
     """Make sure that all live images can be found, and that a sample of them find themselves.
 
     Each must come first, or a duplicate of it. Of an approximate kind so many may be missed as its
-    calibration leads to expect; one made of other vectors misses nearly all. Reading the sample
+    effort leads to expect; one made of other vectors misses nearly all. Reading the sample
     also checks its norms.
     """
     assert manifest.index is not None
@@ -154,11 +154,11 @@ def _expected_misses(record: SearchRecord, samples: int) -> int:
     """Most of a sample that an approximate search may miss by chance; 0 of an exact one.
 
     An image is closer to itself than its tenth neighbour is, so it is found more often than the
-    calibration says: what that leads to expect and three standard errors are never too few.
+    measured recall says: what that leads to expect and three standard errors are never too few.
     """
-    if record.calibration is None or not record.calibration.queries:
+    if record.effort is None or not record.effort.queries:
         return 0
-    missed = 1 - record.calibration.recall
+    missed = 1 - record.effort.recall
     return math.ceil(samples * missed + 3 * math.sqrt(samples * missed * (1 - missed)))
 
 

@@ -47,6 +47,6 @@ def flat_searcher(rows, ids):
 def described(kind, file, effort=None):
     """What a manifest says about the file of a search structure."""
     return SearchRecord(
-        kind=kind.name, factory=kind.factory, calibration=effort, request=KindRequest(),
+        kind=kind.name, factory=kind.factory, effort=effort, request=KindRequest(),
         note=None, file=file,
     )  # fmt: skip

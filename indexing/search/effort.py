@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32, Int64
+from msgspec.structs import replace
 from numpy import ndarray
 
-from indexing.search.request import Calibration
+from indexing.search.request import TARGET, Effort
 from indexing.search.scoring import SPARE
 
 if TYPE_CHECKING:
     from indexing.search.searcher import Searcher
-
-TARGET = 0.95
-"""Share of the exact ten nearest that an approximate search should return."""
 
 _QUERIES = 512
 _RANKS = 10
@@ -27,7 +25,7 @@ _DEVIATIONS = 2.0
 _RANDOM_READ = 4  # reading scattered rows costs about this many times reading them in order
 
 
-def measure_effort(searcher: Searcher, *, target: float = TARGET, seed: int = 0) -> Calibration:
+def measure_effort(searcher: Searcher, *, target: float = TARGET, seed: int = 0) -> Effort:
     """Find the cheapest effort that reaches a target on a sample of the stored rows.
 
     A sampled row asks for its ten nearest, itself left out. An image counts as found if its score
@@ -48,14 +46,14 @@ def measure_effort(searcher: Searcher, *, target: float = TARGET, seed: int = 0)
     """
     if not 0 < target <= 1:
         raise ValueError(f"target must be above 0 and at most 1, got {target}")
+    chosen = replace(searcher.engine.everything, target=float(target))
     images = len(searcher.ids)
     ranks = min(_RANKS, images - 1)
     if searcher.engine.is_exact or ranks < 1:
-        return leave_nothing_out(searcher, target)
+        return chosen
     rows = np.random.default_rng(seed).choice(images, min(_QUERIES, images), replace=False)
     sample = _Sample(searcher, np.sort(rows), ranks)
     best: tuple[bool, float, float] | None = None
-    chosen = leave_nothing_out(searcher, target)
     for nprobe, ef_search in _efforts(searcher):
         if best and best[0] and -best[1] < _cost(searcher, nprobe, ef_search, 0):
             break  # dearer than what is good enough, before a single candidate is rescored
@@ -66,7 +64,7 @@ def measure_effort(searcher: Searcher, *, target: float = TARGET, seed: int = 0)
             rank = (met, -cost if met else recall, -cost)
             if best is None or rank > best:
                 best = rank
-                chosen = Calibration(
+                chosen = Effort(
                     nprobe=nprobe, ef_search=ef_search, rescore=rescore,
                     target=float(target), recall=recall, queries=len(found),
                 )  # fmt: skip
@@ -126,15 +124,3 @@ def _cost(searcher: Searcher, nprobe: int, ef_search: int, rescored: int) -> flo
     scanned = nprobe / engine.lists if engine.lists else float(not engine.is_graph)
     read = scanned * images * engine.code_size + _RANDOM_READ * ef_search * 4 * dim
     return read + _RANDOM_READ * rescored * 2 * dim
-
-
-def leave_nothing_out(searcher: Searcher, target: float = TARGET) -> Calibration:
-    """Effort of a search that leaves nothing out."""
-    return Calibration(
-        nprobe=searcher.engine.lists,
-        ef_search=len(searcher.ids) if searcher.engine.is_graph else 0,
-        rescore=1,
-        target=float(target),
-        recall=1.0,
-        queries=0,
-    )

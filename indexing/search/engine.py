@@ -12,6 +12,7 @@ from numpy import ndarray
 
 from indexing.search import gpu
 from indexing.search.kinds import split
+from indexing.search.request import TARGET, Effort
 
 _GROWTH = 4
 
@@ -44,6 +45,7 @@ class Engine:
         estimates: Whether scores are off by more than the rounding of float32.
         labels_are_rows: Whether candidates are named by their place, not by their id.
         code_size: Bytes that are compared for each vector.
+        everything: Effort of a search that leaves nothing out.
         float_table: FAISS pointer to the vectors, if it keeps them as float32 row by row.
     """
 
@@ -61,6 +63,14 @@ class Engine:
         self.estimates = on_gpu or not (flat or isinstance(inner, faiss.IndexIVFFlat))
         self.code_size = int(inner.code_size if self.lists else storage.sa_code_size())
         self.float_table = storage.get_xb() if flat else None  # type: ignore[union-attr]
+        self.everything = Effort(
+            nprobe=self.lists,
+            ef_search=int(inner.ntotal) if self.is_graph else 0,
+            rescore=1,
+            target=TARGET,
+            recall=1.0,
+            queries=0,
+        )
         self._on_gpu = gpu.clone(inner) if on_gpu else None
         self._parameters: dict[tuple[int, int], Any] = {}
 

@@ -8,10 +8,10 @@ what is stored is always the CPU's copy.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import faiss
 import numpy as np
@@ -19,66 +19,22 @@ import torch
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from indexing.search.kinds import Kind, empty_index, pq_runs_on_gpu, split
-
 LOCK = threading.RLock()
 """Held by whoever uses the GPU resources."""
 
 MAX_FETCH = 2_048
 """FAISS's limit of k and nprobe on a GPU."""
 
-_Made = TypeVar("_Made")
 _DEVICE = 0
-_SCALARS = {faiss.ScalarQuantizer.QT_8bit, faiss.ScalarQuantizer.QT_fp16}
 
 
 class DoesNotFitError(ValueError):
     """A structure was too large for the memory that the GPU had left, or it failed there."""
 
 
-def resolve(device: str, kind: Kind, dim: int) -> bool:
-    """Whether a kind is built and searched on a GPU.
-
-    Args:
-        device: `"auto"` (if FAISS sees one and the kind runs there), `"cpu"` or `"cuda"`.
-        kind: Of structure.
-        dim: Of the vectors.
-
-    Raises:
-        ValueError: If the name is unknown, or `cuda` is asked for and cannot be had.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
-    if device == "cpu":
-        return False
-    if gpu_count() == 0:
-        if device == "cuda":
-            raise ValueError("device cuda was asked for, but FAISS sees no GPU; use auto or cpu")
-        return False
-    if not (runs := runs_on_gpu(kind, dim)) and device == "cuda":
-        raise ValueError(
-            f"kind {kind.name} ({kind.factory}) runs on a CPU only; use device auto or cpu, or "
-            "one of the kinds Flat, Flat16, IVFFlat, IVFSQ8, IVFPQ"
-        )
-    return runs
-
-
 def gpu_count() -> int:
     """GPUs that FAISS sees; the CPU build of FAISS has no such call."""
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
-
-
-def runs_on_gpu(kind: Kind, dim: int) -> bool:
-    """Whether FAISS can copy a kind to a GPU."""
-    index = empty_index(kind, dim)
-    _, inner = split(index)
-    if isinstance(inner, faiss.IndexIVFPQ):
-        return inner.pq.nbits == 8 and pq_runs_on_gpu(inner.d, inner.pq.M)
-    if isinstance(inner, faiss.IndexIVFScalarQuantizer):
-        return inner.sq.qtype in _SCALARS
-    if isinstance(inner, faiss.IndexScalarQuantizer):
-        return inner.sq.qtype == faiss.ScalarQuantizer.QT_fp16
-    return isinstance(inner, (faiss.IndexFlat, faiss.IndexIVFFlat))
 
 
 def clone(index: faiss.Index) -> faiss.Index:
@@ -110,25 +66,6 @@ def held() -> Iterator[None]:
                 "the index cannot be put on the GPU, use device cpu or a smaller kind: "
                 f"{reason[-1]:.200}"
             ) from error
-
-
-def or_on_cpu(make: Callable[[bool], _Made], device: str, *, on_gpu: bool) -> _Made:
-    """Make something on the GPU, or on the CPU if it does not fit and nobody asked for `cuda`.
-
-    Args:
-        make: Told whether to use the GPU.
-        device: What was asked for.
-        on_gpu: What `resolve` made of it.
-
-    Raises:
-        DoesNotFitError: If `cuda` was asked for.
-    """
-    try:
-        return make(on_gpu)
-    except DoesNotFitError:
-        if device == "cuda":
-            raise
-        return make(False)
 
 
 def search(

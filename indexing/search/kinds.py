@@ -38,6 +38,7 @@ _ID_BYTES = 8
 # What FAISS searches on a GPU: bytes of a product code, and coordinates for each of them.
 _GPU_PQ_BYTES = {1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96}
 _GPU_PQ_DIMS = {1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 28, 32}
+_GPU_SCALARS = {faiss.ScalarQuantizer.QT_8bit, faiss.ScalarQuantizer.QT_fp16}
 _HNSW_LINKS = 32
 _FACTORY = re.compile(
     r"(?:Flat|SQfp16|SQ8"
@@ -234,13 +235,26 @@ def _pq_bytes(dim: int, device: str) -> int:
     For a GPU the largest that it searches, if there is one.
     """
     counts = [count for count in range(max(dim // 4, 1), 0, -1) if dim % count == 0]
-    fit = [count for count in counts if device == "cuda" and pq_runs_on_gpu(dim, count)]
+    fit = [count for count in counts if device == "cuda" and _pq_runs_on_gpu(dim, count)]
     return (fit or counts)[0]
 
 
-def pq_runs_on_gpu(dim: int, count: int) -> bool:
+def _pq_runs_on_gpu(dim: int, count: int) -> bool:
     """Whether FAISS searches product codes of so many bytes on a GPU."""
     return count in _GPU_PQ_BYTES and dim % count == 0 and dim // count in _GPU_PQ_DIMS
+
+
+def runs_on_gpu(kind: Kind, dim: int) -> bool:
+    """Whether FAISS can copy a kind to a GPU."""
+    index = empty_index(kind, dim)
+    _, inner = split(index)
+    if isinstance(inner, faiss.IndexIVFPQ):
+        return inner.pq.nbits == 8 and _pq_runs_on_gpu(inner.d, inner.pq.M)
+    if isinstance(inner, faiss.IndexIVFScalarQuantizer):
+        return inner.sq.qtype in _GPU_SCALARS
+    if isinstance(inner, faiss.IndexScalarQuantizer):
+        return inner.sq.qtype == faiss.ScalarQuantizer.QT_fp16
+    return isinstance(inner, (faiss.IndexFlat, faiss.IndexIVFFlat))
 
 
 def _graph_bytes(links: int) -> float:

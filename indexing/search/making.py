@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import faiss
 import numpy as np
@@ -13,7 +14,7 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from indexing.search import gpu
-from indexing.search.effort import TARGET, measure_effort
+from indexing.search.effort import measure_effort
 from indexing.search.faiss_file import held_ids, read_structure
 from indexing.search.kinds import (
     FACTORY,
@@ -23,13 +24,16 @@ from indexing.search.kinds import (
     accepts_factory,
     empty_index,
     resolve_again,
+    runs_on_gpu,
     split,
 )
-from indexing.search.request import EXACT, KindRequest
+from indexing.search.request import EXACT, TARGET, KindRequest
 from indexing.search.searcher import Searcher
 from indexing.store.embeddings import Embeddings
 from indexing.store.files import damaged, store
 from indexing.store.manifest import MANIFEST, SearchRecord
+
+_Made = TypeVar("_Made")
 
 _ROWS_PER_ADD = 16_384
 _SAMPLE = 65_536
@@ -85,8 +89,8 @@ def make_searcher(
         )
         return Searcher(structure, embeddings, ids, on_gpu=on_gpu)
 
-    on_gpu = gpu.resolve(device, kind, embeddings.shape[1])
-    searcher = gpu.or_on_cpu(make, device, on_gpu=on_gpu)
+    on_gpu = _is_on_gpu(device, kind, embeddings.shape[1])
+    searcher = _or_on_cpu(make, device, on_gpu=on_gpu)
     searcher.effort = measure_effort(searcher, target=target, seed=seed)
     return searcher
 
@@ -115,7 +119,7 @@ def store_searcher(
     return SearchRecord(
         kind=kind.name,
         factory=kind.factory,
-        calibration=None if kind.factory == EXACT else searcher.effort,
+        effort=None if kind.factory == EXACT else searcher.effort,
         request=request,
         note=note,
         file=store(path, f"index/knn_g{generation}.faiss", len(ids), searcher.write),
@@ -147,7 +151,7 @@ def read_searcher(
             device cannot be had.
     """
     kind, dim = _recorded_kind(path, record), embeddings.shape[1]
-    on_gpu = gpu.resolve("cpu" if mmap and device == "auto" else device, kind, dim)
+    on_gpu = _is_on_gpu("cpu" if mmap and device == "auto" else device, kind, dim)
     if mmap and on_gpu:
         raise ValueError("a memory-mapped index is searched on the CPU; use device cpu")
     structure = read_structure(path, record.file, kind, dim, mmap=mmap and kind.is_ivf)
@@ -159,9 +163,9 @@ def read_searcher(
         embeddings, ids = embeddings.take(rows), held
 
     def make(on_gpu: bool) -> Searcher:
-        return Searcher(structure, embeddings, ids, on_gpu=on_gpu, effort=record.calibration)
+        return Searcher(structure, embeddings, ids, on_gpu=on_gpu, effort=record.effort)
 
-    return gpu.or_on_cpu(make, device, on_gpu=on_gpu)
+    return _or_on_cpu(make, device, on_gpu=on_gpu)
 
 
 def check_search_file(path: Path, record: SearchRecord, dim: int) -> None:
@@ -180,6 +184,52 @@ def _recorded_kind(path: Path, record: SearchRecord) -> Kind:
     if not accepts_factory(record.factory):
         raise damaged(path / MANIFEST, f"it has the factory string {record.factory!r:.80}")
     return Kind(name=record.kind, factory=record.factory)
+
+
+def _is_on_gpu(device: str, kind: Kind, dim: int) -> bool:
+    """Whether a kind is built and searched on a GPU.
+
+    Args:
+        device: `"auto"` (if FAISS sees one and the kind runs there), `"cpu"` or `"cuda"`.
+        kind: Of structure.
+        dim: Of the vectors.
+
+    Raises:
+        ValueError: If the name is unknown, or `cuda` is asked for and cannot be had.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
+    if device == "cpu":
+        return False
+    if gpu.gpu_count() == 0:
+        if device == "cuda":
+            raise ValueError("device cuda was asked for, but FAISS sees no GPU; use auto or cpu")
+        return False
+    if not (runs := runs_on_gpu(kind, dim)) and device == "cuda":
+        raise ValueError(
+            f"kind {kind.name} ({kind.factory}) runs on a CPU only; use device auto or cpu, or "
+            "one of the kinds Flat, Flat16, IVFFlat, IVFSQ8, IVFPQ"
+        )
+    return runs
+
+
+def _or_on_cpu(make: Callable[[bool], _Made], device: str, *, on_gpu: bool) -> _Made:
+    """Make something on the GPU, or on the CPU if it does not fit and nobody asked for `cuda`.
+
+    Args:
+        make: Told whether to use the GPU.
+        device: What was asked for.
+        on_gpu: What `_is_on_gpu` made of it.
+
+    Raises:
+        gpu.DoesNotFitError: If `cuda` was asked for.
+    """
+    try:
+        return make(on_gpu)
+    except gpu.DoesNotFitError:
+        if device == "cuda":
+            raise
+        return make(False)
 
 
 def make_structure(

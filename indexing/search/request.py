@@ -13,7 +13,10 @@ import msgspec
 AUTO = "auto"
 
 EXACT = "Flat"
-"""The kind, and its FAISS factory string, that compares every vector and needs no calibration."""
+"""The kind, and its FAISS factory string, that compares every vector; no effort is kept for it."""
+
+TARGET = 0.95
+"""Share of the exact ten nearest that an approximate search should return."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _LARGEST = 1 << 53  # what every JSON reader keeps exact
@@ -76,7 +79,7 @@ def parse_bytes(size: int | str) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].lower()])
 
 
-class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Effort(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Search effort, and what it was measured to reach.
 
     Attributes:
@@ -103,7 +106,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def describe(self) -> str:
         """Say in a line what was reached."""
         if not self.queries:
-            return "exact search" if self.recall == 1 else "not calibrated"
+            return "exact search" if self.recall == 1 else "not measured"
         verdict = "reaches" if self.is_met else "MISSES"
         return (
             f"ann_recall@10 {self.recall:.3f} on {self.queries} held-out images {verdict} "

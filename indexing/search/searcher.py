@@ -9,10 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
-from indexing.search.effort import leave_nothing_out
 from indexing.search.engine import Engine, Queries, Reach
 from indexing.search.faiss_file import write_faiss
-from indexing.search.request import Calibration
+from indexing.search.request import Effort
 from indexing.search.scoring import SPARE, ExactScores, Found, best_first, rounding
 from indexing.store.embeddings import Embeddings
 
@@ -52,12 +51,12 @@ class Searcher:
         ids: Int64[ndarray, " images"],
         *,
         on_gpu: bool = False,
-        effort: Calibration | None = None,
+        effort: Effort | None = None,
     ) -> None:
         self.ids = np.ascontiguousarray(ids, dtype=np.int64)
         self.embeddings = embeddings
         self.engine = Engine(structure, on_gpu=on_gpu)
-        self.effort = effort or leave_nothing_out(self)
+        self.effort = effort or self.engine.everything
         self._structure = structure
         self._scores = ExactScores(self.engine.float_table, embeddings)
         self._cuts = not (self.engine.estimates or self.engine.is_exact)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from indexing.search.request import EXACT, Calibration, KindRequest
+from indexing.search.request import EXACT, Effort, KindRequest
 from indexing.store.files import LARGEST, Count, StoredFile
 from matvit import parse_json
 
@@ -95,7 +95,7 @@ class SearchRecord(_Part, frozen=True):
     Attributes:
         kind: Name of the kind.
         factory: FAISS factory string it was made by.
-        calibration: How hard to search; None for the kind Flat.
+        effort: How hard to search, `calibration` on disk; None for the kind Flat.
         request: What was asked for, to be asked for again when the index changes.
         note: Why it is another kind than was asked for; None if it is not.
         file: What FAISS wrote.
@@ -103,13 +103,13 @@ class SearchRecord(_Part, frozen=True):
 
     kind: str
     factory: str
-    calibration: Calibration | None
+    effort: Effort | None = msgspec.field(name="calibration")
     request: KindRequest
     note: str | None
     file: StoredFile
 
     def __post_init__(self) -> None:
-        if self.calibration is None and self.factory != EXACT:
+        if self.effort is None and self.factory != EXACT:
             raise ValueError(f"index.calibration is missing, which kind {self.kind!r} needs")
 
 

@@ -1,7 +1,7 @@
 """Every kind against NumPy: scores, ids, ties, recall, what is stored and what is refused.
 
 Mutants these must catch: scores as FAISS estimates them; row numbers returned for ids; -1 returned
-where the visited lists hold too little; calibration that counts a query as its own neighbour;
+where the visited lists hold too little; an effort measured by queries that find themselves;
 float16 candidates cut without regard to their error; a file that FAISS would follow elsewhere.
 """
 
@@ -32,7 +32,7 @@ from indexing.search.engine import Engine
 from indexing.search.faiss_file import check_layout, read_structure
 from indexing.search.kinds import KINDS, Kind, factory_kind, named_kind
 from indexing.search.making import make_searcher, read_searcher
-from indexing.search.request import Calibration
+from indexing.search.request import Effort
 from indexing.search.scoring import unit_queries
 from indexing.store.files import store
 
@@ -225,8 +225,8 @@ def test_duplicates_do_not_count_as_missed_in_calibration(tmp_path):
 
 
 def test_calibration_survives_json():
-    chosen = Calibration(nprobe=4, ef_search=0, rescore=2, target=0.9, recall=0.97, queries=512)
-    assert msgspec.json.decode(msgspec.json.encode(chosen), type=Calibration) == chosen
+    chosen = Effort(nprobe=4, ef_search=0, rescore=2, target=0.9, recall=0.97, queries=512)
+    assert msgspec.json.decode(msgspec.json.encode(chosen), type=Effort) == chosen
 
 
 @pytest.mark.parametrize(
@@ -241,9 +241,9 @@ def test_calibration_survives_json():
     ],
 )
 def test_calibration_that_was_never_written_is_refused(changes, message):
-    chosen = Calibration(nprobe=4, ef_search=0, rescore=2, target=0.9, recall=0.97, queries=512)
+    chosen = Effort(nprobe=4, ef_search=0, rescore=2, target=0.9, recall=0.97, queries=512)
     with pytest.raises(ValueError, match=re.escape(message)):
-        msgspec.convert(msgspec.to_builtins(chosen) | changes, Calibration)
+        msgspec.convert(msgspec.to_builtins(chosen) | changes, Effort)
 
 
 def test_flipped_bit_is_found_before_faiss_reads_it(tmp_path, monkeypatch, index, embeddings, ids):

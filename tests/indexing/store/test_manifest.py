@@ -11,7 +11,7 @@ import json
 import pytest
 from msgspec.structs import replace
 
-from indexing.search.request import Calibration, KindRequest
+from indexing.search.request import Effort, KindRequest
 from indexing.store.files import StoredFile
 from indexing.store.manifest import (
     MAX_BYTES,
@@ -58,7 +58,7 @@ def manifest():
         index=SearchRecord(
             kind="Flat",
             factory="Flat",
-            calibration=None,
+            effort=None,
             request=KindRequest(),
             note=None,
             file=stored("index/knn_g1.faiss", 7),
@@ -92,12 +92,10 @@ def test_corpus_whose_name_is_no_utf_8_is_read_as_it_was_written(manifest):
 
 
 def test_kind_and_calibration_are_read_as_they_were_written(manifest):
-    calibration = Calibration(
-        nprobe=8, ef_search=0, rescore=2, target=0.95, recall=0.963, queries=512
-    )
+    effort = Effort(nprobe=8, ef_search=0, rescore=2, target=0.95, recall=0.963, queries=512)
     asked = KindRequest(factory="IVF16,SQ8", max_memory_bytes=4_000_000_000, device="cuda")
     search = replace(
-        manifest.index, kind="factory", factory="IVF16,SQ8", calibration=calibration,
+        manifest.index, kind="factory", factory="IVF16,SQ8", effort=effort,
         request=asked, note="why",
     )  # fmt: skip
     manifest = replace(manifest, index=search)
