@@ -13,7 +13,23 @@ from matvit import Encoder, count_macs
 
 
 class IndexMismatchError(ValueError):
-    """An index was asked with another encoder or preprocessing than it was built with."""
+    """An index was asked with another encoder or preprocessing than it was built with.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> from indexing import Corpus, ImageIndex
+        >>> from matvit import MatViT, load_encoder
+        >>> folder, encoder = TemporaryDirectory(), load_encoder("matvit-tiny64")
+        >>> Image.new("RGB", (64, 64)).save(f"{folder.name}/black.png")
+        >>> index = ImageIndex.build(encoder, Corpus.open(folder.name), f"{folder.name}/index")
+        >>> try:
+        ...     index.check_encoder(MatViT(encoder.config))  # of the same shape, but untrained
+        ... except IndexMismatchError:
+        ...     print("refused")
+        refused
+        >>> folder.cleanup()
+    """
 
 
 def check_encoder(path: Path, manifest: Manifest, encoder: Encoder) -> None:

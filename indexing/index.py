@@ -42,6 +42,19 @@ class ImageIndex(IndexedImages):
     Attributes:
         report: What the change that made this generation did, if `add`, `remove` or `compact`
             returned it; else None.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> from matvit import load_encoder
+        >>> folder, encoder = TemporaryDirectory(), load_encoder("matvit-tiny64")
+        >>> for colour in ("red", "green", "blue"):
+        ...     Image.new("RGB", (64, 64), colour).save(f"{folder.name}/{colour}.png")
+        >>> index = ImageIndex.build(encoder, Corpus.open(folder.name), f"{folder.name}/index")
+        >>> smaller = index.remove(paths=["red.png"])
+        >>> len(index), len(smaller), smaller.report.removed
+        (3, 2, 1)
+        >>> folder.cleanup()
     """
 
     def __init__(

@@ -93,10 +93,9 @@ def test_the_reference_has_the_names_that_most_programs_need():
 def test_every_name_of_the_reference_has_examples_that_run(package, name):
     item = getattr(importlib.import_module(package), name)
     (found,) = doctest.DocTestFinder(recurse=False).find(item, name)
-    if found.examples:
-        assert "Examples:" in found.docstring  # as code in the reference
-        result = doctest.DocTestRunner().run(found)
-        assert result.failed == 0
+    assert found.examples
+    assert "Examples:" in found.docstring  # which the reference shows as code
+    assert doctest.DocTestRunner().run(found).failed == 0
 
 
 def test_every_page_is_in_the_navigation():

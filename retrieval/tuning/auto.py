@@ -45,6 +45,24 @@ class AutoRetriever:
         IndexMismatchError: If it was found out about another encoder.
         ValueError: If tuning found no way to choose per query that is worth it, or the encoder is
             an extracted submodel.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> from indexing import Corpus, ImageIndex
+        >>> from matvit import MatViTConfig
+        >>> from retrieval import tune
+        >>> shape = dict(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+        >>> folder, encoder = TemporaryDirectory(), MatViT(MatViTConfig(**shape))
+        >>> for red in range(48):
+        ...     Image.new("RGB", (16, 16), (5 * red, 0, 0)).save(f"{folder.name}/{red}.png")
+        >>> index = ImageIndex.build(encoder, Corpus.open(folder.name), f"{folder.name}/index")
+        >>> retriever = Retriever(encoder, index)
+        >>> tuning = tune(retriever, size=40, latency=False, max_loss=0.9)
+        >>> hits = AutoRetriever(retriever, tuning).search(Image.new("RGB", (16, 16), "red"), k=3)
+        >>> len(hits), hits.submodel == hits.steps[-1].submodel
+        (3, True)
+        >>> folder.cleanup()
     """
 
     def __init__(self, retriever: Retriever, tuning: Tuning) -> None:
