@@ -19,7 +19,6 @@ from app.options import (
     bad_usage,
     exit_with_failures,
     load,
-    resolve,
     say,
     show,
     show_json,
@@ -104,7 +103,11 @@ def extract(
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another folder")
     model = load(encoder, Device.CPU)
-    small = matvit.extract(model, resolve(model, submodel))
+    try:
+        chosen = model.submodel(submodel)
+    except ValueError as error:
+        bad_usage(error)
+    small = matvit.extract(model, chosen)
     matvit.save_encoder(small, out)
     count = sum(parameter.numel() for parameter in small.parameters())
     say(f"{model.name} {small.submodel()}: {count:,} parameters in {out}.")

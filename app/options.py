@@ -155,14 +155,6 @@ def open_retriever(path: Path, encoder: str | None, device: Device) -> retrieval
     return retrieval.Retriever(load_encoder_for(index, encoder, device.value), index)
 
 
-def resolve(encoder: matvit.Encoder, text: str | None) -> matvit.Submodel:
-    """Read a submodel as typed."""
-    try:
-        return encoder.submodel(text)
-    except ValueError as error:
-        bad_usage(error)
-
-
 def way_to_ask(
     retriever: retrieval.Retriever,
     submodel: str | None,

@@ -62,7 +62,8 @@ def _draw_frontier(shown: Shown) -> None:
         f"{len(found.frontier)} submodels",
     )
     _draw_list(shown, found.frontier)
-    told = " · ".join(filter(None, [found.source, plain(found.conditions)]))
+    source = f"{found.source} {plain(found.file)}".strip()
+    told = " · ".join(filter(None, [source, plain(found.conditions)]))
     st.caption(told[:1].upper() + told[1:])
 
 

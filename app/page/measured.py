@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Lock
 
 from app.options import one_line
-from app.page.looks import plain
 from retrieval import (
     Conditions,
     Escalation,
@@ -98,12 +97,14 @@ class Measured:
     Attributes:
         frontier: What was measured; None if nothing was.
         source: Where it comes from, in a few words.
+        file: Name of the report that these words end with, if it comes from one.
         problem: Why a measurement that exists is not shown, or how far it still holds.
         tuned: What tuning stored, if the frontier is its own.
     """
 
     frontier: ParetoFrontier | None = None
     source: str = ""
+    file: str = ""
     problem: str | None = None
     tuned: Tuned | None = None
 
@@ -160,8 +161,8 @@ def find_measured(
         return Measured(
             problem=f"{report} was measured on another index or encoder; it is not shown."
         )
-    source = f"from {plain(f'{report.parent.name}/{report.name}')}"
-    return Measured(frontier=frontier, source=source)
+    file = f"{report.parent.name}/{report.name}"
+    return Measured(frontier=frontier, source="from", file=file)
 
 
 def units(frontier: ParetoFrontier) -> list[Unit]:

@@ -65,7 +65,7 @@ def test_a_report_is_read(opened, frontier, tmp_path):
     report = save(frontier, tmp_path / "report")
     found = find(opened, report)
     assert found.frontier == frontier
-    assert found.source == "from report/report.json"
+    assert (found.source, found.file) == ("from", "report/report.json")
     assert "12 queries (12 in the index themselves) against 12 images" in found.conditions
 
 
