@@ -173,12 +173,6 @@ def test_changed_manifest_is_refused_whatever_was_changed(manifest):
             Manifest.from_json(text.replace(old, new, 1).encode())
 
 
-def test_names_that_are_no_utf8_come_back(manifest):
-    corpus = replace(manifest.corpus, root="/caf\udce9", class_names=("\udce9", "b"))
-    named = replace(manifest, corpus=corpus)
-    assert Manifest.from_json(named.to_json()) == named
-
-
 def test_truncated_manifest_is_refused_at_any_length(manifest):
     text = manifest.to_json().rstrip()
     for length in range(0, len(text), 97):
