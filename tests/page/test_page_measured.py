@@ -190,7 +190,7 @@ def test_every_budget_on_the_slider_buys_something(pairs):
         assert frontier.recall(within(frontier, Unit.GMACS, clipped)) >= frontier.recall(each)
 
 
-def test_milliseconds_are_offered_only_where_they_were_found_in():
+def test_milliseconds_are_offered_only_where_they_were_measured():
     assert units(FRONTIER) == [Unit.GMACS, Unit.MS]
     assert units(ParetoFrontier([point("S", 0.1, 0.9)])) == [Unit.GMACS]
 
