@@ -15,6 +15,8 @@ from .embedding import resolve_precision as resolve_precision
 from .extraction import ExtractedViT as ExtractedViT
 from .extraction import extract as extract
 from .files import FileContent as FileContent
+from .files import is_exhaustion as is_exhaustion
+from .files import modified_ns as modified_ns
 from .files import parse_json as parse_json
 from .files import read_file as read_file
 from .files import read_json as read_json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -25,6 +26,7 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -151,7 +153,8 @@ def read_part(
         path: A regular file.
         start: First byte.
         size: How many; all of them must be there.
-        mtime_ns: When the file must have been modified last; None for any time.
+        mtime_ns: When the file must have been modified last, as `modified_ns` has it; None for
+            any time.
         max_bytes: More is refused.
 
     Raises:
@@ -162,7 +165,7 @@ def read_part(
     with open(descriptor, "rb", buffering=0) as stream:  # noqa: PTH123 -- a descriptor
         found = os.fstat(descriptor)
         _check_regular(found.st_mode)
-        if mtime_ns is not None and found.st_mtime_ns != mtime_ns:
+        if mtime_ns is not None and modified_ns(found) != mtime_ns:
             raise OSError("the file around the image has changed since it was listed")
         wanted = found.st_size if size is None else size
         if wanted > max_bytes:
@@ -171,7 +174,22 @@ def read_part(
         data = stream.read() if size is None else stream.read(size)
     if size is not None and len(data) != size:
         raise OSError(f"the file ends after {len(data):,} of {size:,} bytes")
-    return FileContent(data, found.st_mtime_ns)
+    return FileContent(data, modified_ns(found))
+
+
+def modified_ns(found: os.stat_result) -> int:
+    """When a file was last modified, in nanoseconds, as 64 bits hold it.
+
+    That is from 1677 to 2262. Any other time comes out as one of these, always the same.
+    """
+    return (found.st_mtime_ns + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def is_exhaustion(error: BaseException) -> bool:
+    """Whether the machine is out of memory or file descriptors: that says nothing of any file."""
+    if isinstance(error, OSError):
+        return error.errno in _EXHAUSTED
+    return isinstance(error, MemoryError)
 
 
 def _check_regular(mode: int) -> None:

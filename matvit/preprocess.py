@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from matvit.files import read_file
+from matvit.files import is_exhaustion, read_file
 
 ImageLike = str | Path | bytes | Image.Image
 
@@ -113,6 +113,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             with _QUIET_PILLOW:
                 return self._decode(source)
         except Exception as error:  # a damaged file makes Pillow raise almost anything
+            if is_exhaustion(error):
+                raise
             raise _unreadable(error) from error
 
     def pixels(self, source: ImageLike) -> NDArray[np.uint8]:

@@ -30,7 +30,7 @@ from indexing.corpus.source import (
 )
 from indexing.corpus.tar import TarArchives
 from indexing.records import NO_LABEL, RECORDS, UNKNOWN, Failure, ImageRecord
-from matvit import Preprocess
+from matvit import Preprocess, is_exhaustion
 
 _PREFETCHED_BATCHES = 2
 _IMAGES_PER_TASK = 16
@@ -264,6 +264,8 @@ class Corpus:
             size = len(data)
             pixels, width, height = pool.decode(data)
         except (OSError, ValueError) as error:
+            if is_exhaustion(error):
+                raise
             if not self.source.is_there():
                 raise FileNotFoundError(f"{self.root} went away while it was read") from error
             kind = error.kind if isinstance(error, DecodeError) else type(error).__name__

@@ -18,7 +18,7 @@ from indexing.corpus.source import (
     is_image_name,
 )
 from indexing.records import NO_LABEL
-from matvit import FileContent, read_file
+from matvit import FileContent, modified_ns, read_file
 
 
 class Folder(NamedSource):
@@ -47,7 +47,7 @@ class Folder(NamedSource):
     def stat(self, index: int) -> FileStat:
         """Ask the system."""
         found = os.stat(self._path(index))  # noqa: PTH116 -- bytes
-        return FileStat(found.st_size, found.st_mtime_ns)
+        return FileStat(found.st_size, modified_ns(found))
 
     def fetch(self, index: int) -> FileContent:
         """Read the file."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from indexing.corpus.source import FileStat, Source, files_in
 from indexing.records import NO_LABEL
-from matvit import FileContent
+from matvit import FileContent, is_exhaustion, modified_ns
 
 _CACHED_ROW_GROUPS = 8
 _CACHED_BYTES = 1 << 28  # one row group is kept even if it is larger
@@ -98,12 +98,12 @@ class ParquetFiles(Source):
     def stat(self, index: int) -> FileStat:
         """Return the time of the Parquet file; the size of an image is not known unread."""
         group, _ = self._locate(index)
-        return FileStat(None, self._groups[group].file.stat().st_mtime_ns)
+        return FileStat(None, modified_ns(self._groups[group].file.stat()))
 
     def fetch(self, index: int) -> FileContent:
         """Return `image.bytes`; nothing where it is null."""
         group, row = self._locate(index)
-        mtime_ns = self._groups[group].file.stat().st_mtime_ns
+        mtime_ns = modified_ns(self._groups[group].file.stat())
         with self._lock:
             images = self._read_group(group)
         return FileContent(images[row].as_py() or b"", mtime_ns)
@@ -132,6 +132,8 @@ class ParquetFiles(Source):
         try:
             table = parquet.read_row_group(self._groups[group].number, columns=["image"])
         except pa.ArrowException as error:
+            if is_exhaustion(error):
+                raise
             raise OSError(f"cannot read {file}: {error}") from error
         column = table["image"]
         if pa.types.is_struct(column.type):
@@ -160,6 +162,8 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
     try:
         parquet = pq.ParquetFile(file)
     except (OSError, pa.ArrowInvalid) as error:
+        if is_exhaustion(error):
+            raise
         raise ValueError(f"cannot read {file}: {error}") from error
     schema = parquet.schema_arrow
     if "image" not in schema.names:

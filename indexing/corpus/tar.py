@@ -20,7 +20,7 @@ from indexing.corpus.source import (
     is_image_name,
 )
 from indexing.records import NO_LABEL
-from matvit import FileContent, read_part
+from matvit import FileContent, modified_ns, read_part
 
 _CLASS_SUFFIX = ".cls"
 _CLASS_BYTES = 256  # a longer one is no class
@@ -45,7 +45,7 @@ class TarArchives(NamedSource):
 
     def __init__(self, root: Path) -> None:
         self._files = files_in(root, ".tar")
-        self._mtimes = [file.stat().st_mtime_ns for file in self._files]
+        self._mtimes = [modified_ns(file.stat()) for file in self._files]
         members = _Members()
         ends = []
         for file in self._files:
@@ -66,7 +66,7 @@ class TarArchives(NamedSource):
     def stat(self, index: int) -> FileStat:
         """Return the size of the image and the time of the whole archive."""
         file = self._file(index)
-        return FileStat(max(0, int(self._sizes[index])), file.stat().st_mtime_ns)
+        return FileStat(max(0, int(self._sizes[index])), modified_ns(file.stat()))
 
     def fetch(self, index: int) -> FileContent:
         """Read the image out of its archive."""
@@ -133,6 +133,8 @@ def _members(file: Path) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile
                     yield name, member, archive
             _check_end(archive)
     except (tarfile.TarError, OSError, EOFError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk is at fault or the machine, not the archive
         raise ValueError(f"cannot read {file}: {error}; make the archive again") from error
 
 

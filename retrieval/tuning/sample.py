@@ -12,7 +12,7 @@ from numpy import ndarray
 from PIL import Image
 
 from indexing import Corpus, ImageIndex, ImageRecord
-from matvit import Preprocess
+from matvit import Preprocess, is_exhaustion
 from retrieval.ground_truth import GroundTruth, Wanted
 from retrieval.retriever import Retriever
 
@@ -193,7 +193,9 @@ def _decode(
     """Decode an original of the index; None if it is gone, has changed or cannot be read."""
     try:
         return preprocess.pixels(index.image_bytes(int(number)))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if is_exhaustion(error):
+            raise
         return None
 
 
