@@ -201,7 +201,7 @@ def index_verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read everything an index consists of, and name what is damaged."""
-    report = indexing.verify(index, repair=repair, progress=show_progress())
+    report = indexing.verify_index(index, repair=repair, progress=show_progress())
     if report.repaired:
         _say_kind(index)
     if as_json:

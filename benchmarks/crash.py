@@ -34,7 +34,7 @@ from PIL import Image
 from provenance import provenance, without_paths, write_result
 from tqdm import tqdm
 
-from indexing import Corpus, ImageIndex, compact, read_manifest, verify, write
+from indexing import Corpus, ImageIndex, compact, read_manifest, verify_index, write
 from matvit import MatViT, MatViTConfig, Preprocess
 
 SIDE, PHOTOS, SHARD_SIZE = 16, 40, 8
@@ -131,11 +131,11 @@ def one_moment(
         outcomes.append("finished")
         if not done:
             raise RuntimeError(f"the process said that it had finished, but left {outcomes[0]}")
-    if (copy / "manifest.json").exists() and not verify(copy).ok:
+    if (copy / "manifest.json").exists() and not verify_index(copy).ok:
         outcomes.append("damaged")
     if not done:
         action(copy)
-    if state(copy) != after or not verify(copy).ok:
+    if state(copy) != after or not verify_index(copy).ok:
         outcomes.append("different_when_repeated")
     return outcomes
 

@@ -1,28 +1,34 @@
 from .checks import IndexMismatchError as IndexMismatchError
-from .compact import CompactReport as CompactReport
-from .compact import compact_index as compact_index
 from .corpus.corpus import Corpus as Corpus
+from .index import ImageIndex as ImageIndex
+
+# isort: split
+# What goes with them:
+from .compact import CompactReport as CompactReport
 from .corpus.corpus import DecodedBatch as DecodedBatch
 from .corpus.decoding import Decoders as Decoders
-from .images import describe_index as describe_index
-from .index import ImageIndex as ImageIndex
 from .merge import AddReport as AddReport
 from .records import Failure as Failure
 from .records import ImageRecord as ImageRecord
 from .remove import RemoveReport as RemoveReport
-from .remove import remove_images as remove_images
 from .search.kinds import KINDS as KINDS
 from .search.request import AUTO as AUTO
 from .search.request import Effort as Effort
 from .search.request import KindRequest as KindRequest
 from .search.request import parse_bytes as parse_bytes
+from .verification import Damage as Damage
+from .verification import VerifyReport as VerifyReport
+
+# isort: split
+# An index that nobody has to open:
+from .compact import compact_index as compact_index
+from .images import describe_index as describe_index
+from .remove import remove_images as remove_images
 from .store.files import write_atomically as write_atomically
 from .store.folder import read_finished as read_finished
 from .store.folder import read_manifest as read_manifest
 from .store.manifest import MANIFEST as MANIFEST
 from .store.manifest import Manifest as Manifest
 from .store.rows import read_failures as read_failures
-from .verification import Damage as Damage
-from .verification import VerifyReport as VerifyReport
-from .verification import verify as verify
+from .verification import verify_index as verify_index
 from .write import add_images as add_images

@@ -20,7 +20,7 @@ from indexing.search.scoring import unit_queries
 from indexing.store.files import check_size
 from indexing.store.folder import read_finished, read_manifest
 from indexing.store.manifest import Manifest
-from indexing.verification import VerifyReport, open_checked, verify
+from indexing.verification import VerifyReport, open_checked, verify_index
 from indexing.write import add_images, build_index, built_on
 from matvit import Encoder
 
@@ -51,9 +51,12 @@ class ImageIndex(IndexedImages):
         >>> for colour in ("red", "green", "blue"):
         ...     Image.new("RGB", (64, 64), colour).save(f"{folder.name}/{colour}.png")
         >>> index = ImageIndex.build(encoder, Corpus.open(folder.name), f"{folder.name}/index")
-        >>> smaller = index.remove(paths=["red.png"])
-        >>> len(index), len(smaller), smaller.report.removed
-        (3, 2, 1)
+        >>> ids, scores = index.search(index.embeddings[1:2], k=1)
+        >>> [index.path_of(row) for row in index.rows_of(ids[0])]
+        ['green.png']
+        >>> smaller = index.remove(paths=["green.png"])
+        >>> (smaller.report.removed, len(smaller), len(index))
+        (1, 2, 3)
         >>> folder.cleanup()
     """
 
@@ -297,7 +300,7 @@ class ImageIndex(IndexedImages):
 
     def verify(self, *, progress: bool = False) -> VerifyReport:
         """Read everything that is stored now and check it; see `indexing.verification`."""
-        return verify(self.path, progress=progress)
+        return verify_index(self.path, progress=progress)
 
     def _next(self, report: Report) -> ImageIndex:
         """Open what a change has made of the index."""

@@ -162,7 +162,7 @@ def _expected_misses(record: SearchRecord, samples: int) -> int:
     return math.ceil(samples * missed + 3 * math.sqrt(samples * missed * (1 - missed)))
 
 
-def verify(path: str | Path, *, repair: bool = False, progress: bool = False) -> VerifyReport:
+def verify_index(path: str | Path, *, repair: bool = False, progress: bool = False) -> VerifyReport:
     """Read all of an index and check everything that can be checked.
 
     Checked are size, hash, shape and row count of every file, the length of every embedding, that

@@ -45,6 +45,7 @@ class Engine:
         estimates: Whether scores are off by more than the rounding of float32.
         labels_are_rows: Whether candidates are named by their place, not by their id.
         code_size: Bytes that are compared for each vector.
+        max_fetch: Most candidates and lists that one search can have.
         everything: Effort of a search that leaves nothing out.
         float_table: FAISS pointer to the vectors, if it keeps them as float32 row by row.
     """
@@ -71,6 +72,7 @@ class Engine:
             recall=1.0,
             queries=0,
         )
+        self.max_fetch = gpu.MAX_FETCH if on_gpu else np.iinfo(np.int32).max
         self._on_gpu = gpu.clone(inner) if on_gpu else None
         self._parameters: dict[tuple[int, int], Any] = {}
 
@@ -78,11 +80,6 @@ class Engine:
         if getattr(self, "_on_gpu", None) is not None:
             with gpu.LOCK:  # its memory goes back to the resources that others search with
                 self._on_gpu = None
-
-    @property
-    def max_fetch(self) -> int:
-        """Most candidates and lists that one search can have."""
-        return gpu.MAX_FETCH if self._on_gpu is not None else np.iinfo(np.int32).max
 
     def propose(
         self, queries: Queries, reach: Reach

@@ -105,7 +105,8 @@ class Searcher:
         size = max(1, _PAIRS // reach.fetch)
         for run in (slice(start, start + size) for start in range(0, len(queries), size)):
             _, labels = self.engine.propose(queries[run], reach)
-            rows[run, : reach.fetch] = found = self._rows_of(labels)
+            found = labels if self._labels_are_rows else self._rows_of(labels)
+            rows[run, : reach.fetch] = found
             scores[run, : reach.fetch] = self._scores.of(_on_cpu(queries[run]), found)
         return rows, scores
 
@@ -132,7 +133,7 @@ class Searcher:
             ids, scores, settled = zip(*(self._best(run, k, reach) for run in runs), strict=True)
             return np.concatenate(ids), np.concatenate(scores), np.concatenate(settled)
         estimates, labels = self.engine.propose(queries, reach)
-        rows = self._rows_of(labels)
+        rows = labels if self._labels_are_rows else self._rows_of(labels)
         if self._cuts:
             # Those that cannot be among the best k, whatever the rounding: reading a vector here
             # and there costs more than comparing it. What FAISS returns is sorted.
@@ -157,8 +158,6 @@ class Searcher:
 
     def _rows_of(self, labels: Int64[ndarray, "queries fetch"]) -> Int64[ndarray, "queries fetch"]:
         """Rows of what FAISS names; -1 stays."""
-        if self._labels_are_rows:
-            return labels
         places = np.minimum(np.searchsorted(self._sorted, labels), len(self.ids) - 1)
         return np.where(labels < 0, -1, self._order[places])
 

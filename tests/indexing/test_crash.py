@@ -20,7 +20,7 @@ from faults import every_crash
 from toy import DIM, ToyEncoder, photo
 from tqdm import tqdm
 
-from indexing import Corpus, Decoders, ImageIndex, compact, verify, write
+from indexing import Corpus, Decoders, ImageIndex, compact, verify_index, write
 from indexing.remove import remove_images
 from indexing.search.request import KindRequest
 from indexing.store.folder import read_manifest
@@ -73,7 +73,7 @@ def assert_crash_safe(base, work, action, before, after):
         seen.add(found == after)
         manifest = read_manifest(path) if (path / "manifest.json").exists() else None
         if manifest and manifest.staged:  # not opened above
-            assert verify(path).ok, f"damage after step {step}"
+            assert verify_index(path).ok, f"damage after step {step}"
             rows = sum(shard.metadata.rows for shard in manifest.staged)
             assert rows >= stored, f"stored images lost at step {step}"
             stored = rows
@@ -83,7 +83,7 @@ def assert_crash_safe(base, work, action, before, after):
         if step % 8 == 0:
             ImageIndex.open(path).compact()
             assert state(path) == after
-            assert verify(path).orphans == ()
+            assert verify_index(path).orphans == ()
     assert seen == {False, True}
 
 
@@ -162,7 +162,7 @@ def test_compact(updated, tmp_path):
         action(path)
         assert state(path) == before
         assert read_manifest(path).counts.removed == 0
-        assert verify(path).orphans == ()
+        assert verify_index(path).orphans == ()
     assert seen == {0, 2}
 
 
@@ -170,8 +170,8 @@ def test_repair(built, tmp_path):
     before = state(built)
     damaged = built / "index/knn_g1.faiss"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    for step, path in every_crash(built, tmp_path, lambda path: verify(path, repair=True)):
-        assert verify(path, repair=True).ok, f"not repaired after step {step}"
+    for step, path in every_crash(built, tmp_path, lambda path: verify_index(path, repair=True)):
+        assert verify_index(path, repair=True).ok, f"not repaired after step {step}"
         assert state(path) == before
 
 

@@ -21,7 +21,7 @@ import pytest
 from msgspec.structs import replace
 from toy import DIM, ToyEncoder, photo
 
-from indexing import Corpus, ImageIndex, verify, write
+from indexing import Corpus, ImageIndex, verify_index, write
 from indexing.search.making import check_search_file, read_searcher
 from indexing.store.files import sha256_of
 from indexing.store.folder import read_manifest
@@ -79,9 +79,9 @@ def assert_named(path, name):
         answers(path)
     if name == "manifest.json":
         with pytest.raises(ValueError, match="manifest.json"):
-            verify(path)
+            verify_index(path)
     else:
-        report = verify(path)
+        report = verify_index(path)
         assert not report.ok
         assert [damage.file for damage in report.damaged] == [name]
 
@@ -191,8 +191,8 @@ def test_damaged_search_file_is_made_anew_only_when_asked(index):
     right = index.search(QUERIES, 8)
     path = index.path / "index/knn_g1.faiss"
     path.write_bytes(path.read_bytes()[:-9])
-    assert [damage.file for damage in verify(index.path).damaged] == ["index/knn_g1.faiss"]
-    report = verify(index.path, repair=True)
+    assert [damage.file for damage in verify_index(index.path).damaged] == ["index/knn_g1.faiss"]
+    report = verify_index(index.path, repair=True)
     assert (report.ok, report.repaired) == (True, ("index/knn_g1.faiss",))
     for found, expected in zip(ImageIndex.open(index.path).search(QUERIES, 8), right, strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -201,7 +201,7 @@ def test_damaged_search_file_is_made_anew_only_when_asked(index):
 def test_damaged_embeddings_are_named_and_not_repaired(index):
     path = index.path / "img_emb/img_emb_000000.npy"
     path.write_bytes(path.read_bytes()[:-9])
-    report = verify(index.path, repair=True)
+    report = verify_index(index.path, repair=True)
     assert [damage.file for damage in report.damaged] == ["img_emb/img_emb_000000.npy"]
     assert report.repaired == ()
 
@@ -257,7 +257,7 @@ def test_disk_that_fails_at_any_write_leaves_old_or_new(
             assert len(ImageIndex.open(path)) == 8
         elif found == before:
             writers(photos)[writer](path)
-        assert verify(path).ok
+        assert verify_index(path).ok
     assert step > 5
 
 

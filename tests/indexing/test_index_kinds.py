@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from toy import DIM, ToyEncoder, photo
 from vectors import flat_searcher
 
-from indexing import Corpus, ImageIndex, verify
+from indexing import Corpus, ImageIndex, verify_index
 from indexing.search.kinds import KINDS, memory_bytes, named_kind, resolve, resolve_again
 from indexing.search.making import store_searcher
 from indexing.search.request import KindRequest, parse_bytes
@@ -148,8 +148,8 @@ def test_damaged_search_file_of_any_kind_is_found_and_made_anew(index):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="knn_g1.faiss is damaged"):
         ImageIndex.open(index.path)
-    assert [damage.file for damage in verify(index.path).damaged] == [name]
-    report = verify(index.path, repair=True)
+    assert [damage.file for damage in verify_index(index.path).damaged] == [name]
+    report = verify_index(index.path, repair=True)
     assert (report.ok, report.repaired) == (True, (name,))
     mended = ImageIndex.open(index.path)
     assert mended.info()["kind"] == kind
@@ -165,7 +165,7 @@ def test_search_file_of_other_vectors_is_refused_though_its_hash_is_right(index)
     commit(index.path, replace(read_manifest(index.path), index=other))
     with pytest.raises(ValueError, match=r"knn_g1.faiss is damaged: image .* does not find itself"):
         ImageIndex.open(index.path)
-    assert not verify(index.path).ok
+    assert not verify_index(index.path).ok
 
 
 def test_lists_on_disk_answer_as_those_in_memory(index):

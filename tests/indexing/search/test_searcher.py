@@ -28,7 +28,6 @@ from vectors import (
 )
 
 from indexing.search import gpu
-from indexing.search.engine import Engine
 from indexing.search.faiss_file import check_layout, read_structure
 from indexing.search.kinds import KINDS, Kind, factory_kind, named_kind
 from indexing.search.making import make_searcher, read_searcher
@@ -119,8 +118,8 @@ def test_queries_of_one_search_do_not_sway_each_other(index):
 
 @pytest.mark.parametrize("k", [20, 21, 300])
 def test_more_images_than_the_device_fetches_are_found_without_it(monkeypatch, embeddings, ids, k):
-    monkeypatch.setattr(Engine, "max_fetch", 20)
     index = make_searcher(embeddings, ids, sized("Flat16"))
+    monkeypatch.setattr(index.engine, "max_fetch", 20)
     queries = clustered(5, seed=18)
     found, scores = index.search(queries, k)
     expected, values = flat_searcher(embeddings, ids).search(queries, k)
