@@ -54,7 +54,7 @@ def _draw_sample(shown: Shown) -> None:
     index = shown.opened.index
     with st.grid(12, min_column_width=92, key="gallery"):
         for number in sample(index, _SAMPLED, seed):
-            path = index.paths[int(index.rows_of(number))]  # type: ignore[arg-type]
+            path = index.paths[shown.opened.row_of(number)]
             with st.container(key=f"hit-gallery-{number}", gap=None):
                 draw_picture(shown.opened.pictures.of(number).data, path, path)
                 ask_button(number, path, key=f"gallery-{number}")

@@ -13,6 +13,7 @@ from threading import Lock
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from app.options import AUTO
@@ -138,6 +139,14 @@ class Opened:
     def index(self) -> ImageIndex:
         """The index."""
         return self.retriever.index
+
+    def row_of(self, number: int) -> int:
+        """Return the row of the image with this id.
+
+        Raises:
+            KeyError: If the index has no such image.
+        """
+        return int(self.index.rows_of(np.array(number)))
 
     @cached_property
     def full(self) -> str:

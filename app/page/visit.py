@@ -201,7 +201,7 @@ def ask_any(shown: Shown) -> None:
     ids = shown.opened.index.ids
     number = int(random.choice(ids))  # noqa: S311
     if number == st.session_state.asked:
-        number = int(ids[(int(shown.opened.index.rows_of(number)) + 1) % len(ids)])  # type: ignore[arg-type]
+        number = int(ids[(shown.opened.row_of(number) + 1) % len(ids)])
     ask(number)
 
 
@@ -364,7 +364,7 @@ def _resolves(shown: Shown, text: str) -> bool:
 
 def _has(shown: Shown, number: int) -> bool:
     try:
-        shown.opened.index.rows_of(number)  # type: ignore[arg-type]
+        shown.opened.row_of(number)
     except KeyError:
         return False
     return True
