@@ -12,12 +12,12 @@ import pyarrow as pa
 from jaxtyping import Bool, Int64
 from msgspec.structs import replace
 from numpy import ndarray
-from tqdm import tqdm
 
 from indexing.search.making import store_searcher
 from indexing.store.folder import commit, double, orphans, read_manifest, sweep, writer_lock
 from indexing.store.manifest import Manifest, Shard
 from indexing.store.rows import SHARD_SIZE, StoredRows, read_failures, relist, write_shard
+from matvit import progress_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ def _rewrite(
 ) -> Sequence[Shard]:
     """Copy rows, bit for bit, into new shards."""
     shards: list[Shard] = []
-    with tqdm(total=len(moving), desc="compacting", unit="img", disable=not progress) as bar:
+    with progress_of("compacting", len(moving), unit="img", shown=progress) as bar:
         for start in range(0, len(moving), SHARD_SIZE):
             run = moving[start : start + SHARD_SIZE]
             table = rows.metadata.take(pa.array(run))

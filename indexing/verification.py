@@ -14,7 +14,6 @@ from typing import ParamSpec
 
 import numpy as np
 from msgspec.structs import replace
-from tqdm import tqdm
 
 from indexing.records import NO_LABEL
 from indexing.search.live import LiveSearcher
@@ -31,6 +30,7 @@ from indexing.store.rows import (
     read_tables,
     read_tombstones,
 )
+from matvit import progress_of
 
 _Arguments = ParamSpec("_Arguments")
 
@@ -209,9 +209,7 @@ def _examine(path: Path, manifest: Manifest, progress: bool) -> list[Damage]:
     """Check all files one by one, and then, if each is whole, all of them together."""
     damaged = []
     total = sum(file.bytes for file in manifest.files)
-    with tqdm(
-        total=total, desc="verifying", unit="B", unit_scale=True, disable=not progress
-    ) as bar:
+    with progress_of("verifying", total, unit="B", shown=progress) as bar:
         for file in manifest.files:
             if problem := _problem(path, file.name, _check_file, path, manifest, file):
                 damaged.append(Damage(file=file.name, problem=problem))

@@ -18,7 +18,6 @@ import pyarrow as pa
 from jaxtyping import Float16, Int64, UInt8
 from msgspec.structs import replace
 from numpy import ndarray
-from tqdm import tqdm
 
 from indexing.changes import NEW, Changes, corpus_names, refuse_shared_names
 from indexing.checks import check_encoder, check_whole, describe
@@ -40,7 +39,7 @@ from indexing.store.rows import (
     read_failures,
     write_shard,
 )
-from matvit import Encoder, embed
+from matvit import Encoder, embed, progress_of
 
 _NORM_TOLERANCE = 1e-3
 
@@ -72,8 +71,9 @@ def build_index(
             encoder=encoder, path=path, corpus=corpus,
             numbers=_class_numbers(manifest.corpus, corpus), changes=None,
         )  # fmt: skip
-        bar = _bar("indexing", len(corpus), done, progress)
-        manifest = stage.store(manifest, np.arange(done, len(corpus)), size, decoders, bar)
+        with progress_of("indexing", len(corpus), unit="img", done=done, shown=progress) as bar:
+            todo = np.arange(done, len(corpus))
+            manifest = stage.store(manifest, todo, size, decoders, bar.update)
         device = "auto" if built_on(encoder) == "cuda" else "cpu"
         merge_build(path, manifest, request, device=device, progress=progress)
 
@@ -105,8 +105,9 @@ def add_images(
             encoder=encoder, path=path, corpus=corpus,
             numbers=_class_numbers(now, corpus), changes=changes,
         )  # fmt: skip
-        manifest, bar = replace(before, adding=now), _bar("adding", len(changes.todo), 0, progress)
-        manifest = stage.store(manifest, changes.todo, SHARD_SIZE, decoders, bar)
+        manifest, todo = replace(before, adding=now), changes.todo
+        with progress_of("adding", len(todo), unit="img", shown=progress) as bar:
+            manifest = stage.store(manifest, todo, SHARD_SIZE, decoders, bar.update)
         return merge_addition(path, before, manifest, names if remove_missing else None)
 
 
@@ -211,10 +212,6 @@ def _class_numbers(record: CorpusRecord, corpus: Corpus) -> Int64[ndarray, " cla
     return np.array([*named, NO_LABEL], dtype=np.int64)
 
 
-def _bar(doing: str, images: int, done: int, progress: bool) -> tqdm:
-    return tqdm(total=images, initial=done, desc=doing, unit="img", disable=not progress)
-
-
 # --- staging ----------------------------------------------------------------------------------
 
 
@@ -242,13 +239,13 @@ class _Stage:
         todo: Int64[ndarray, " images"],
         size: int,
         decoders: Decoders,
-        bar: tqdm,
+        advance: Callable[[int], object],
     ) -> Manifest:
         """Embed the images at some places of the corpus and commit them, so many to a shard."""
-        with DecodePool(self.encoder.preprocess, decoders) as pool, bar:
+        with DecodePool(self.encoder.preprocess, decoders) as pool:
             for start in range(0, len(todo), size):
                 run = self.corpus.subset(todo[start : start + size])
-                manifest = self._store_shard(manifest, run.decode_with(pool), bar.update)
+                manifest = self._store_shard(manifest, run.decode_with(pool), advance)
         return manifest
 
     def _store_shard(

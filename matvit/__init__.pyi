@@ -30,5 +30,6 @@ from .preprocess import ImageLike as ImageLike
 from .preprocess import Preprocess as Preprocess
 from .preprocess import read_dimensions as read_dimensions
 from .preprocess import upright_rgb as upright_rgb
+from .progress import progress_of as progress_of
 from .submodel import Granularity as Granularity
 from .submodel import Submodel as Submodel

@@ -11,7 +11,6 @@ import faiss
 import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
-from tqdm import tqdm
 
 from indexing.search import gpu
 from indexing.search.effort import measure_effort
@@ -32,6 +31,7 @@ from indexing.search.searcher import Searcher
 from indexing.store.embeddings import Embeddings
 from indexing.store.files import damaged, store
 from indexing.store.manifest import MANIFEST, SearchRecord
+from matvit import progress_of
 
 _Made = TypeVar("_Made")
 
@@ -258,7 +258,7 @@ def make_structure(
             reserve(faiss.downcast_index(getattr(index, "storage", index)), len(ids))
             index = faiss.IndexIDMap(index)
         filled = gpu.clone(index) if on_gpu and kind.is_ivf else index
-        with tqdm(total=len(ids), desc="search index", unit="img", disable=not progress) as bar:
+        with progress_of("search index", len(ids), unit="img", shown=progress) as bar:
             for start in range(0, len(ids), _ROWS_PER_ADD):
                 run = slice(start, start + _ROWS_PER_ADD)
                 filled.add_with_ids(embeddings[run], np.ascontiguousarray(ids[run]))

@@ -21,9 +21,9 @@ from typing import BinaryIO, NamedTuple, Protocol
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from matvit.preprocess import Preprocess
+from matvit.progress import progress_of
 
 UNLABELLED = "unlabelled"
 """Name of the class that images have whose labels nobody asked for."""
@@ -189,7 +189,7 @@ def _decoded(images: Images, preprocess: Preprocess, *, progress: bool) -> Itera
         ValueError: In the end, if not one image could be read.
     """
     read = 0
-    with tqdm(total=len(images), desc="decode", unit="img", disable=not progress) as bar:
+    with progress_of("decoding", len(images), unit="img", shown=progress) as bar:
         for run in images.decode(preprocess):
             yield run
             read += len(run.rows)

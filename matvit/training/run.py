@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from matvit.embedding import batches, resolve_device
 from matvit.mixes import trained_sizes
 from matvit.model import MatViT
+from matvit.progress import progress_of
 from matvit.training.data import LabelledPixels
 from matvit.training.distributed import Processes
 from matvit.training.recipes import Recipe
@@ -102,20 +102,21 @@ def _steps(
     trainer: Trainer, out: Path, checkpoint_minutes: float, *, progress: bool
 ) -> Iterator[int]:
     """Take the steps that are left, and yield the number of those taken after each."""
-    saved, leads = time.monotonic(), trainer.processes.leads
-    steps = range(trainer.step, trainer.schedule.total_steps)
-    bar = tqdm(steps, desc=trainer.recipe.name, unit="step", disable=not (progress and leads))
-    for step in bar:
-        phase = trainer.schedule.phase(step)
-        losses = trainer.train_step()
-        if leads and trainer.step % _REPORT_EVERY == 0:
-            report = {size: loss.item() for size, loss in losses.items()}
-            bar.set_postfix({size: f"{loss:.3f}" for size, loss in report.items()})
-            log(out, {"step": trainer.step, "loss": report, "img_size": phase.img_size})
-        if leads and time.monotonic() - saved > 60 * checkpoint_minutes:
-            save_state(trainer.state(), out)
-            saved = time.monotonic()
-        yield trainer.step
+    saved, leads, total = time.monotonic(), trainer.processes.leads, trainer.schedule.total_steps
+    shown = progress and leads
+    with progress_of("training", total, unit="steps", done=trainer.step, shown=shown) as bar:
+        for step in range(trainer.step, total):
+            phase = trainer.schedule.phase(step)
+            losses = trainer.train_step()
+            bar.update(1)
+            if leads and trainer.step % _REPORT_EVERY == 0:
+                report = {size: loss.item() for size, loss in losses.items()}
+                bar.set_postfix({size: f"{loss:.3f}" for size, loss in report.items()})
+                log(out, {"step": trainer.step, "loss": report, "img_size": phase.img_size})
+            if leads and time.monotonic() - saved > 60 * checkpoint_minutes:
+                save_state(trainer.state(), out)
+                saved = time.monotonic()
+            yield trainer.step
 
 
 def _is_due(trainer: Trainer, evaluate_every: float | None) -> bool:
@@ -132,17 +133,28 @@ def _evaluate(trainer: Trainer, out: Path, validation: LabelledPixels) -> dict[s
     return top1
 
 
+def check_run_folder(out: Path, *, resume: bool) -> None:
+    """Make sure that a run may begin in a folder, or go on there.
+
+    Raises:
+        FileExistsError: If it holds anything and `resume` is not set.
+        FileNotFoundError: If `resume` is set and there is nothing to resume.
+    """
+    if resume and not (out / STATE).exists():
+        raise FileNotFoundError(f"nothing to resume in {out}: no {STATE}; start without resume")
+    if not resume and out.exists() and (out.is_file() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is not empty; choose another folder, or resume the run in it")
+
+
 def _start(trainer: Trainer, out: Path, *, resume: bool) -> None:
     """Make the run folder, or pick up the state in it."""
     if resume:
-        if not (out / STATE).exists():
-            raise FileNotFoundError(f"nothing to resume in {out}: no {STATE}; start without resume")
+        check_run_folder(out, resume=True)
         trainer.restore(load_state(out / STATE))
         return
     if not trainer.processes.leads:
         return
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty; choose another folder, or resume the run in it")
+    check_run_folder(out, resume=False)
     out.mkdir(parents=True, exist_ok=True)
     description = {"recipe": trainer.recipe.to_dict(), "seed": trainer.seed}
     (out / RECIPE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
