@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
-from tqdm import tqdm
 
 from indexing import Corpus, DecodedBatch, Decoders, Failure
-from matvit import Encoder, Granularity, Submodel, count_macs, count_params, embed
+from matvit import Encoder, Granularity, Submodel, count_macs, count_params, embed, progress_of
 from retrieval import metrics
 from retrieval.frontier import Conditions, OperatingPoint, ParetoFrontier
 from retrieval.ground_truth import GroundTruth, Wanted, find_others
 from retrieval.retriever import Retriever
-from retrieval.speed import Speed, describe_device, describe_precision, measure_speed
+from retrieval.speed import (
+    Speed,
+    describe_device,
+    describe_precision,
+    disorder,
+    measure_speed,
+)
 
 _QUERIES_PER_BATCH = 1024  # FAISS takes a third of the time per query that it takes with 256
 _CELLS_PER_TABLE = 1 << 22  # 32 MB of row numbers, however many images are relevant
@@ -132,6 +137,7 @@ def evaluate(
         without_relevant=tally.without_relevant if truth.has_labels else None,
         in_index=tally.in_index,
     )
+    conditions = replace(conditions, disorder=disorder(points) or "")
     return ParetoFrontier(points, conditions=conditions)
 
 
@@ -197,7 +203,7 @@ def _ask(
     ranks = max(k, truth.most_relevant)  # fewer queries at a time where MAP@R looks at many ranks
     batch_size = max(1, min(_QUERIES_PER_BATCH, _CELLS_PER_TABLE // ranks))
     preprocess, work = retriever.encoder.preprocess, len(queries) * len(submodels)
-    with tqdm(total=work, desc="evaluating", unit="img", disable=not progress) as bar:
+    with progress_of("evaluating", work, unit="img", shown=progress) as bar:
         for batch in queries.decode(preprocess, Decoders(batch_size=batch_size)):
             tally.failures += batch.failures
             bar.update(len(batch.failures) * len(submodels))

@@ -140,6 +140,7 @@ class Conditions:
         precision: Number format of its matrix products, such as `"bfloat16"`.
         weights: Fingerprint of the weights that the smaller sizes run from, of which one
             `fingerprint` can have several; empty in reports that were made before it was kept.
+        disorder: Why the milliseconds are not to be relied on; empty if nothing is wrong.
     """
 
     encoder: str
@@ -152,6 +153,7 @@ class Conditions:
     device: str
     precision: str
     weights: str = ""
+    disorder: str = ""
 
 
 def _attributes(k: int) -> dict[str, str]:

@@ -70,7 +70,7 @@ def format_conditions(conditions: Conditions) -> str:
     return (
         f"{conditions.queries:,} queries{notes and f' ({notes})'} against "
         f"{conditions.images:,} images, {conditions.encoder} on {conditions.device}, "
-        f"{conditions.precision}"
+        f"{conditions.precision}{conditions.disorder and f'; {conditions.disorder}'}"
     )
 
 

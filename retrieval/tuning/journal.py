@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from time import monotonic
@@ -44,7 +44,7 @@ class Journal:
         path: The file.
         settings: Plain JSON values that change a score: what was measured with others is no use.
         model: Whose submodels are measured.
-        bar: A tqdm bar, advanced by each.
+        told: Called with the number of those that are known, and with 1 for each more.
 
     Attributes:
         known: What an interrupted run with the same settings measured.
@@ -56,14 +56,14 @@ class Journal:
         path: Path,
         settings: dict[str, Any],
         model: MatViT,
-        bar: Any,  # noqa: ANN401 -- tqdm has no useful type
+        told: Callable[[int], object],
     ) -> None:
-        self._path, self._bar = path, bar
+        self._path, self._told = path, told
         self._key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         self._saved = monotonic()
         self.known = self._read(model)
         self.scores: Mapping[Submodel, Score] = self.known
-        bar.update(len(self.known))
+        told(len(self.known))
 
     def __enter__(self) -> None:
         return None
@@ -74,7 +74,7 @@ class Journal:
 
     def advance(self) -> None:
         """Count one more, and save now and then."""
-        self._bar.update(1)
+        self._told(1)
         if monotonic() - self._saved > _SAVE_EVERY_S:
             self._save()
 

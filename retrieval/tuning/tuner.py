@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
-from tqdm import tqdm
 
 from indexing import Corpus
-from matvit import MatViT, Submodel, count_macs, trained_sizes
+from matvit import MatViT, Submodel, count_macs, progress_of, trained_sizes
 from retrieval.evaluation import conditions_of, costs_of
 from retrieval.frontier import Conditions, OperatingPoint, ParetoFrontier
 from retrieval.metrics import retained
 from retrieval.retriever import Retriever
-from retrieval.speed import describe_precision, timed
+from retrieval.speed import describe_precision, disorder, timed
 from retrieval.tuning.candidates import KEPT, STRATEGY, ask_candidates, spread
 from retrieval.tuning.journal import Journal, Score, only_one
 from retrieval.tuning.record import Escalation, TunedFor, Tuning, whole
@@ -78,7 +78,7 @@ def tune(
             query's label (default 0.02), without labels of the full encoder's (default 0.1).
         certainty: Of that bound.
         seed: Of the draw.
-        latency: Whether to time the submodels that are kept.
+        latency: Whether to time the submodels that are kept, anew whatever is remembered.
         progress: Show a progress bar on stderr.
 
     Returns:
@@ -94,9 +94,10 @@ def tune(
     retriever.index.check_encoder(model)
     _check(k, len(retriever.index), target, max_loss, certainty)
     folder = retriever.index.path
-    with only_one(folder), tqdm(desc="tuning", unit="submodel", disable=not progress) as bar:
+    with only_one(folder), progress_of("tuning", unit="submodels", shown=progress) as bar:
         sample = draw_sample(retriever, queries, size=size, seed=seed)
-        journal = Journal(folder / PROGRESS, _settings(retriever, sample, k), model, bar)
+        settings = _settings(retriever, sample, k)
+        journal = Journal(folder / PROGRESS, settings, model, bar.update)
         trial = _search(retriever, sample, k, journal)
         reported = _worth_reporting(model, trial.searched)
         reporting = Trial(retriever, sample.reporting, k)
@@ -106,9 +107,10 @@ def tune(
         if escalation is not None:
             reporting.ask(map(model.submodel, escalation.ladder))  # for the scale of their scores
         if latency:
-            points = timed(model, points, progress=progress)
+            points = timed(model, points, progress=progress, again=True)
+        conditions = replace(_conditions(retriever, sample), disorder=disorder(points) or "")
         frontier, selection = _of_one_metric(
-            ParetoFrontier(points, conditions=_conditions(retriever, sample)),
+            ParetoFrontier(points, conditions=conditions),
             ParetoFrontier(selected),
             k,
         )

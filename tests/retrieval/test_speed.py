@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 from matvit.config import MatViTConfig
 from matvit.model import MatViT
 from retrieval import speed
-from retrieval.speed import Speed, measured_ms
+from retrieval.frontier import OperatingPoint
+from retrieval.speed import Speed, disorder, measured_ms
 
 
 @pytest.fixture
@@ -55,10 +57,69 @@ def test_submodels_take_turns_while_they_are_timed(tiny_model, monkeypatch):
 def test_what_was_measured_is_not_measured_again(tiny_model, cache, timed):
     assert measured_ms(tiny_model, sizes(tiny_model, "S", "XL")) == {"S": 16.0, "XL": 128.0}
     assert measured_ms(tiny_model, sizes(tiny_model, "XL", "M")) == {"XL": 128.0, "M": 32.0}
-    assert timed == [["S", "XL"], ["M"]]
+    assert measured_ms(tiny_model, sizes(tiny_model, "M")) == {"M": 32.0}
+    assert timed == [["S", "XL"], ["XL", "M"]]  # one that is missing is timed with the others
     measured_ms(tiny_model, sizes(tiny_model, "M", "S"), again=True)
     assert timed[2:] == [["M", "S"]]
     assert len(list(cache.iterdir())) == 1
+
+
+def busy(monkeypatch, *rounds):
+    """Replace the clock by a list of tables, the last of which goes on for ever."""
+    tables, asked = list(rounds), []
+
+    def measure(encoder, submodels, pixels, **options):
+        table = tables.pop(0) if len(tables) > 1 else tables[0]
+        asked.append([str(each) for each in submodels])
+        return [Speed(table[str(each)], 0.0, 0.0) for each in submodels]
+
+    monkeypatch.setattr(speed, "measure_speed", measure)
+    return asked
+
+
+QUIET, BUSY = {"S": 4.0, "M": 5.0, "XL": 6.0}, {"S": 197.0, "M": 5.0, "XL": 90.0}
+
+
+def test_milliseconds_that_contradict_compute_are_measured_again_and_the_least_counts(
+    tiny_model, cache, monkeypatch
+):
+    asked = busy(monkeypatch, BUSY, {"S": 4.5, "M": 300.0, "XL": 6.0}, QUIET)
+    found = measured_ms(tiny_model, sizes(tiny_model, *QUIET))
+    assert found == {"S": 4.5, "M": 5.0, "XL": 6.0}
+    assert len(asked) == 2
+    assert measured_ms(tiny_model, sizes(tiny_model, *QUIET)) == found
+    assert len(asked) == 2
+
+
+def test_machine_that_stays_busy_is_given_up_and_tried_again_later(tiny_model, cache, monkeypatch):
+    asked = busy(monkeypatch, BUSY, BUSY, BUSY, QUIET)
+    assert measured_ms(tiny_model, sizes(tiny_model, *QUIET)) == BUSY
+    assert measured_ms(tiny_model, sizes(tiny_model, *QUIET)) == BUSY
+    assert len(asked) == 3
+    (file,) = cache.iterdir()
+    os.utime(file, (0, 0))
+    assert measured_ms(tiny_model, sizes(tiny_model, *QUIET)) == QUIET
+    assert len(asked) == 4
+
+
+def test_disorder_names_the_worst_contradiction():
+    def points(**took):
+        order = {"S": 1, "M": 2, "L": 2, "XL": 4}
+        return [
+            OperatingPoint(
+                submodel=name, macs=order[name], macs_fraction=order[name] / 4, params=1,
+                queries=1, k=1, overlap_at_k=1.0, latency_ms_p50=ms,
+            )
+            for name, ms in took.items()
+        ]  # fmt: skip
+
+    assert disorder(points(S=4.0, M=5.0, L=5.5, XL=6.0)) is None
+    assert disorder(points(S=8.9, M=6.0, L=6.0, XL=6.0)) is None  # within what widths explain
+    assert disorder(points(S=None, M=None)) is None
+    assert disorder([]) is None
+    said = disorder(points(S=197.0, M=5.0, L=80.0, XL=90.0))
+    assert said == "S took 197 ms and M, which costs no less, 5 ms, so the machine was busy"
+    assert "L took 80 ms and M" in (disorder(points(M=5.0, L=80.0)) or "")
 
 
 def test_other_weights_and_other_threads_are_measured_by_themselves(tiny_model, cache, timed):

@@ -9,7 +9,8 @@ from tuned import colourful, photos, picture, small_encoder, small_retriever
 
 from indexing import Corpus, ImageIndex
 from matvit.conversion import AnchoredMatViT
-from retrieval import Retriever, read_tuning, tune
+from retrieval import Retriever, format_conditions, read_tuning, tune
+from retrieval.speed import Speed
 from retrieval.tuning import journal
 from retrieval.tuning import tuner as module
 from retrieval.tuning.record import TUNING, TunedFor
@@ -37,6 +38,11 @@ def untuned(tuned):
     return tuned
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def tuning_of(retriever):
     return read_tuning(retriever.index, retriever.encoder)
 
@@ -49,6 +55,35 @@ def test_what_is_returned_is_what_is_stored(untuned):
     assert made.selecting == 20
     assert made.frontier.conditions.queries == 20
     assert made.frontier.conditions.in_index == 20
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_what_is_stored_says_whether_milliseconds_can_be_relied_on(untuned, monkeypatch, busy):
+    asked = []
+
+    def measured(encoder, submodels, pixels, **_):
+        asked.append(len(submodels))
+        took = {name: 197.0 if busy and name == "S" else 5.0 for name in map(str, submodels)}
+        return [Speed(took[str(each)], 0.0, 0.0) for each in submodels]
+
+    monkeypatch.setattr("retrieval.speed.measure_speed", measured)
+    made = tune(untuned, size=80)
+    assert asked == [len(made.frontier)] * (3 if busy else 1)  # all of them, in turns
+    assert bool(made.frontier.conditions.disorder) is busy
+    assert tuning_of(untuned) == made
+    if busy:
+        assert "S took 197 ms and " in format_conditions(made.frontier.conditions)
+    tune(untuned, size=80)  # to tune again is the way to measure again
+    assert len(asked) == (6 if busy else 2)
+
+
+def test_tunings_that_say_nothing_of_disorder_are_read(tuned):
+    before = tuning_of(tuned)
+    path = tuned.index.path / TUNING
+    values = journal.read_checked(path)
+    del values["frontier"]["conditions"]["disorder"]
+    journal.write_checked(path, values)
+    assert tuning_of(tuned) == before
 
 
 def test_the_trained_sizes_are_always_reported_and_full_keeps_everything(tuned):
