@@ -8,11 +8,17 @@ many SigLIP encoders. What cannot be represented is refused, never approximated.
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from threading import Thread
 from typing import Any, Literal, cast
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import timm
 import torch
+from huggingface_hub import constants as hub
 from msgspec.structs import replace
 from timm.data.config import resolve_data_config
 from timm.layers.activations import GELU
@@ -39,6 +45,9 @@ _WITHOUT_EFFECT = {
 """Attributes that do not decide the vectors, or are compared in other words."""
 
 _SAME_VECTORS = 1e-4
+
+_PATIENCE_S = 5.0
+"""Seconds within which a server says something, or there is no network."""
 
 
 def from_timm(
@@ -146,15 +155,51 @@ def _create(name: str, pretrained: bool, img_size: int | None) -> nn.Module:
     # timm itself would only log a warning, and go on with random weights.
     if pretrained and timm.is_model(name) and not timm.is_model_pretrained(name):
         raise ValueError(f"timm has no pretrained weights for {name!r}; see timm.list_pretrained()")
+    online = not pretrained or _answers(hub.ENDPOINT)
+    options: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     try:
-        options: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
-        return timm.create_model(name, pretrained=pretrained, **options)
+        with nullcontext() if online else _without_network():
+            return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # whatever the hub, its cache and the network come up with
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"timm cannot load {name!r}: {reason} (weights by name come over the network; "
-            "timm.list_pretrained() has the names)"
-        ) from error
+        advice = "weights by name come over the network; timm.list_pretrained() has the names"
+        if not online:
+            advice = (
+                f"weights by name come over the network, and {hub.ENDPOINT} does not answer; "
+                f"load the model once where it does, and copy {hub.HF_HUB_CACHE} from there"
+            )
+        raise ValueError(f"timm cannot load {name!r}: {reason} ({advice})") from error
+
+
+def _answers(address: str) -> bool:
+    """Whether a server says anything at all within seconds, looking up its name included."""
+    found: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urlopen(Request(address, method="HEAD"), timeout=_PATIENCE_S)  # noqa: S310
+        except (OSError, ValueError) as error:
+            found.append(isinstance(error, HTTPError))
+        else:
+            found.append(True)
+
+    asking = Thread(target=ask, daemon=True)  # a look-up has no time limit of its own
+    asking.start()
+    asking.join(_PATIENCE_S)
+    return any(found)
+
+
+@contextmanager
+def _without_network() -> Iterator[None]:
+    """Let the hub look into its cache only: without an answer it tries again for minutes."""
+    before = hub.HF_HUB_OFFLINE, socket.getdefaulttimeout()
+    hub.HF_HUB_OFFLINE = True
+    socket.setdefaulttimeout(_PATIENCE_S)
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before[0]
+        socket.setdefaulttimeout(before[1])
 
 
 def _settings(vit: Any) -> MatViTConfig:  # noqa: ANN401 -- timm's annotations are too wide

@@ -1,4 +1,6 @@
 from .data import LabelledPixels as LabelledPixels
 from .distributed import Processes as Processes
+from .recipes import of_length as of_length
 from .recipes import recipe as recipe
+from .run import check_run_folder as check_run_folder
 from .run import train as train

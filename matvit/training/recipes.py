@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 from msgspec import structs
 
 from matvit.config import MatViTConfig
@@ -148,7 +149,12 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.total_steps < 1:
-            raise ValueError(f"recipe {self.recipe.name} has no steps on {self.images} images")
+            most = max(phase.epochs for phase in self.recipe.phases)
+            needed = self.recipe.batch_size * (math.floor(0.5 / most) + 1)
+            raise ValueError(
+                f"recipe {self.recipe.name} has no steps on {self.images:,} images; it takes "
+                f"{needed:,} images, {self.recipe.batch_size} to a step, or more epochs"
+            )
 
     @property
     def batch_size(self) -> int:
@@ -183,6 +189,41 @@ class Schedule:
 
     def _steps(self, phase: Phase) -> int:
         return round(phase.epochs * self.steps_per_epoch)
+
+
+def of_length(
+    recipe: Recipe, images: int, *, epochs: float | None = None, max_steps: int | None = None
+) -> Recipe:
+    """Return a recipe that takes longer or less long, its phases in the same proportion.
+
+    Args:
+        recipe: The recipe.
+        images: Images in the training set.
+        epochs: Passes over the data in all phases together; None keeps them.
+        max_steps: Most steps in all phases together; None sets no limit.
+
+    Raises:
+        ValueError: If one is out of range, or it amounts to no step at all.
+    """
+    if epochs is not None and not 0 < epochs < math.inf:
+        raise ValueError(f"epochs must be a number above 0, got {epochs:g}")
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+    if epochs is not None:
+        share = epochs / sum(phase.epochs for phase in recipe.phases)
+        phases = tuple(replace(each, epochs=share * each.epochs) for each in recipe.phases)
+        recipe = replace(recipe, phases=phases)
+    schedule = Schedule(recipe, images)
+    if max_steps is None or schedule.total_steps <= max_steps:
+        return recipe
+    ends = np.cumsum([phase.epochs for phase in recipe.phases])
+    steps = np.diff(np.round(max_steps * ends / ends[-1]).astype(int), prepend=0)
+    phases = tuple(
+        replace(phase, epochs=float(count / schedule.steps_per_epoch))
+        for phase, count in zip(recipe.phases, steps, strict=True)
+        if count
+    )
+    return replace(recipe, phases=phases)
 
 
 _VIT = MatViTConfig(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import http.server
+import socket
+import sys
+import threading
+import time
 from functools import partial
 
 import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import constants as hub
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from timm.layers import GELUTanh, LayerNorm, QuickGELU, RmsNorm, SwiGLU
@@ -18,6 +24,14 @@ from torch.nn.functional import normalize
 from matvit.conversion.from_timm import config_of, from_timm, preprocess_of
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
+
+module = sys.modules["matvit.conversion.from_timm"]
+
+
+@pytest.fixture(autouse=True)
+def nobody_answers(monkeypatch):
+    monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
+
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 VARIANTS = {
@@ -186,11 +200,40 @@ def test_names_without_weights_and_networks_that_fail_are_one_clear_error(monkey
         from_timm("vit_huge")
 
     def offline(name, **options):
+        assert hub.HF_HUB_OFFLINE  # or it would be tried again for minutes
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(ValueError, match="cannot load 'vit_tiny_patch16_224': no route to host"):
         from_timm("vit_tiny_patch16_224")
+    assert not hub.HF_HUB_OFFLINE
+
+
+def test_without_a_network_weights_by_name_end_within_seconds(monkeypatch, tmp_path):
+    with socket.socket() as silent:  # takes connections and says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setattr(hub, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(module, "_PATIENCE_S", 0.3)
+        begun = time.monotonic()
+        with pytest.raises(ValueError, match="does not answer; load the model once where it does"):
+            from_timm("vit_tiny_patch16_224")
+        assert time.monotonic() - begun < 15
+
+
+def test_server_that_refuses_is_an_answer(monkeypatch):
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_error(403)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert module._answers(f"http://127.0.0.1:{server.server_port}")
+    assert not module._answers("no address")
 
 
 def test_preprocessing_follows_the_model(monkeypatch):

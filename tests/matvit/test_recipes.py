@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from tiny_training import RECIPE
 
 from matvit.mixes import trained_sizes
 from matvit.submodel import Submodel
-from matvit.training.recipes import RANDOM, RECIPES, Phase, Schedule, recipe
+from matvit.training.recipes import RANDOM, RECIPES, Phase, Schedule, of_length, recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -33,6 +34,44 @@ def test_the_joint_recipe_trains_the_four_sizes_of_the_paper_from_the_start():
     (phase,) = recipe("joint64").phases
     assert list(phase.sizes) == [str(size) for size in trained_sizes(recipe("joint64").model)]
     assert set(phase.weights) == {1.0}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("max_steps", [1, 2, 3, 7, 100, 10**9])
+def test_a_run_takes_exactly_as_many_steps_as_it_may(name, max_steps):
+    full = Schedule(recipe(name), 5000).total_steps
+    shorter = of_length(recipe(name), 5000, max_steps=max_steps)
+    assert Schedule(shorter, 5000).total_steps == min(full, max_steps)
+    assert full > 100 or name in ("align", "joint-after-plain", "apart-s")
+    if max_steps >= 7:
+        assert len(shorter.phases) == len(recipe(name).phases)
+    if max_steps >= full:
+        assert shorter == recipe(name)
+
+
+def test_a_run_of_other_epochs_keeps_the_proportions_of_its_phases():
+    longer = of_length(recipe("plain32"), 100_000, epochs=18)
+    assert [phase.epochs for phase in longer.phases] == pytest.approx([14, 3, 1])
+    assert of_length(recipe("plain32"), 100_000) == recipe("plain32")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0.0}, "epochs must be a number above 0, got 0"),
+        ({"epochs": math.nan}, "epochs must be a number above 0, got nan"),
+        ({"epochs": math.inf}, "epochs must be a number above 0, got inf"),
+        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
+        (
+            {"epochs": 0.1},
+            "joint64 has no steps on 1,000 images; it takes 1,536 images, 256 to a step, or more",
+        ),
+    ],
+)
+def test_lengths_that_come_to_nothing_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        of_length(recipe("joint64"), 1000, **settings)
+    assert of_length(recipe("joint64"), 1536, epochs=0.1)
 
 
 def test_an_unknown_recipe_lists_the_known_ones():
