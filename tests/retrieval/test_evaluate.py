@@ -8,6 +8,7 @@ MAP@R over k ranks only; overlap with the submodel's own answers; the last batch
 from __future__ import annotations
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -250,7 +251,8 @@ def test_conditions_name_the_encoder_and_the_machine(retriever, questions):
     assert conditions.precision == (mixed if cpu_has_bfloat16() else "float32")
 
 
-def test_progress_goes_to_stderr(retriever, questions, capsys):
+def test_progress_goes_to_stderr(retriever, questions, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     evaluate(retriever, Corpus.from_folder(questions), ["S"], K, latency_queries=1, progress=True)
     shown = capsys.readouterr()
     assert shown.out == ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -74,7 +75,10 @@ def test_subset_is_indexed_in_its_own_order(tiny_model, corpus, tmp_path):
     assert index.image_bytes(0) == corpus.read(7)
 
 
-def test_progress_goes_to_stderr_and_only_when_asked(tiny_model, corpus, tmp_path, capfd):
+def test_progress_goes_to_stderr_and_only_when_asked(
+    tiny_model, corpus, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     ImageIndex.build(tiny_model, corpus, tmp_path / "quiet")
     assert capfd.readouterr() == ("", "")
     ImageIndex.build(tiny_model, corpus, tmp_path / "loud", progress=True)

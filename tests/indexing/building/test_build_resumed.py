@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 from building import assert_refused, assert_rows_are_their_own_images
@@ -62,8 +63,9 @@ def test_same_call_embeds_only_what_is_missing(
 
 
 def test_progress_of_a_resumed_build_starts_where_it_stopped(
-    tiny_model, corpus, interrupted, capfd
+    tiny_model, corpus, interrupted, capfd, monkeypatch
 ):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     ImageIndex.build(tiny_model, corpus, interrupted, progress=True)
     errors = capfd.readouterr().err
     assert "8/12" in errors
