@@ -7,7 +7,7 @@ that `--help` answers at once. What has no such face is imported inside the comm
 from __future__ import annotations
 
 import os
-import subprocess
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -17,13 +17,12 @@ import typer
 from PIL import Image
 
 import indexing
+import matvit
 import retrieval
 from app.encoder_cli import convert, extract, train
 from app.index_cli import index_cli
 from app.options import (
-    BAD_USAGE,
-    FAILED,
-    INTERRUPTED,
+    DEMO,
     Device,
     DeviceOption,
     EncoderOption,
@@ -31,17 +30,25 @@ from app.options import (
     IndexArgument,
     JsonOption,
     bad_usage,
-    exit_with_failures,
     load,
-    one_line,
     open_retriever,
     parse_sizes,
+    way_to_ask,
+)
+from app.output import (
+    BAD_USAGE,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    STDOUT,
+    drop_unwritten,
+    exit_with_failures,
+    hold_closed_streams,
+    one_line,
     say,
     show,
     show_frontier,
     show_json,
-    show_progress,
-    way_to_ask,
 )
 from app.tune_cli import tune
 
@@ -70,14 +77,17 @@ def _show_version(wanted: bool) -> None:
 
 @cli.callback()
 def shared(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 -- its callback has seen it
         bool,
         typer.Option(
             "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
         ),
     ] = False,
 ) -> None:
-    """Take what can be said before a command."""
+    """Take what can be said before a command, and let no command be silent for long."""
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
+    context.with_resource(matvit.progress_of("still working", shown=leads, as_lines=True))
 
 
 @cli.command()
@@ -86,7 +96,7 @@ def demo(
         Path | None,
         typer.Option(help="Your own photos [default: handwritten digits from scikit-learn]."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for index and report.")] = Path("matvit-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for index and report.")] = DEMO,
     encoder: Annotated[str, typer.Option(help="Encoder to use.")] = "",
     device: DeviceOption = Device.AUTO,
     as_json: JsonOption = False,
@@ -94,7 +104,7 @@ def demo(
     """Show the whole story in one go, on your own photos with --images."""
     from app.demo import run_demo
 
-    made = run_demo(load(encoder, device), out, images, progress=show_progress())
+    made = run_demo(load(encoder, device), out, images, progress=True)
     show_frontier(made.frontier, as_json=as_json, recommended=made.recommended)
     if made.summary is not None:
         say(made.summary)
@@ -183,7 +193,7 @@ def evaluate(
     except ValueError as error:
         bad_usage(error)
     corpus = indexing.Corpus.open(queries)
-    frontier = retrieval.evaluate(retriever, corpus, sizes, k=k, progress=show_progress())
+    frontier = retrieval.evaluate(retriever, corpus, sizes, k=k, progress=True)
     show_frontier(frontier, as_json=as_json)
     if out is not None:
         retrieval.write_report(frontier, out)
@@ -200,7 +210,7 @@ def doctor(as_json: JsonOption = False) -> None:
     if as_json:
         show_json(report)
     else:
-        show(render(report))
+        show(*render(report))
     if report["problems"]:
         raise typer.Exit(FAILED)
 
@@ -219,28 +229,10 @@ def app(
     """Open the page in a browser (on this machine only)."""
     if index is not None:
         indexing.read_finished(index)  # before a server is started for nothing
-    from app.page.looks import theme_options
+    from app.page.server import serve
 
-    page = Path(__file__).with_name("streamlit_app.py")
-    options = {"--index": index, "--report": report, "--encoder": encoder}
-    given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
-    command = [
-        # -P: a folder called `app` where the command is typed must not stand in for ours.
-        sys.executable, "-P", "-m", "streamlit", "run", str(page),
-        "--server.address", "127.0.0.1", "--server.port", str(port),
-        "--server.maxUploadSize", "20", "--browser.gatherUsageStats", "false",
-        "--client.toolbarMode", "minimal", "--client.showErrorDetails", "none",
-        "--server.fileWatcherType", "none", *theme_options(),
-        "--", *given,
-    ]  # fmt: skip
-    environment = {
-        # Arrow's own pool keeps, for each thread that ever read a Parquet file, what it read.
-        "ARROW_DEFAULT_MEMORY_POOL": "system",
-        **os.environ,
-        "STREAMLIT_SERVER_SHOW_EMAIL_PROMPT": "false",
-    }
-    done = subprocess.run(command, check=False, env=environment)  # noqa: S603
-    raise typer.Exit(done.returncode)
+    source = Path(encoder) if encoder is not None and Path(encoder).exists() else encoder
+    serve(port, {"index": index, "report": report, "encoder": source, "demo": DEMO})
 
 
 for command in (tune, train, extract, convert):
@@ -249,34 +241,45 @@ for command in (tune, train, extract, convert):
 
 def main() -> None:
     """Run the command: data on stdout, one line per error on stderr, a meaningful exit code."""
+    hold_closed_streams()
     # We refuse images that are too large ourselves, with a message of our own.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    command = typer.main.get_command(cli)
     try:
-        code = cli(standalone_mode=False)
+        with command.make_context("matvit", sys.argv[1:]) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
     except ClickException as error:
         _fail(f"{error.format_message().rstrip('.')}; see --help", BAD_USAGE)
     except (typer.Abort, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # once more, and it ends without a word
         _fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError as error:
+        if error.filename not in (None, STDOUT):
+            _fail(one_line(error), FAILED)
+        drop_unwritten()  # the reader of our output, `head` say, has seen enough
         sys.exit(FAILED)
-    except Exception as error:
-        if os.environ.get("MATVIT_TRACEBACK"):
+    except BaseException as error:
+        if isinstance(error, SystemExit) or os.environ.get("MATVIT_TRACEBACK"):
             raise
         _fail(_describe(error), FAILED)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(DONE)
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """Say what went wrong; of what nobody foresaw, also how to learn more."""
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return one_line(error)
+    if isinstance(error, MemoryError):
+        return f"out of memory: {one_line(error)}; give it more, or less to do at once"
     kind = type(error).__name__
     return f"{kind}: {one_line(error)} (for a traceback, set MATVIT_TRACEBACK=1)"
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    say(f"error: {' '.join(message.split())}")
+    say(f"error: {one_line(message)}")
+    drop_unwritten()
     sys.exit(code)
 
 

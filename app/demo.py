@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from app.options import one_line, say
+from app.output import one_line, say
 from indexing import Corpus, ImageIndex
 from matvit import MatViT, mix_n_match, trained_sizes
 from retrieval import (

@@ -6,6 +6,8 @@ import platform
 from importlib import metadata
 from typing import Any
 
+from app.output import one_line
+
 PACKAGES = (
     "matvit-retrieval", "torch", "torchvision", "timm", "faiss-gpu", "faiss-cpu", "numpy",
     "pillow", "pyarrow", "streamlit",
@@ -29,7 +31,9 @@ def examine() -> dict[str, Any]:
         try:
             report |= part()
         except Exception as error:  # noqa: BLE001 -- a broken installation is what we look for
-            report["problems"].append(f"{part.__name__[1:]}: {type(error).__name__}: {error}")
+            report["problems"].append(
+                f"{part.__name__[1:]}: {type(error).__name__}: {one_line(error)}"
+            )
     return report
 
 
@@ -56,7 +60,7 @@ def _is_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
-def render(report: dict[str, Any]) -> str:
+def render(report: dict[str, Any]) -> list[str]:
     """Lay the report out for people."""
     rows = {
         "python": f"{report['python']} on {report['platform']}",
@@ -71,7 +75,7 @@ def render(report: dict[str, Any]) -> str:
     width = max(map(len, rows))
     lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
     lines += [f"PROBLEM: {problem}" for problem in report["problems"]]
-    return "\n".join([*lines, "no problems found"] if not report["problems"] else lines)
+    return lines if report["problems"] else [*lines, "no problems found"]
 
 
 def _torch() -> dict[str, Any]:

@@ -12,21 +12,14 @@ from msgspec.structs import replace
 import indexing
 import matvit
 import retrieval
-from app.options import (
-    Device,
-    DeviceOption,
-    JsonOption,
-    bad_usage,
-    exit_with_failures,
-    load,
-    say,
-    show,
-    show_json,
-    show_progress,
-)
+from app.options import Device, DeviceOption, JsonOption, bad_usage, load
+from app.output import exit_with_failures, say, show, show_json
 from matvit import conversion, training
 
 _REPORT, _DATABASE = "report.json", 5000
+RECIPES = ("joint64", "plain32", "joint-after-plain", "align", "apart-s", "plain-gpu", "align-gpu")
+"""Named again for `--help`, which does not wait for torch."""
+
 _STAGES = {"cut": "cut as it is", "reordered": "reordered", "trained": "trained"}
 """Of a conversion, as `--json` and people read them."""
 
@@ -39,7 +32,14 @@ def train(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the encoder, its log and its state.")],
-    recipe: Annotated[str, typer.Option(help="Named recipe.")] = "joint64",
+    recipe: Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = "joint64",
+    epochs: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Passes over the images [default: the recipe's]."),
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Most steps; phases are shortened alike.")
+    ] = None,
     validation: Annotated[
         str | None, typer.Option(help="Labelled images; 1,000 of them are classified at the end.")
     ] = None,
@@ -72,18 +72,22 @@ def train(
         chosen = training.recipe(recipe)
     except ValueError as error:
         bad_usage(error)
+    if chosen.needs_init and init is None:
+        bad_usage(ValueError(f"recipe {recipe} goes on from an encoder; name it with --init"))
     processes = training.Processes.launched()
-    watched = show_progress() and processes.leads
+    if processes.leads:
+        training.check_run_folder(out, resume=resume)
     spec = chosen.preprocess()
     stored = spec if decode_size is None else replace(spec, img_size=decode_size)
-    images = _decoded(data, stored, cache=cache, progress=watched)
+    images = _decoded(data, stored, cache=cache, progress=processes.leads)
+    chosen = training.of_length(chosen, len(images), epochs=epochs, max_steps=max_steps)
     held_out = None
     if validation is not None:
-        held_out = _decoded(validation, spec, cache=cache, progress=watched)
+        held_out = _decoded(validation, spec, cache=cache, progress=processes.leads)
     training.train(
         chosen, images, out, validation=held_out, seed=seed, device=device.value,
         init=load(init, Device.CPU) if init else None, workers=workers,
-        evaluate_every=evaluate_every, resume=resume, progress=watched,
+        evaluate_every=evaluate_every, resume=resume, progress=processes.leads,
     )  # fmt: skip
     if not processes.leads:
         return
@@ -151,19 +155,17 @@ def convert(
     conversion.check_target(out, resume=resume)
     where = matvit.resolve_device(device.value)
     model = _find_encoder(encoder, img_size).to(where)
-    data = _decoded(
-        images, model.preprocess, labels=False, limit=max_images, progress=show_progress()
-    )
+    data = _decoded(images, model.preprocess, labels=False, limit=max_images, progress=True)
     settings = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     rows = _convert_and_judge(
         model, data, out, None if no_training else settings,
-        seed=seed, device=device.value, resume=resume, progress=show_progress(),
+        seed=seed, device=device.value, resume=resume, progress=True,
     )  # fmt: skip
     if as_json:
         for row in rows:
             show_json(row)
     else:
-        show(_table(rows))
+        show(*_table(rows))
     say(f"{model.name} at full size is unchanged ({model.fingerprint}); the encoder is in {out}.")
     exit_with_failures(data.skipped)
 
@@ -259,7 +261,7 @@ def _figures(found: retrieval.Agreement) -> dict[str, float]:
     return {"cosine": found.cosine, "overlap@10": found.overlap}
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _table(rows: list[dict[str, Any]]) -> list[str]:
     """Lay the rows out for people."""
     stages = [stage for stage in _STAGES if rows[0][stage] is not None]
     lines = [
@@ -272,4 +274,4 @@ def _table(rows: list[dict[str, Any]]) -> str:
         for stage in stages:
             line += f"{row[stage]['cosine']:>11.4f}{row[stage]['overlap@10']:>11.3f}"
         lines.append(line)
-    return "\n".join(lines)
+    return lines

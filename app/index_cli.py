@@ -14,22 +14,24 @@ import typer
 
 import indexing
 from app.options import (
-    FAILED,
-    INTERRUPTED,
     Device,
     DeviceOption,
     EncoderOption,
     IndexArgument,
     JsonOption,
     bad_usage,
-    exit_with_failures,
     load,
     load_whole_for,
+)
+from app.output import (
+    FAILED,
+    INTERRUPTED,
+    exit_with_failures,
     report_failures,
     say,
     show,
     show_json,
-    show_progress,
+    show_row,
 )
 
 index_cli = typer.Typer(help="Build, update and check image indexes.")
@@ -89,7 +91,7 @@ def index_build(
             max_memory=max_memory,
             search_device=search_device.value,
             decoders=decoders,
-            progress=show_progress(),
+            progress=True,
         )
     report_failures(index.failures)
     _say_kind(out)
@@ -134,7 +136,7 @@ def index_add(
             retry_failed=retry_failed,
             remove_missing=remove_missing,
             decoders=decoders,
-            progress=show_progress(),
+            progress=True,
         )
     if report.failed:
         failures = indexing.read_failures(index, indexing.read_finished(index).failure_files)
@@ -181,7 +183,7 @@ def index_remove(
 @index_cli.command("compact")
 def index_compact(index: IndexArgument, as_json: JsonOption = False) -> None:
     """Give back the space of what was removed or left behind."""
-    report = indexing.compact_index(index, progress=show_progress())
+    report = indexing.compact_index(index, progress=True)
     _say_kind(index)
     if as_json:
         show_json({"path": str(index), **asdict(report)})
@@ -201,7 +203,7 @@ def index_verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read everything an index consists of, and name what is damaged."""
-    report = indexing.verify_index(index, repair=repair, progress=show_progress())
+    report = indexing.verify_index(index, repair=repair, progress=True)
     if report.repaired:
         _say_kind(index)
     if as_json:
@@ -242,7 +244,7 @@ def index_info(
             if as_json:
                 show_json(row)
             else:
-                show("\t".join(row.values()))
+                show_row(row.values())
         return
     if as_json:
         show_json(info)

@@ -1,24 +1,23 @@
-"""What the commands have in common: how they speak, what people type, what they open."""
+"""What the commands have in common: what people type, and what they open."""
 
 from __future__ import annotations
 
-import json
 import re
-import sys
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 import indexing
 import matvit
 import retrieval
+from app.output import say, warn_of_disorder
 
-DONE, FAILED, BAD_USAGE, DONE_WITH_FAILURES, INTERRUPTED = 0, 1, 2, 3, 130
+DEMO = Path("matvit-demo")
+"""Folder of the demo, unless another one is named."""
 
 AUTO = "auto"
 """What to type instead of a submodel, to let each query choose."""
@@ -45,66 +44,9 @@ IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of 
 HitsOption = Annotated[int, typer.Option("-k", min=1, help="Hits per query.")]
 
 
-def say(message: str) -> None:
-    """Tell the person something that is not data."""
-    print(message, file=sys.stderr, flush=True)  # noqa: T201
-
-
-def show(text: str) -> None:
-    """Print data."""
-    print(text, flush=True)  # noqa: T201
-
-
-def show_json(value: Any) -> None:  # noqa: ANN401
-    """Print one JSON value on one line."""
-    show(json.dumps(value, ensure_ascii=False, allow_nan=False))
-
-
-def show_frontier(
-    frontier: retrieval.ParetoFrontier, *, as_json: bool, recommended: str | None = None
-) -> None:
-    """Print every submodel that was measured: a JSON object each, or a table."""
-    if as_json:
-        for point in frontier:
-            show_json(point.to_dict())
-    else:
-        show(retrieval.format_table(frontier, recommended=recommended))
-
-
-def one_line(error: BaseException) -> str:
-    """Squeeze an error into one line that says something."""
-    text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        text = f"{error.filename}: {error.strerror}"
-    return text or type(error).__name__
-
-
-def show_progress() -> bool:
-    """Whether anybody is there to watch a progress bar."""
-    return sys.stderr.isatty()
-
-
 def bad_usage(error: ValueError) -> NoReturn:
     """Turn an error about what was typed into one of usage."""
     raise typer.BadParameter(str(error)) from error
-
-
-def report_failures(failures: Sequence[indexing.Failure], shown: int = 5) -> None:
-    """Name the first images that could not be read, and count them by reason."""
-    for failure in failures[:shown]:
-        say(f"skipped {failure.path}: {failure.message}")
-    if len(failures) > shown:
-        more = len(failures) - shown
-        say(f"... and {more:,} more; see them with `matvit index info INDEX --failures`")
-        counts = Counter(failure.error for failure in failures).most_common()
-        say("By error: " + ", ".join(f"{count:,} {error}" for error, count in counts))
-
-
-def exit_with_failures(count: int) -> None:
-    """End with the exit code that says whether everything could be used."""
-    if count:
-        say(f"Done, but {count:,} images could not be used.")
-        raise typer.Exit(DONE_WITH_FAILURES)
 
 
 def load(encoder: str, device: Device) -> matvit.MatViT:
@@ -184,6 +126,8 @@ def way_to_ask(
         tuning = retrieval.Tuning.of(retriever.index, retriever.encoder)
         if note := tuning.note(retriever.index):
             say(f"note: {note}")
+        if "max_ms" in limits:
+            warn_of_disorder(tuning.by_ms())
         if limits:
             ask = partial(retriever.search, submodel=tuning.choose(**limits))
         else:

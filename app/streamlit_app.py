@@ -11,7 +11,7 @@ from pathlib import Path
 import streamlit as st
 
 from app.demo import INDEX
-from app.options import encoder_name
+from app.options import DEMO, encoder_name
 from app.page import corpus, looks, visit
 from app.page.choose import draw_choose
 from app.page.corpus import draw_corpus, draw_welcome, is_built
@@ -24,8 +24,6 @@ from app.page.visit import Shown
 from indexing import ImageIndex
 from matvit import ExtractedViT, MatViT, load_encoder
 
-DEMO = Path("matvit-demo")
-
 
 def main() -> None:
     """Draw the page."""
@@ -34,9 +32,9 @@ def main() -> None:
     st.html(looks.script(), unsafe_allow_javascript=True)
     st.title("What does a smaller encoder cost you?", anchor=False)
     given = _arguments()
-    index = given.index or DEMO / INDEX
+    index = given.index or given.demo / INDEX
     if given.index is None and not is_built(index):
-        draw_welcome(DEMO)
+        draw_welcome(given.demo)
         return
     try:
         opened = _open(index, given.encoder)
@@ -79,6 +77,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--index", type=Path)
     parser.add_argument("--report", type=Path)
     parser.add_argument("--encoder")
+    parser.add_argument("--demo", type=Path, default=DEMO)
     return parser.parse_known_args(sys.argv[1:])[0]
 
 

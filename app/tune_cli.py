@@ -15,12 +15,9 @@ from app.options import (
     HitsOption,
     IndexArgument,
     JsonOption,
-    exit_with_failures,
     open_retriever,
-    show,
-    show_json,
-    show_progress,
 )
+from app.output import exit_with_failures, show, show_frontier, show_json, warn_of_disorder
 
 
 def tune(
@@ -50,14 +47,14 @@ def tune(
     tuning = retrieval.tune(
         retriever, None if queries is None else indexing.Corpus.open(queries),
         size=size, k=k, target=target, max_loss=max_loss,
-        certainty=certainty, seed=seed, progress=show_progress(),
+        certainty=certainty, seed=seed, progress=True,
     )  # fmt: skip
     if as_json:
         show_json(tuning.to_dict())
+        warn_of_disorder(tuning.frontier)
     else:
-        show(retrieval.format_table(tuning.frontier, recommended=tuning.recommended.submodel))
-        show(tuning.summary)
-        show(describe_auto(tuning))
+        show_frontier(tuning.frontier, as_json=False, recommended=tuning.recommended.submodel)
+        show(tuning.summary, describe_auto(tuning))
     unreadable = tuning.frontier.conditions.unreadable if tuning.frontier.conditions else 0
     exit_with_failures(unreadable)
 

@@ -12,6 +12,7 @@ import pandas as pd
 import streamlit as st
 
 from app.demo import INDEX, run_demo
+from app.output import readable
 from app.page.looks import plain
 from app.page.search import ask_button, draw_picture
 from app.page.visit import Shown
@@ -133,7 +134,7 @@ def failures_table(failures: Sequence[Failure], page: int) -> pd.DataFrame:
     first = (page - 1) * FAILURES_PER_PAGE
     shown = failures[first : first + FAILURES_PER_PAGE]
     return pd.DataFrame(
-        [(failure.path, failure.error, failure.message) for failure in shown],
+        [tuple(map(readable, (failure.path, failure.error, failure.message))) for failure in shown],
         columns=["image", "error", "reason"],
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from app.options import one_line
+from app.output import one_line, readable
 
 STYLE = Path(__file__).with_name("style.css")
 _SCRIPT = Path(__file__).with_name("paste.js")
@@ -57,6 +57,7 @@ def plain(text: str | BaseException) -> str:
     Args:
         text: What somebody else chose to write, or an error that may quote it.
     """
-    words = one_line(text) if isinstance(text, BaseException) else " ".join(text.split())
+    words = one_line(text) if isinstance(text, BaseException) else readable(text)
+    words = " ".join(filter(None, words.split(" ")))  # Markdown takes several for one
     split = _SIGN.sub(rf"\g<0>{_JOINER}", words)
     return _ITEM.sub(r"\1\\\2", _PUNCTUATION.sub(r"\\\g<0>", split))

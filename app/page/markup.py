@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
-from html import escape
 
+from app.output import readable
 from app.page.comparison import Cell, Cost, Strip
 from retrieval import OperatingPoint, ParetoFrontier, Step
 
@@ -103,6 +104,11 @@ def cost_card(cost: Cost, point: OperatingPoint | None, frontier: ParetoFrontier
         f"{_bar('compute', min(1.0, cost.fraction))}"
         f'<div class="mv-fact">{found}</div></div>'
     )
+
+
+def escape(text: str) -> str:
+    """Write foreign text so that HTML shows it as it is, on one line."""
+    return html.escape(readable(text))
 
 
 def _bar(name: str, share: float) -> str:

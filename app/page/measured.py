@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from threading import Lock
 
-from app.options import one_line
+from app.output import one_line
 from retrieval import (
     Conditions,
     Escalation,

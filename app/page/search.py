@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from app.output import readable
 from app.page import markup, visit
 from app.page.comparison import Strip, compare, cost_of, scale_of
 from app.page.looks import plain
@@ -92,7 +93,7 @@ def _show_query(shown: Shown) -> Query | None:
         st.error(f"This cannot be used as a query: {plain(error)}")
         return None
     with st.container(key="portrait"):
-        st.image(sight.whole, alt=f"the query, {query.name}")
+        st.image(sight.whole, alt=readable(f"the query, {query.name}"))
     st.html(markup.query_card(query.name, query.label))
     with st.container(key="seen", horizontal=True, vertical_alignment="center", wrap=False):
         st.image(sight.seen, width=76, alt="the query as the encoder sees it")
@@ -149,7 +150,7 @@ def draw_picture(picture: bytes | None, path: str, alt: str) -> None:
     if picture is None:
         st.html(markup.gone(path))
     else:
-        st.image(picture, width="stretch", alt=alt)
+        st.image(picture, width="stretch", alt=readable(alt))
 
 
 def ask_button(number: int, path: str, *, key: str) -> None:

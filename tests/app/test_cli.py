@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,60 @@ def test_what_nobody_foresaw_is_one_line_too(matvit, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (MemoryError(), 1, "out of memory: MemoryError; give it more, or less to do at once"),
+        (RecursionError("too deep"), 1, "RecursionError: too deep (for a traceback,"),
+        (PermissionError(13, "Permission denied", "a\x1b\nb"), 1, r"a\x1b\nb: Permission denied"),
+        (BrokenPipeError(32, "Broken pipe", "a.fifo"), 1, "a.fifo: Broken pipe"),
+        (EOFError("no data left"), 1, "EOFError: no data left (for a traceback,"),
+        (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "end"), 1, "'utf-8' codec can't decode"),
+        (KeyError("name"), 1, "KeyError: 'name' (for a traceback,"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (GeneratorExit("of a library"), 1, "GeneratorExit: of a library (for a traceback,"),
+    ],
+)
+def test_no_exception_escapes_as_a_traceback(matvit, monkeypatch, error, code, line):
+    def broken():
+        raise error
+
+    monkeypatch.setattr("app.doctor.examine", broken)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    found, out, err = matvit("doctor")
+    assert (found, out) == (code, "")
+    assert err.startswith(f"error: {line}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+def test_hits_of_any_name_are_all_listed(index, photo_folder, encoder, tmp_path, encoding):
+    names = ["b\nc.png", "\x1b[31mred.png", "日本.png", "\u202egnp.png", "caf\udce9.png"]
+    for number, name in enumerate(names):
+        shutil.copy(photo_folder / f"apple/{3 * (number % 4):02}.png", photo_folder / name)
+    bad = photo_folder / "bad\x1b[2J\n.png"
+    bad.write_text("text")
+
+    def run(*arguments: object) -> tuple[int, list[str], str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "app.cli", *map(str, arguments), "--encoder", str(encoder)],
+            check=False, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding},
+        )  # fmt: skip
+        assert b"\x1b" not in done.stdout + done.stderr
+        return done.returncode, done.stdout.decode(encoding).splitlines(), done.stderr.decode()
+
+    code, _, said = run("index", "build", photo_folder, "--out", tmp_path / "odd.index")
+    assert code == 3
+    assert r"skipped bad\x1b[2J\n.png: " in said
+    ask = ("search", tmp_path / "odd.index", photo_folder / names[0], "-k", 20)
+    code, lines, said = run(*ask)
+    assert (code, len(lines), said) == (0, 1 + 12 + len(names), "")
+    assert any(line.endswith(r"  b\nc.png") for line in lines)
+    code, (line,), _ = run(*ask, "--json")
+    assert {hit["path"] for hit in json.loads(line)["hits"]} >= set(names)
+    assert json.loads(line)["query"] == str(photo_folder / names[0])
+
+
 def test_search_at_full_size_finds_the_image_itself(matvit, index, encoder, photo_folder):
     images = [photo_folder / "bread" / "01.png", photo_folder / "cheese" / "02.png"]
     code, out, _ = matvit("search", index, *images, "-k", 1, "--encoder", encoder)
@@ -158,6 +213,12 @@ def test_extract_makes_a_small_encoder_that_asks_the_same_index(
         (["index", "info", "{photos}"], 1, "photos"),
         (["train", "{photos}", "--out", "run", "--recipe", "x"], 2, "unknown recipe 'x'; known:"),
         (["train", "{empty}", "--out", "run"], 1, "no images in"),
+        (["train", "{photos}", "--out", "run", "--epochs", "nan"], 1, "above 0, got nan"),
+        (["train", "{photos}", "--out", "run", "--epochs", "0"], 2, "greater than or equal to"),
+        (["train", "{photos}", "--out", "run", "--max-steps", "0"], 2, "than or equal to 1"),
+        (["train", "{photos}", "--out", "run", "--recipe", "align"], 2, "name it with --init"),
+        (["train", "{photos}", "--out", "{photos}"], 1, "is not empty; choose another folder"),
+        (["train", "{photos}", "--out", "run", "--epochs", "0.01"], 1, "it takes 12,800 images"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
         (["search"], 2, "Missing argument"),
         (["demo", "--out", "{photos}"], 1, "holds something else"),
@@ -255,6 +316,34 @@ def test_train_makes_an_encoder_from_a_folder_of_classes(matvit, tmp_path, monke
     assert (code, "resume the run in it" in err) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [(["--epochs", 3], 6), (["--max-steps", 1], 1), (["--epochs", 0.5, "--max-steps", 9], 1)],
+)
+def test_a_run_is_as_long_as_it_is_told(
+    matvit, tmp_path, photo_folder, monkeypatch, options, steps
+):
+    from matvit.training import recipes
+
+    phases = (recipes.Phase(epochs=1, img_size=16), recipes.Phase(epochs=1, img_size=16))
+    small = recipes.Recipe(
+        name="joint64", phases=phases, batch_size=6,
+        model=MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2),
+    )  # fmt: skip
+    monkeypatch.setitem(recipes.RECIPES, "joint64", small)
+    code, _, err = matvit("train", photo_folder, "--out", tmp_path / "run", *options)
+    assert code == 0, err
+    settings = json.loads((tmp_path / "run/config.json").read_text())
+    assert settings["training"]["steps"] == steps
+
+
+def test_recipes_are_named_in_the_help():
+    from app.encoder_cli import RECIPES
+    from matvit.training import recipes
+
+    assert list(RECIPES) == list(recipes.RECIPES)
+
+
 def test_doctor_reports(matvit):
     code, out, _ = matvit("doctor", "--json")
     report = json.loads(out)
@@ -262,17 +351,20 @@ def test_doctor_reports(matvit):
     assert report["versions"]["torch"]
 
 
-def test_app_starts_streamlit_on_this_machine_only(matvit, monkeypatch, index):
-    started: list[list[str]] = []
-
-    def run(command: list[str], check: bool, env: dict[str, str]):
-        started.append(command)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(subprocess, "run", run)
-    code, _, _ = matvit("app", index, "--port", 8600)
-    (command,) = started
-    assert code == 0
-    assert command[command.index("--server.address") + 1] == "127.0.0.1"
-    assert command[command.index("--server.port") + 1] == "8600"
-    assert command[-2:] == ["--index", str(index)]
+def test_app_starts_streamlit_on_this_machine_only(matvit, monkeypatch, index, encoder):
+    started: list[tuple[str, list[str], dict[str, str]]] = []
+    moved: list[Path] = []
+    monkeypatch.chdir(index.parent)
+    monkeypatch.setattr(os, "chdir", moved.append)
+    monkeypatch.setattr(os, "execve", lambda *given: started.append(given))
+    monkeypatch.setenv("PYTHONPATH", "here")
+    matvit("app", index.name, "--port", 8600, "--encoder", encoder)
+    ((program, command, environment),) = started
+    assert program == sys.executable
+    assert "--server.address=127.0.0.1" in command
+    assert "--server.port=8600" in command
+    given = command[command.index("--") + 1 :]
+    places = {"index": index, "encoder": encoder, "demo": index.parent / "matvit-demo"}
+    assert given == [f"--{name}={place}" for name, place in places.items()]
+    assert moved == [Path(command[command.index("run") + 1]).parent]
+    assert environment["PYTHONPATH"] == str(index.parent / "here")

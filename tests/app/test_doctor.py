@@ -31,7 +31,7 @@ def test_a_broken_part_becomes_a_problem_not_a_crash(monkeypatch):
 
 def test_problems_stand_out_and_their_absence_is_said():
     report = doctor.examine()
-    assert doctor.render({**report, "problems": []}).endswith("no problems found")
+    assert doctor.render({**report, "problems": []})[-1] == "no problems found"
     text = doctor.render({**report, "problems": ["the sky fell"]})
-    assert "PROBLEM: the sky fell" in text
+    assert text[-1] == "PROBLEM: the sky fell"
     assert "no problems found" not in text

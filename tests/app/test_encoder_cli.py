@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import constants as hub
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
@@ -106,6 +107,7 @@ def test_an_order_that_is_good_already_is_kept(matvit, photos, tmp_path):
 
 
 def test_a_timm_name_will_do(matvit, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: plain_vit())
     out = tmp_path / "converted"
     code, _, err = matvit(

@@ -10,6 +10,7 @@ from tuned import colourful, photos, small_encoder, small_retriever
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr("retrieval.speed._DISORDER", 1e9)  # whoever runs the tests may be busy
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,19 @@ def test_what_cannot_be_chosen_is_one_line(matvit, index, encoder, query, option
     assert (result, out) == (code, "")
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_milliseconds_of_a_busy_machine_come_with_a_warning(
+    matvit, index, encoder, query, monkeypatch
+):
+    monkeypatch.setattr("retrieval.speed._DISORDER", 1e-9)
+    warning = ", so the machine was busy; measure again when it is idle\n"
+    code, out, err = matvit("tune", index, "--size", 80, "--json", *encoder)
+    assert (code, err.startswith("warning: "), err.endswith(warning)) == (0, True, True)
+    assert json.loads(out)["frontier"]["conditions"]["disorder"] in err
+    assert matvit("tune", index, "--size", 80, *encoder)[2].endswith(warning)
+    assert matvit("search", index, query, "--max-ms", 10_000, *encoder)[2].endswith(warning)
+    assert matvit("search", index, query, "--max-gmacs", 1, *encoder)[2] == ""
 
 
 def test_a_stale_tuning_is_used_with_a_note(matvit, index, encoder, query):
