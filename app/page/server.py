@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import NoReturn
 
 from app.page.looks import theme_options
 
+_HERE = "127.0.0.1"
 _PAGE = Path(__file__).parent.with_name("streamlit_app.py")
 
 
@@ -22,7 +24,11 @@ def serve(port: int, given: Mapping[str, str | Path | None]) -> NoReturn:
     Args:
         port: Where it listens.
         given: Arguments of the page by name; paths from where the command was typed.
+
+    Raises:
+        OSError: If the port cannot be had.
     """
+    _check_port(port)
     command, environment = command_of(port, given), environment_of(os.environ)
     os.chdir(_PAGE.parent)  # Streamlit obeys a folder `.streamlit` where it is started
     if sys.platform == "win32":  # which has no such replacement
@@ -30,11 +36,22 @@ def serve(port: int, given: Mapping[str, str | Path | None]) -> NoReturn:
     os.execve(command[0], command, environment)  # noqa: S606
 
 
+def _check_port(port: int) -> None:
+    with socket.socket() as trial:
+        if os.name == "posix":  # elsewhere it means another thing
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((_HERE, port))
+        except OSError as error:
+            reason = f"{error.strerror}; choose another with --port"
+            raise type(error)(error.errno, reason, f"port {port}") from error
+
+
 def command_of(port: int, given: Mapping[str, str | Path | None]) -> list[str]:
     """Name every option that keeps the page closed: a file or a variable cannot open it again."""
-    here = f"http://127.0.0.1:{port}"
+    here = f"http://{_HERE}:{port}"
     options = {
-        "server.address": "127.0.0.1",
+        "server.address": _HERE,
         "server.port": port,
         "server.baseUrlPath": "",
         "server.enableCORS": "true",
@@ -46,7 +63,7 @@ def command_of(port: int, given: Mapping[str, str | Path | None]) -> list[str]:
         "server.maxUploadSize": 20,
         "server.fileWatcherType": "none",
         "server.runOnSave": "false",
-        "browser.serverAddress": "127.0.0.1",
+        "browser.serverAddress": _HERE,
         "browser.serverPort": port,
         "browser.gatherUsageStats": "false",
         "client.allowedOrigins": here,
@@ -56,7 +73,7 @@ def command_of(port: int, given: Mapping[str, str | Path | None]) -> list[str]:
         "global.developmentMode": "false",
     }
     # Names under which the page is asked for; another one is another site that leads here.
-    hosts = [f"--server.allowedHosts={host}" for host in ("127.0.0.1", "localhost")]
+    hosts = [f"--server.allowedHosts={host}" for host in (_HERE, "localhost")]
     told = {name: value for name, value in given.items() if value is not None}
     return [
         # -P: a folder called `app` where the command is typed must not stand in for ours.

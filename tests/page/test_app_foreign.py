@@ -11,8 +11,8 @@ from PIL import Image
 
 from indexing import Corpus, ImageIndex
 
-EVIL = "![](https:evil.example) :red[a] $x$ *b*"  # a name of a file has no slash in it
-MARKUP = re.compile(r"(?<!\\)(\[|\$|\*|!|:(?=\S))")
+EVIL = "![](https:evil.example) :red[a] $x$ *b* \x1b[2J\n\u202e"  # no slash: it names a file
+MARKUP = re.compile(r"(?<!\\)(\[|\$|\*|!|:(?=\S))|[\x00-\x1f\u202e]")
 """What would be more than text, were it left alone."""
 
 
