@@ -46,12 +46,12 @@ $(VENV)/.created:
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.created
 	@echo "Installing into $(VENV): torch, timm, faiss and the rest, about 7 GB ..." >&2
-	$(PIP) --editable .
+	$(PIP) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the tools for tests and docs ..." >&2
-	$(PIP) --quiet --editable '.[dev,docs]'
+	$(PIP) --quiet --editable '.[demo,dev,docs]'
 	@touch $@
 
 clean:

@@ -94,7 +94,7 @@ def shared(
 def demo(
     images: Annotated[
         Path | None,
-        typer.Option(help="Your own photos [default: handwritten digits from scikit-learn]."),
+        typer.Option(help="Your own photos [default: those that come with scikit-image]."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for index and report.")] = DEMO,
     encoder: Annotated[str, typer.Option(help="Encoder to use.")] = "",

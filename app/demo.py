@@ -1,7 +1,6 @@
 """The whole story in one go: index images at full size, ask with every size, report.
 
-Without images of your own it is told with scikit-learn's handwritten digits, which come inside a
-dependency.
+Without images of your own it is told with places in real photographs that come inside a dependency.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from app.output import one_line, say
+from app.places import PHOTOGRAPHS, VIEWS, write_places
 from indexing import Corpus, ImageIndex
 from matvit import MatViT, mix_n_match, trained_sizes
 from retrieval import (
@@ -29,9 +28,6 @@ from retrieval import (
 MARKER = ".matvit-demo"
 INDEX = "demo.index"
 """Name of the demo's index in its folder."""
-
-DIGIT_SIDE = 64
-"""Pixels per side of the digits; the originals have 8."""
 
 _QUERY_EVERY = 5
 _MAX_QUERIES = 500
@@ -71,18 +67,22 @@ def run_demo(model: MatViT, out: Path, images: Path | None, *, progress: bool) -
     Args:
         model: The encoder.
         out: Folder for everything that is made; an earlier demo in it is replaced.
-        images: Photos to use, without labels; None for scikit-learn's handwritten digits.
+        images: Photos to use, without labels; None for those of `app.places`.
         progress: Show progress bars.
 
     Raises:
         FileExistsError: If `out` holds anything but an earlier demo.
+        FileNotFoundError: If there are no `images`, and no scikit-image with its own.
         ValueError: If there are fewer than ten images.
     """
     if images is not None and images.resolve() in (out.resolve(), *out.resolve().parents):
         raise ValueError(f"{out} lies in {images}, so the report would be indexed; choose --out")
     _claim(out)
-    corpus = Corpus.open(write_digits(out / "digits") if images is None else images)
-    corpus = corpus if images is None else corpus.without_labels()
+    if images is None:
+        say(f"Seeing places in {len(PHOTOGRAPHS)} photographs as {VIEWS} views each.")
+        corpus = Corpus.open(write_places(out / "places", progress=progress))
+    else:
+        corpus = Corpus.open(images).without_labels()
     if len(corpus) < 10:
         raise ValueError(f"the demo needs at least 10 images, {images} has {len(corpus)}")
     database, queries = split(corpus)
@@ -115,29 +115,6 @@ def split(corpus: Corpus) -> tuple[Corpus, Corpus]:
     rows = np.arange(len(corpus))
     asking = rows[:: max(_QUERY_EVERY, -(-len(corpus) // _MAX_QUERIES))]
     return corpus.subset(np.setdiff1d(rows, asking)), corpus.subset(asking)
-
-
-def write_digits(folder: Path) -> Path:
-    """Write the 1,797 digits as PNG files, one folder per class, and return the folder.
-
-    Files that are there already are left alone.
-
-    References:
-        Optical Recognition of Handwritten Digits, UCI Machine Learning Repository,
-        https://doi.org/10.24432/C50P49; bundled with scikit-learn as `load_digits`.
-    """
-    from sklearn.datasets import load_digits  # takes most of a second
-
-    digits = load_digits()
-    for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        path = folder / str(label) / f"{number:04}.png"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            gray = Image.fromarray((image * (255 / 16)).round().astype(np.uint8))
-            partial = path.with_suffix(".partial")
-            gray.resize((DIGIT_SIDE, DIGIT_SIDE), Image.Resampling.BICUBIC).save(partial, "PNG")
-            partial.replace(path)
-    return folder
 
 
 def _claim(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""The demo's numbers: scikit-learn's handwritten digits, classes the encoder never saw.
+"""The demo's numbers: places in photographs that the encoder never saw, found again.
 
 python benchmarks/demo.py
 """

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from app.demo import write_digits
+from app.places import write_places
 
 ROOT = Path(__file__).parent.parent
-_NAME = re.compile(r"\d/\d{4}\.png")
+_NAME = re.compile(r"[a-z]+ \d+/\d\d\.jpg")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
-def digits(folder: Path) -> None:
-    """Write the files that the sessions speak of: photos/, queries/ and query.png."""
-    files = sorted(write_digits(folder / "digits").rglob("*.png"), key=lambda path: path.name)
-    for name, some in (("photos", files[:200]), ("queries", files[200:220])):
-        for file in some:
-            target = folder / name / file.parent.name / file.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, target)
-    shutil.copy(files[300], folder / "query.png")
+def photographs(folder: Path) -> None:
+    """Write the files that the sessions speak of: photos/, queries/ and query.jpg."""
+    views = write_places(folder / "places", ("astronaut", "cat", "coffee"), views=9)
+    for view in sorted(views.rglob("*.jpg")):
+        target = folder / ("queries" if view.stem == "08" else "photos") / view.relative_to(views)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(view, target)
+    shutil.copy(views / "cat 2" / "08.jpg", folder / "query.jpg")
 
 
 def blocks(text: str, *languages: str) -> list[str]:
@@ -42,7 +42,7 @@ def shell_session(text: str) -> Iterator[tuple[list[str], list[str]]]:
     """Every `matvit` command of a page that is shown with what it prints: arguments and lines."""
     for entry in "".join(blocks(text, "console")).split("$ matvit ")[1:]:
         command, *lines = entry.splitlines()
-        yield command.split(), lines
+        yield shlex.split(command), lines
 
 
 def assert_alike(printed: list[str], wanted: list[str]) -> None:

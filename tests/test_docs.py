@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import typer
-from sessions import ROOT, assert_alike, blocks, digits, python_session, shell_session
+from sessions import ROOT, assert_alike, blocks, photographs, python_session, shell_session
 
 from app.cli import cli
 
@@ -30,7 +30,7 @@ def test_what_was_measured_is_what_the_results_say():
 
 
 def test_the_python_session_of_the_quickstart_runs_as_printed(tmp_path, monkeypatch, capsys):
-    digits(tmp_path)
+    photographs(tmp_path)
     monkeypatch.chdir(tmp_path)
     program, wanted = python_session(QUICKSTART)
     exec(compile(program, "quickstart.md", "exec"), {})
@@ -38,7 +38,7 @@ def test_the_python_session_of_the_quickstart_runs_as_printed(tmp_path, monkeypa
 
 
 def test_the_shell_session_of_the_quickstart_runs_as_printed(tmp_path, monkeypatch, matvit):
-    digits(tmp_path)
+    photographs(tmp_path)
     monkeypatch.chdir(tmp_path)
     session = list(shell_session(QUICKSTART))
     assert len(session) == 6

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 
 import pytest
-from sessions import ROOT, assert_alike, digits, python_session, shell_session
+from sessions import ROOT, assert_alike, photographs, python_session, shell_session
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_python_session_runs_as_printed(tmp_path, monkeypatch, capsys):
-    digits(tmp_path)
+    photographs(tmp_path)
     monkeypatch.chdir(tmp_path)
     program, wanted = python_session(README)
     exec(compile(program, "README.md", "exec"), {})
@@ -19,7 +19,7 @@ def test_the_python_session_runs_as_printed(tmp_path, monkeypatch, capsys):
 
 
 def test_the_shell_session_runs_as_printed(tmp_path, monkeypatch, matvit):
-    digits(tmp_path)
+    photographs(tmp_path)
     monkeypatch.chdir(tmp_path)
     session = list(shell_session(README))
     assert [command[0] for command, _ in session] == ["index", "search", "index", "index"]

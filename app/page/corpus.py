@@ -164,7 +164,7 @@ def draw_welcome(demo: Path) -> None:
     st.info("There is no index yet.")
     st.markdown("Make one from your own photos, then open it:")
     st.code("matvit index build photos/ --out photos.index\nmatvit app photos.index", "bash")
-    st.markdown("Or begin with 1,797 handwritten digits that come with scikit-learn:")
+    st.markdown("Or begin with places in the photographs that come with scikit-image:")
     if st.button("Build the demo", type="primary"):
         try:
             with st.spinner("Indexing and measuring; this takes about a minute …", show_time=True):

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
 from tuned import photos, small_encoder
 
-from app.demo import DIGIT_SIDE, MARKER, Demo, run_demo, split, write_digits
+from app import demo
+from app.demo import MARKER, Demo, run_demo, split
+from app.places import write_places
 from indexing import Corpus, ImageIndex
+from matvit import DEFAULT_ENCODER, MatViT
 from retrieval import Tuning
 
 
@@ -114,23 +114,12 @@ def test_with_few_photos_none_is(of_few):
     assert of_few.summary is None
 
 
-def test_every_digit_becomes_a_labelled_file(tmp_path):
-    write_digits(tmp_path)
-    digits = load_digits()
-    files = sorted(tmp_path.rglob("*.png"), key=lambda path: path.name)
-    assert len(files) == 1797
-    assert [int(path.parent.name) for path in files] == digits.target.tolist()
-    with Image.open(files[5]) as image:
-        assert image.size == (DIGIT_SIDE, DIGIT_SIDE)
-        shrunk = np.asarray(image.resize((8, 8), Image.Resampling.BOX), dtype=float)
-    # Blown up and shrunk again, the picture is close to the original's 17 levels of gray.
-    assert np.abs(shrunk / 255 * 16 - digits.images[5]).mean() < 1.5
+def test_without_photos_places_in_photographs_are_found_again(tmp_path, monkeypatch):
+    def few(folder, *, progress):
+        return write_places(folder, ("astronaut", "coins"), views=5)
 
-
-def test_files_that_are_there_are_left_alone(tmp_path):
-    first = write_digits(tmp_path) / "0" / "0000.png"
-    before = first.stat().st_mtime_ns
-    (tmp_path / "1" / "0001.png").unlink()
-    write_digits(tmp_path)
-    assert first.stat().st_mtime_ns == before
-    assert (tmp_path / "1" / "0001.png").exists()
+    monkeypatch.setattr(demo, "write_places", few)
+    made = run_demo(MatViT.load(DEFAULT_ENCODER), tmp_path / "demo", None, progress=False)
+    full = made.frontier.point_of("XL")
+    assert full.queries == 15  # a view of every place
+    assert full.hit_rate_at_1 > 0.5  # by chance 1 in 15
