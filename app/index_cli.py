@@ -209,21 +209,29 @@ def index_verify(
     if as_json:
         show_json({"path": str(index), "ok": report.ok, **asdict(report)})
     else:
-        state = "whole" if report.ok else "damaged"
-        show(
-            f"{index} is {state}: {report.images:,} images, {report.files:,} files, "
-            f"{report.bytes:,} bytes read in {report.seconds:.1f} s."
-        )
-        for damage in report.damaged:
-            show(f"damaged  {damage.file}: {damage.problem}")
-        for name in report.repaired:
-            show(f"repaired {name}")
-        for name in report.orphans:
-            show(f"unused   {name}")
+        _show_verified(index, report)
+    if report.orphans and not as_json:
+        say("Nothing needs the unused files: `matvit index compact INDEX` removes them.")
+    if report.damaged and all(damage.file.startswith("index/") for damage in report.damaged):
+        say("The embeddings are whole: `matvit index verify INDEX --repair` mends this.")
     if not report.ok:
-        if all(damage.file.startswith("index/") for damage in report.damaged):
-            say("The embeddings are whole: `matvit index verify INDEX --repair` mends this.")
         raise typer.Exit(FAILED)
+
+
+def _show_verified(index: Path, report: indexing.VerifyReport) -> None:
+    """Print a line about the whole index, and one for each thing that is wrong with it."""
+    state = "whole" if report.ok else "damaged" if report.damaged else "not to be read"
+    show(
+        f"{index} is {state}: {report.images:,} images, {report.files:,} files, "
+        f"{report.bytes:,} bytes read in {report.seconds:.1f} s."
+    )
+    for word, found in (("damaged", report.damaged), ("unread", report.unreadable)):
+        for damage in found:
+            show(f"{word:<8} {damage.file}: {damage.problem}")
+    for name in report.repaired:
+        show(f"repaired {name}")
+    for name in report.orphans:
+        show(f"unused   {name}")
 
 
 @index_cli.command("info")

@@ -24,9 +24,9 @@ from .verification import VerifyReport as VerifyReport
 from .compact import compact_index as compact_index
 from .images import describe_index as describe_index
 from .remove import remove_images as remove_images
-from .store.files import write_atomically as write_atomically
 from .store.folder import read_finished as read_finished
 from .store.folder import read_manifest as read_manifest
+from .store.lock import lock_file as lock_file
 from .store.manifest import MANIFEST as MANIFEST
 from .store.manifest import Manifest as Manifest
 from .store.rows import read_failures as read_failures

@@ -1,4 +1,4 @@
-"""Compacting an index: the space of rows and files that nothing needs is given back."""
+"""Compacting an index: rows and files that nothing needs are given back, small ones joined."""
 
 from __future__ import annotations
 
@@ -14,10 +14,29 @@ from msgspec.structs import replace
 from numpy import ndarray
 
 from indexing.search.making import store_searcher
-from indexing.store.folder import commit, double, orphans, read_manifest, sweep, writer_lock
+from indexing.store.folder import (
+    commit,
+    double,
+    free_generation,
+    free_shard,
+    orphans,
+    read_manifest,
+    sweep,
+    writer_lock,
+)
 from indexing.store.manifest import Manifest, Shard
-from indexing.store.rows import SHARD_SIZE, StoredRows, read_failures, relist, write_shard
+from indexing.store.rows import (
+    SHARD_SIZE,
+    StoredRows,
+    read_failures,
+    relist,
+    write_shard,
+    write_tombstones,
+)
 from matvit import progress_of
+
+MANY_SHARDS = 8
+"""So many shards that are less than half full are written together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,36 +82,64 @@ def compact_index(path: Path, *, progress: bool) -> CompactReport:
     )
 
 
+def join_small_shards(path: Path) -> int:
+    """Write small shards together once there are many, so that files do not add up with additions.
+
+    Only for the writer of an index. Large shards stay as they are, with their dead rows.
+
+    Returns:
+        The generation of the index now.
+    """
+    before = read_manifest(path)
+    small = np.array([shard.metadata.rows < SHARD_SIZE // 2 for shard in before.shards])
+    if small.sum() < MANY_SHARDS:
+        return before.generation
+    after = _rewritten(path, before, StoredRows(path, before, before.shards), small, False)
+    commit(path, after)
+    return after.generation
+
+
 def _without_dead_rows(path: Path, before: Manifest, progress: bool) -> Manifest:
-    """Store what is live of shards with dead rows anew, and small shards together.
+    """Store what is live of shards with dead rows anew, and small shards together."""
+    rows = StoredRows(path, before, before.shards)
+    chosen = _shards_to_rewrite(rows)
+    return _rewritten(path, before, rows, chosen, progress) if chosen.any() else before
+
+
+def _rewritten(
+    path: Path,
+    before: Manifest,
+    rows: StoredRows,
+    chosen: Bool[ndarray, " shards"],
+    progress: bool,
+) -> Manifest:
+    """Store what is live of some shards anew, behind the others.
 
     Nothing that is there is touched: whatever happens meanwhile, the index stays as it was.
     """
     assert before.index is not None
-    rows = StoredRows(path, before, before.shards)
-    chosen = _shards_to_rewrite(rows)
-    if not chosen.any():
-        return before
     old = [shard for shard, out in zip(before.shards, chosen, strict=True) if out]
     kept = [shard for shard, out in zip(before.shards, chosen, strict=True) if not out]
-    moving = rows.live[chosen[rows.shard_of_rows()[rows.live]]]
-    new = _rewrite(path, rows, moving, before.next_shard, progress)
-    shards, next_shard = (*kept, *new), before.next_shard + len(new)
-    generation = before.generation + 1
+    moves = chosen[rows.shard_of_rows()]
+    moving, staying = rows.live[moves[rows.live]], np.flatnonzero(~moves)
+    number, generation = free_shard(path, before), free_generation(path, before)
+    new = _rewrite(path, rows, moving, number, progress)
+    shards, next_shard = (*kept, *new), number + len(new)
     changed: dict[str, Any] = {"shards": shards, "next_shard": next_shard}
     if any(shard.failures and shard.failures.rows for shard in old):
         changed = relist(path, shards, next_shard, read_failures(path, before.failure_files))
     if before.index.file.rows > before.counts.images:
         vectors, ids, asked = rows.live_embeddings(), rows.ids[rows.live], before.index.request
         changed["index"] = store_searcher(path, generation, asked, vectors, ids, progress=progress)
+    still_stored = np.intersect1d(rows.removed, rows.ids[staying])
     after = replace(
         before,
         generation=generation,
-        counts=replace(before.counts, removed=0),
-        tombstones=None,
+        counts=replace(before.counts, removed=len(staying) + len(moving) - len(rows.live)),
+        tombstones=write_tombstones(path, generation, still_stored),
         **changed,
     )
-    _check_nothing_is_lost(path, rows, after)
+    _check_nothing_is_lost(path, rows, moving, after)
     return after
 
 
@@ -121,13 +168,15 @@ def _rewrite(
     return shards
 
 
-def _check_nothing_is_lost(path: Path, rows: StoredRows, after: Manifest) -> None:
+def _check_nothing_is_lost(
+    path: Path, rows: StoredRows, moved: Int64[ndarray, " rows"], after: Manifest
+) -> None:
     """Read back what was written, before anything refers to it."""
     new = StoredRows(path, after, after.shards)
     if not new.live_metadata().equals(rows.live_metadata()):
         raise RuntimeError(f"compacting {path} would lose images; nothing was changed")
-    for start in range(0, len(new.live), SHARD_SIZE):
+    copies = np.arange(len(new.ids) - len(moved), len(new.ids))
+    for start in range(0, len(moved), SHARD_SIZE):
         run = slice(start, start + SHARD_SIZE)
-        old_vectors, new_vectors = rows.live_embeddings().raw(run), new.live_embeddings().raw(run)
-        if not np.array_equal(old_vectors, new_vectors):
+        if not np.array_equal(rows.embeddings.raw(moved[run]), new.embeddings.raw(copies[run])):
             raise RuntimeError(f"compacting {path} would change embeddings; nothing was changed")

@@ -17,8 +17,8 @@ from indexing.merge import AddReport
 from indexing.remove import RemoveReport, remove_images
 from indexing.search.request import AUTO, KindRequest, parse_bytes
 from indexing.search.scoring import unit_queries
-from indexing.store.files import check_size
-from indexing.store.folder import read_finished, read_manifest
+from indexing.store.files import REMEDY, check_size
+from indexing.store.folder import read_finished, read_manifest, way_back_to_whole
 from indexing.store.manifest import Manifest
 from indexing.verification import VerifyReport, open_checked, verify_index
 from indexing.write import add_images, build_index, built_on
@@ -184,9 +184,12 @@ class ImageIndex(IndexedImages):
                 for file in manifest.searched_files:
                     check_size(path, file)
                 return cls(path, manifest, device=device, mmap=mmap, report=report)
-            except (FileNotFoundError, ValueError):
-                if read_manifest(path) == manifest:
-                    raise  # else a writer has meanwhile removed what we were opening
+            except (FileNotFoundError, ValueError) as error:
+                if read_manifest(path) != manifest:
+                    continue  # a writer has meanwhile removed what we were opening
+                if str(error).endswith(REMEDY) and (way := way_back_to_whole(path, manifest)):
+                    raise ValueError(f"{error}{way}") from error
+                raise
 
     def search(
         self, vectors: Float32[ndarray, "queries dim"], k: int

@@ -17,7 +17,7 @@ from numpy import ndarray
 from indexing.records import Failure
 from indexing.search.making import store_searcher
 from indexing.search.request import KindRequest
-from indexing.store.folder import commit, remove_index
+from indexing.store.folder import commit, free_generation, free_shard, remove_index
 from indexing.store.manifest import Counts, Manifest, Shard
 from indexing.store.rows import (
     StoredRows,
@@ -190,10 +190,10 @@ def _merged(
         device: Where to train and fill it.
         progress: Show a progress bar on stderr.
     """
-    generation = manifest.generation + 1
+    generation = free_generation(path, manifest)
     changed: dict[str, Any] = {"shards": tuple(shards)}
     if failures is not None:
-        changed |= relist(path, shards, manifest.next_shard, failures)
+        changed |= relist(path, shards, free_shard(path, manifest), failures)
     dead = np.setdiff1d(rows.ids[rows.live], rows.ids[live])
     if len(dead):
         removed = np.union1d(rows.removed, dead)

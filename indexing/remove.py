@@ -15,7 +15,13 @@ from msgspec.structs import replace
 from numpy import ndarray
 
 from indexing.records import Failure
-from indexing.store.folder import commit, read_finished, writer_lock
+from indexing.store.folder import (
+    commit,
+    free_generation,
+    free_shard,
+    read_finished,
+    writer_lock,
+)
 from indexing.store.manifest import Counts
 from indexing.store.rows import StoredRows, read_failures, relist, write_tombstones
 
@@ -52,11 +58,11 @@ def remove_images(path: Path, ids: Iterable[int], paths: Iterable[str]) -> Remov
                 f"this would remove all {len(chosen):,} images of {path}; "
                 "remove the folder if that is what you want"
             )
-        generation = manifest.generation + 1
+        generation = free_generation(path, manifest)
         kept = [failure for failure in failures if failure.path not in names]
         changed: dict[str, Any] = {}
         if len(kept) < len(failures):
-            changed = relist(path, manifest.shards, manifest.next_shard, kept)
+            changed = relist(path, manifest.shards, free_shard(path, manifest), kept)
         if len(chosen):
             removed = np.union1d(rows.removed, chosen)
             changed["tombstones"] = write_tombstones(path, generation, removed)

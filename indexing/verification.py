@@ -19,8 +19,15 @@ from indexing.records import NO_LABEL
 from indexing.search.live import LiveSearcher
 from indexing.search.making import check_search_file, read_searcher, store_searcher
 from indexing.store.embeddings import Embeddings
-from indexing.store.files import REMEDY, StoredFile, check_size, damaged
-from indexing.store.folder import commit, orphans, read_finished, read_manifest, writer_lock
+from indexing.store.files import REMEDY, StoredFile, check_size, damaged, is_of_machine
+from indexing.store.folder import (
+    commit,
+    free_generation,
+    orphans,
+    read_finished,
+    read_manifest,
+    writer_lock,
+)
 from indexing.store.manifest import MANIFEST, Manifest, SearchRecord
 from indexing.store.rows import (
     METADATA,
@@ -30,7 +37,7 @@ from indexing.store.rows import (
     read_tables,
     read_tombstones,
 )
-from matvit import progress_of
+from matvit import is_exhaustion, progress_of
 
 _Arguments = ParamSpec("_Arguments")
 
@@ -41,7 +48,7 @@ _SAME_SCORE = 1e-6  # of a duplicate, up to float32 rounding
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """A file that cannot be trusted: its name below the index folder, and why."""
+    """A file that cannot be trusted, or be read: its name below the index folder, and why."""
 
     file: str
     problem: str
@@ -58,6 +65,7 @@ class VerifyReport:
         bytes: How many were read.
         sampled: Images that were searched for.
         damaged: What cannot be trusted.
+        unreadable: What could not be read this time: that says nothing of what is in it.
         repaired: Files that were damaged and were made anew from the embeddings.
         orphans: Files that no manifest names; `compact` removes them.
         seconds: It took.
@@ -69,14 +77,15 @@ class VerifyReport:
     bytes: int
     sampled: int
     damaged: tuple[Damage, ...]
+    unreadable: tuple[Damage, ...]
     repaired: tuple[str, ...]
     orphans: tuple[str, ...]
     seconds: float
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is damaged."""
-        return not self.damaged
+        """Whether everything could be read, and nothing is damaged."""
+        return not (self.damaged or self.unreadable)
 
 
 def open_checked(
@@ -183,15 +192,17 @@ def verify_index(path: str | Path, *, repair: bool = False, progress: bool = Fal
     """
     path, start = Path(path), perf_counter()
     manifest = read_manifest(path)
-    while damaged := _examine(path, manifest, progress):
+    while any(found := _examine(path, manifest, progress)):
         if (now := read_manifest(path)) == manifest:
             break
         manifest = now  # a writer has meanwhile removed what we were reading
+    damaged, unreadable = found
     repaired: tuple[str, ...] = ()
     search = manifest.index and manifest.index.file.name
     if repair and damaged and {damage.file for damage in damaged} == {search}:
         manifest = _repair(path, progress)
-        repaired, damaged = (str(search),), _examine(path, manifest, progress)
+        repaired = (str(search),)
+        damaged, unreadable = _examine(path, manifest, progress)
     return VerifyReport(
         generation=manifest.generation,
         images=manifest.counts.images,
@@ -199,42 +210,60 @@ def verify_index(path: str | Path, *, repair: bool = False, progress: bool = Fal
         bytes=sum(file.bytes for file in manifest.files) + (path / MANIFEST).stat().st_size,
         sampled=min(_SAMPLED_ROWS, manifest.counts.images),
         damaged=tuple(damaged),
+        unreadable=tuple(unreadable),
         repaired=repaired,
         orphans=tuple(file.relative_to(path).as_posix() for file in orphans(path, manifest)),
         seconds=perf_counter() - start,
     )
 
 
-def _examine(path: Path, manifest: Manifest, progress: bool) -> list[Damage]:
-    """Check all files one by one, and then, if each is whole, all of them together."""
-    damaged = []
+def _examine(path: Path, manifest: Manifest, progress: bool) -> tuple[list[Damage], list[Damage]]:
+    """Check all files one by one, and then, if each is whole, all of them together.
+
+    Returns:
+        What is damaged, and what could not be read.
+    """
+    found = _Findings(path)
     total = sum(file.bytes for file in manifest.files)
     with progress_of("verifying", total, unit="B", shown=progress) as bar:
         for file in manifest.files:
-            if problem := _problem(path, file.name, _check_file, path, manifest, file):
-                damaged.append(Damage(file=file.name, problem=problem))
+            found.check(file.name, _check_file, path, manifest, file)
             bar.update(file.bytes)
-    if not damaged and manifest.index is not None:
+    if manifest.index is not None:
         for name, check in ((MANIFEST, _check_rows), (manifest.index.file.name, _check_search)):
-            if not damaged and (problem := _problem(path, name, check, path, manifest)):
-                damaged.append(Damage(file=name, problem=problem))
-    return damaged
+            if not (found.damaged or found.unreadable):
+                found.check(name, check, path, manifest)
+    return found.damaged, found.unreadable
 
 
-def _problem(
-    path: Path,
-    name: str,
-    check: Callable[_Arguments, None],
-    *given: _Arguments.args,
-    **named: _Arguments.kwargs,
-) -> str | None:
-    """What is wrong, in the words of the error that a check raises."""
-    try:
-        check(*given, **named)
-    except (OSError, ValueError) as error:
-        text = str(error).removeprefix(f"{path / name} is damaged: ")
-        return text.removesuffix(REMEDY)
-    return None
+class _Findings:
+    """What is wrong with the files of an index, in the words of the errors that checks raise."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.damaged: list[Damage] = []
+        self.unreadable: list[Damage] = []
+
+    def check(
+        self,
+        name: str,
+        check: Callable[_Arguments, None],
+        *given: _Arguments.args,
+        **named: _Arguments.kwargs,
+    ) -> None:
+        """Note what a check finds in a file.
+
+        Raises:
+            OSError: If the machine is out of descriptors; MemoryError likewise.
+        """
+        try:
+            check(*given, **named)
+        except (OSError, ValueError) as error:
+            if is_exhaustion(error):
+                raise
+            text = str(error).removeprefix(f"{self._path / name} is damaged: ")
+            found = self.unreadable if is_of_machine(error) else self.damaged
+            found.append(Damage(file=name, problem=text.removesuffix(REMEDY)))
 
 
 def _check_file(path: Path, manifest: Manifest, file: StoredFile) -> None:
@@ -272,7 +301,7 @@ def _repair(path: Path, progress: bool) -> Manifest:
         assert manifest.index is not None
         rows = StoredRows(path, manifest, manifest.shards)
         check_rows(path, manifest, rows)
-        generation, asked = manifest.generation + 1, manifest.index.request
+        generation, asked = free_generation(path, manifest), manifest.index.request
         vectors, ids = rows.live_embeddings(), rows.ids[rows.live]
         index = store_searcher(path, generation, asked, vectors, ids, progress=progress)
         manifest = replace(manifest, generation=generation, index=index)

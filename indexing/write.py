@@ -8,6 +8,7 @@ most the shard at hand, and the same call goes on behind the last one.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import takewhile
@@ -21,6 +22,7 @@ from numpy import ndarray
 
 from indexing.changes import NEW, Changes, corpus_names, refuse_shared_names
 from indexing.checks import check_encoder, check_whole, describe
+from indexing.compact import join_small_shards
 from indexing.corpus.corpus import Corpus, DecodedBatch
 from indexing.corpus.decoding import DecodePool, Decoders
 from indexing.merge import AddReport, merge_addition, merge_build, staged_failures
@@ -29,7 +31,14 @@ from indexing.search.gpu import gpu_count
 from indexing.search.kinds import resolve
 from indexing.search.request import KindRequest
 from indexing.store.files import check_hash, check_size
-from indexing.store.folder import commit, new_index, read_finished, remove_index, writer_lock
+from indexing.store.folder import (
+    commit,
+    free_shard,
+    new_index,
+    read_finished,
+    remove_index,
+    writer_lock,
+)
 from indexing.store.manifest import CorpusRecord, Counts, Manifest, Plan, Shard
 from indexing.store.rows import (
     SHARD_SIZE,
@@ -108,7 +117,8 @@ def add_images(
         manifest, todo = replace(before, adding=now), changes.todo
         with progress_of("adding", len(todo), unit="img", shown=progress) as bar:
             manifest = stage.store(manifest, todo, SHARD_SIZE, decoders, bar.update)
-        return merge_addition(path, before, manifest, names if remove_missing else None)
+        report = merge_addition(path, before, manifest, names if remove_missing else None)
+        return dataclasses.replace(report, generation=join_small_shards(path))
 
 
 def built_on(encoder: Encoder) -> str:
@@ -269,7 +279,7 @@ class _Stage:
             next_id = max([next_id, *(number + 1 for number in given)])
             advance(batch.images)
         table = metadata_table(columns, ids)
-        number = manifest.next_shard
+        number = free_shard(self.path, manifest)
         shard = write_shard(self.path, number, np.concatenate(vectors), table, failures)
         staged = (*manifest.staged, shard)
         manifest = replace(manifest, next_id=next_id, next_shard=number + 1, staged=staged)

@@ -15,8 +15,11 @@ from .embedding import resolve_precision as resolve_precision
 from .extraction import ExtractedViT as ExtractedViT
 from .extraction import extract as extract
 from .files import FileContent as FileContent
+from .files import check_json_size as check_json_size
+from .files import check_regular as check_regular
 from .files import is_exhaustion as is_exhaustion
 from .files import modified_ns as modified_ns
+from .files import open_regular as open_regular
 from .files import parse_json as parse_json
 from .files import read_file as read_file
 from .files import read_json as read_json
@@ -33,3 +36,10 @@ from .preprocess import upright_rgb as upright_rgb
 from .progress import progress_of as progress_of
 from .submodel import Granularity as Granularity
 from .submodel import Submodel as Submodel
+from .writing import SEAL as SEAL
+from .writing import TEMPORARY as TEMPORARY
+from .writing import is_whole as is_whole
+from .writing import sealed as sealed
+from .writing import sha256_of as sha256_of
+from .writing import sync_folder as sync_folder
+from .writing import write_atomically as write_atomically

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -17,10 +18,14 @@ MAX_BYTES = 1 << 30
 MAX_JSON_BYTES = 1 << 24
 """The same for JSON, which takes many times as much memory as it has bytes."""
 
+MAX_JSON_VALUES = 1 << 22
+"""JSON of more values is refused: each takes 50 bytes or more, and an empty list is two long."""
+
 _Read = TypeVar("_Read")
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a link",
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
@@ -110,9 +115,20 @@ def _plain_values(data: bytes | str) -> object:
         ValueError: If it is no such JSON.
     """
     text = data if isinstance(data, str) else data.decode()
+    check_json_size(text)
     return json.loads(
         text, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_without_duplicates
     )
+
+
+def check_json_size(text: str) -> None:
+    """Refuse JSON of so many values that reading it would fill the memory.
+
+    Raises:
+        ValueError: If it has too many.
+    """
+    if (values := sum(map(text.count, ",[{"))) > MAX_JSON_VALUES:
+        raise ValueError(f"it has {values:,} values, more than the limit of {MAX_JSON_VALUES:,}")
 
 
 def _finite(number: str) -> float:
@@ -160,11 +176,8 @@ def read_part(
     Raises:
         OSError: If that is not possible; the message says why.
     """
-    _check_regular(os.stat(path).st_mode)  # noqa: PTH116 -- opening a device can have effects
-    descriptor = os.open(path, _FLAGS)
-    with open(descriptor, "rb", buffering=0) as stream:  # noqa: PTH123 -- a descriptor
-        found = os.fstat(descriptor)
-        _check_regular(found.st_mode)
+    with open_regular(path) as stream:
+        found = os.fstat(stream.fileno())
         if mtime_ns is not None and modified_ns(found) != mtime_ns:
             raise OSError("the file around the image has changed since it was listed")
         wanted = found.st_size if size is None else size
@@ -175,6 +188,22 @@ def read_part(
     if size is not None and len(data) != size:
         raise OSError(f"the file ends after {len(data):,} of {size:,} bytes")
     return FileContent(data, modified_ns(found))
+
+
+def open_regular(path: str | bytes | os.PathLike[str]) -> io.FileIO:
+    """Open a regular file to read it; whatever else is there is neither waited for nor touched.
+
+    Raises:
+        OSError: If it cannot be opened, or is something else than a file.
+    """
+    check_regular(os.stat(path))  # noqa: PTH116 -- opening a device can have effects
+    stream = io.FileIO(os.open(path, _FLAGS))
+    try:
+        check_regular(os.fstat(stream.fileno()))
+    except OSError:
+        stream.close()
+        raise
+    return stream
 
 
 def modified_ns(found: os.stat_result) -> int:
@@ -192,6 +221,12 @@ def is_exhaustion(error: BaseException) -> bool:
     return isinstance(error, MemoryError)
 
 
-def _check_regular(mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        raise OSError(f"not a file but {_KINDS.get(stat.S_IFMT(mode), 'something else')}")
+def check_regular(found: os.stat_result) -> None:
+    """Refuse what is no regular file.
+
+    Raises:
+        OSError: If it is something else; the message says what.
+    """
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise OSError(f"not a file but {kind}")

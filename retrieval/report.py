@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 
-from indexing import write_atomically
+from matvit import write_atomically
 from retrieval.frontier import Conditions, OperatingPoint, ParetoFrontier
 from retrieval.plotting import plot
 

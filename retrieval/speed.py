@@ -20,8 +20,16 @@ import torch
 from jaxtyping import Float64, UInt8
 from numpy import ndarray
 
-from indexing import write_atomically
-from matvit import Encoder, Submodel, count_macs, embed, progress_of, read_json, resolve_precision
+from matvit import (
+    Encoder,
+    Submodel,
+    count_macs,
+    embed,
+    progress_of,
+    read_json,
+    resolve_precision,
+    write_atomically,
+)
 from retrieval.frontier import OperatingPoint
 
 _BATCHES = 3

@@ -7,7 +7,10 @@ structures that this program writes are let through.
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +21,13 @@ from numpy import ndarray
 
 from indexing.search.kinds import Kind, split
 from indexing.store.files import StoredFile, check_hash, damaged
+from matvit import open_regular
 
+# FAISS tells what the system refused in words only.
+_OF_MACHINE = (
+    "bad_alloc",
+    *map(os.strerror, (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)),
+)
 _INNER_PRODUCT = 0
 _MAX_DIM = 1 << 16
 _LISTS = {"Flat": b"IwFl", "SQ": b"IwSq", "PQ": b"IwPQ", "RaBitQ": b"Iwrq"}
@@ -53,6 +62,8 @@ def read_structure(
     try:
         index = faiss.read_index(str(path), flags)  # owns what `split` returns
     except RuntimeError as error:
+        if any(sign in str(error) for sign in _OF_MACHINE):
+            raise OSError(f"FAISS cannot read {path}: {' '.join(str(error).split())}") from error
         raise damaged(path, "FAISS cannot read it") from error
     _, inner = split(index)
     if {index.ntotal, inner.ntotal} != {file.rows}:
@@ -103,7 +114,7 @@ def check_layout(path: Path, kind: Kind) -> None:
     Raises:
         ValueError: If it does not; the message says what is wrong.
     """
-    with path.open("rb") as stream:
+    with open_regular(path) as file, BufferedReader(file) as stream:
         walk = _Walk(stream, path.stat().st_size)
         try:
             walk.index((b"IxMp", b"IxPT", *_LISTS.values()))

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32, Int64, UInt8
+from jaxtyping import Float16, Float32, Int64
 from numpy import ndarray
 from numpy.lib.stride_tricks import as_strided
 
-from indexing.store.files import StoredFile, check_size, damaged
+from indexing.store.arrays import map_file, values_of
+from indexing.store.files import StoredFile, damaged
 
 _NORM_TOLERANCE = 0.01  # float16 leaves about 0.0005
 _WIDENED_AT_ONCE = 32_000  # at 32,768 torch wakes other threads, which costs more than it saves
-_HEADER_BYTES = 4_096  # more than NumPy writes before the values
-# What NumPy raises at a damaged header, in which it looks for Python literals.
-_UNREADABLE = (ValueError, SyntaxError, TokenError, RecursionError, MemoryError)
 
 
 class Embeddings:
@@ -197,15 +193,10 @@ class _MappedShard:
     """
 
     def __init__(self, folder: Path, file: StoredFile, dim: int) -> None:
-        check_size(folder, file)  # also: a file cut off later cannot be told from this one
         self.path = folder / file.name
         self._sha256 = file.sha256
-        self._bytes: UInt8[ndarray, " bytes"]
-        try:
-            self._bytes = np.memmap(self.path, dtype=np.uint8, mode="r")
-        except (OSError, ValueError) as error:
-            raise damaged(self.path, str(error)) from error
-        self.values = self._parse(file.rows, dim)
+        self._bytes = map_file(folder, file)
+        self.values = values_of(self.path, self._bytes, (file.rows, dim), np.float16)
         self.address = self.values.ctypes.data
 
     def check(self) -> None:
@@ -216,20 +207,3 @@ class _MappedShard:
         """
         if hashlib.sha256(self._bytes.data).hexdigest() != self._sha256:
             raise damaged(self.path, "its content is not what was written")
-
-    def _parse(self, rows: int, dim: int) -> UInt8[ndarray, " bytes"]:
-        """Find the values behind the header, after checking what the header says."""
-        header = BytesIO(self._bytes[:_HEADER_BYTES].tobytes())
-        try:
-            version = np.lib.format.read_magic(header)
-            if version != (1, 0):
-                raise ValueError(f"it has .npy version {version}, not (1, 0)")
-            shape, by_column, dtype = np.lib.format.read_array_header_1_0(header)
-        except _UNREADABLE as error:
-            raise damaged(self.path, f"its header cannot be read: {error}") from error
-        if shape != (rows, dim) or dtype != np.float16 or by_column:
-            raise damaged(self.path, f"it holds {dtype} {shape}, not float16 {(rows, dim)}")
-        values = np.asarray(self._bytes[header.tell() :])
-        if values.nbytes != rows * dim * 2:
-            raise damaged(self.path, f"it has {values.nbytes:,} bytes of values")
-        return values

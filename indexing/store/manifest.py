@@ -10,20 +10,18 @@ nobody loses it, and the next run goes on from there.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from indexing.search.request import EXACT, Effort, KindRequest
 from indexing.store.files import LARGEST, Count, StoredFile
-from matvit import parse_json
+from matvit import SEAL, is_whole, parse_json, sealed
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 4
-MAX_BYTES = 1 << 28
-"""A larger manifest is refused before it is parsed; 100 million images need about 4 MB."""
+MAX_BYTES = 1 << 26
+"""A larger manifest is neither written nor read; 100 million images need about 4 MB."""
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -224,18 +222,10 @@ class Manifest(_Part, frozen=True, kw_only=True):
                 f"it has format version {version!r}, this program reads version {FORMAT_VERSION}; "
                 + ("build the index again" if old else "use a newer program")
             )
-        if values.pop("sha256", None) != _digest(values):
+        if SEAL not in values or not is_whole(values):
             raise ValueError("it is damaged: its content is not what was written")
+        del values[SEAL]
         try:
             return msgspec.convert(values, cls)
         except ValueError as error:
             raise ValueError(f"it is no manifest: {error}") from error
-
-
-def sealed(values: dict[str, Any]) -> bytes:
-    """Return the JSON of a manifest with the hash of its content, which reading checks."""
-    return json.dumps({**values, "sha256": _digest(values)}, indent=2).encode() + b"\n"
-
-
-def _digest(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()

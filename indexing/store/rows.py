@@ -14,18 +14,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int64
 from msgspec.structs import replace
 from numpy import ndarray
 
 from indexing.records import RECORDS, Failure
+from indexing.store.arrays import read_array
 from indexing.store.embeddings import Embeddings, are_all_in_order
-from indexing.store.files import StoredFile, check_hash, damaged, store
+from indexing.store.files import StoredFile, check_hash, damaged, is_of_machine, store
 from indexing.store.manifest import MANIFEST, Manifest, Shard
 
 SHARD_SIZE = 16_384
 """Images per shard."""
+
+_TABLE_BYTES, _TABLE_TIMES = 1 << 26, 64
+"""A table takes no more memory than this, or so many times what its file has."""
 
 METADATA = pa.schema([("id", pa.int64()), *RECORDS])
 """One row per embedding; label is -1 where there is none."""
@@ -126,18 +131,45 @@ def _store_table(folder: Path, name: str, table: pa.Table) -> StoredFile:
 def _read_table(folder: Path, file: StoredFile, schema: pa.Schema) -> pa.Table:
     check_hash(folder, file)  # the file is read whole anyway
     path = folder / file.name
+    texts = [field.name for field in schema if field.type == pa.string()]
     try:
         with pq.ParquetFile(path) as parquet:
+            stored = parquet.metadata
             if not parquet.schema_arrow.equals(schema):
                 raise damaged(path, f"its columns are {parquet.schema_arrow.names}")
-            if parquet.metadata.num_rows != file.rows:
-                raise damaged(path, f"it has {parquet.metadata.num_rows} rows, not {file.rows}")
+            if stored.num_rows != file.rows:
+                raise damaged(path, f"it has {stored.num_rows} rows, not {file.rows}")
+            _check_room(path, _size_coded(stored, schema), file)
+        # A text that comes a million times stays one until it is certain that all have room.
+        with pq.ParquetFile(path, metadata=stored, read_dictionary=texts) as parquet:
             table = parquet.read()
-    except pa.ArrowException as error:
+        _check_room(path, sum(map(_size_of_texts, map(table.column, texts))), file)
+        table = table.cast(schema)
+    except (pa.ArrowException, OSError) as error:
+        if is_of_machine(error):
+            raise
         raise damaged(path, str(error)) from error
     if any(column.null_count for column in table.columns):
         raise damaged(path, "values are missing in it")
     return table
+
+
+def _size_coded(stored: pq.FileMetaData, schema: pa.Schema) -> int:
+    """Bytes that a table takes while each text is there once."""
+    row_bytes = sum(4 if f.type == pa.string() else int(f.type.bit_width) // 8 for f in schema)
+    groups = map(stored.row_group, range(stored.num_row_groups))
+    return row_bytes * int(stored.num_rows) + sum(int(g.total_byte_size) for g in groups)
+
+
+def _size_of_texts(column: pa.ChunkedArray) -> int:
+    lengths = (pc.binary_length(part.dictionary).take(part.indices) for part in column.chunks)
+    return sum(int(pc.sum(length.cast(pa.int64())).as_py() or 0) for length in lengths)
+
+
+def _check_room(path: Path, size: int, file: StoredFile) -> None:
+    """Refuse a table that takes much more memory than its file is large."""
+    if size > max(_TABLE_BYTES, _TABLE_TIMES * file.bytes):
+        raise damaged(path, f"its {file.bytes:,} bytes would become {size:,}")
 
 
 class StoredRows:
@@ -241,11 +273,7 @@ def read_tombstones(folder: Path, file: StoredFile | None) -> Int64[ndarray, " i
     if file is None:
         return np.empty(0, dtype=np.int64)
     check_hash(folder, file)
-    path = folder / file.name
-    try:
-        ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise damaged(path, str(error)) from error
-    if ids.shape != (file.rows,) or ids.dtype != np.int64 or (np.diff(ids) <= 0).any():
-        raise damaged(path, f"it holds {ids.dtype} {ids.shape}, not {file.rows} ascending ids")
-    return np.asarray(ids)
+    ids = np.asarray(read_array(folder, file, (file.rows,), np.int64), dtype=np.int64)
+    if (np.diff(ids) <= 0).any():
+        raise damaged(folder / file.name, "it holds ids that do not ascend")
+    return ids

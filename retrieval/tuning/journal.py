@@ -11,10 +11,9 @@ from time import monotonic
 from typing import Any
 
 import msgspec
-from filelock import FileLock, Timeout
 
-from indexing import write_atomically
-from matvit import MatViT, Submodel, parse_json, read_file
+from indexing import lock_file
+from matvit import MatViT, Submodel, parse_json, read_file, write_atomically
 
 _LOCK = "tuning.lock"
 _SAVE_EVERY_S = 5.0
@@ -106,17 +105,8 @@ class _Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Be the only one that tunes an index."""
-    lock = FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BlockingIOError(
-            f"{folder} is being tuned by another process; wait until it is done or stop it"
-        ) from None
-    try:
+    with lock_file(folder / _LOCK, "tuned"):
         yield
-    finally:
-        lock.release()
 
 
 class _Checked(msgspec.Struct, forbid_unknown_fields=True):

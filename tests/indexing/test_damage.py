@@ -14,6 +14,7 @@ import shutil
 import struct
 import threading
 import warnings
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -280,6 +281,47 @@ def test_file_size_limit_stops_a_build_cleanly_and_the_next_one_finishes(photos,
     index = ImageIndex.build(ToyEncoder(), Corpus.open(photos), path)
     assert len(index) == 9
     assert index.verify().ok
+
+
+class FullDisk:
+    """A stream that has no room left."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._stream.close()
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["img_emb_000000.npy", "metadata_000000.parquet", "knn_g1.faiss", "tombstones_g2.npy",
+     "manifest.json"],
+)  # fmt: skip
+def test_full_disk_is_called_one_and_the_file_is_named(photos, tmp_path, monkeypatch, name):
+    """FAISS and Arrow say other things, or nothing."""
+    plain = Path.open
+
+    def opened(path, mode="r", *given, **named):
+        stream = plain(path, mode, *given, **named)
+        return FullDisk(stream) if mode == "xb" and path.name.startswith(f"{name}.") else stream
+
+    path = tmp_path / "index"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        with pytest.raises(OSError, match="No space left on device") as raised:
+            ImageIndex.build(ToyEncoder(), Corpus.open(photos), path).remove([1])
+    assert raised.value.filename.endswith(f"/{name}")
+    assert not list(path.rglob("*.tmp"))
 
 
 def test_reader_keeps_its_generation_whatever_a_writer_does(index, photos):

@@ -161,6 +161,7 @@ def test_sizes_that_the_manifest_does_not_know_are_refused(tmp_path, stored, row
 
 def test_file_cut_off_before_it_was_hashed_is_refused(tmp_path, stored):
     content = (tmp_path / NAME).read_bytes()[:-100]
+    (tmp_path / NAME).unlink()
     file = store(tmp_path, NAME, 50, lambda stream: stream.write(content))
     with pytest.raises(ValueError, match="damaged: it is cut off, or names a size larger"):
         read(tmp_path, file)
