@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu_tanh": GELUTanh,
     "quick_gelu": QuickGELU,
 }
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of the threads that torch believes to have: it would wait for ever.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 Memory = dict[tuple[int, ...], Tensor]
 """Hidden states by the widths that made them; see `run`."""

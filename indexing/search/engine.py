@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import faiss
@@ -15,6 +16,10 @@ from indexing.search.kinds import split
 from indexing.search.request import TARGET, Effort
 
 _GROWTH = 4
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of the threads that OpenMP believes to have: it would wait for ever.
+    os.register_at_fork(after_in_child=lambda: faiss.omp_set_num_threads(1))
 
 Queries = Float32[ndarray, "queries dim"] | torch.Tensor
 
