@@ -3,12 +3,13 @@
 An encoder is whole, or a submodel extracted from one, or has an anchor: then a third file,
 `anchor.safetensors`, holds the full size as it was before the conversion. Both kinds of weights
 have their fingerprint in `config.json`, and are refused if theirs is another one.
+
+A fingerprint says what an encoder answers, not that its files are whole: it leaves out the head.
+So `config.json` also has the SHA-256 of each file, and one of itself. Older encoders have neither.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -16,17 +17,19 @@ from typing import Annotated, Any, Final, Literal
 import torch
 from msgspec import UNSET, Meta, Struct, UnsetType
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from matvit.config import MatViTConfig
 from matvit.conversion.anchored import AnchoredMatViT
+from matvit.cost import count_params
 from matvit.extraction import ExtractedViT
-from matvit.files import read_json
+from matvit.files import open_regular, read_json
 from matvit.identity import fingerprint_of
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
 from matvit.submodel import Submodel
+from matvit.writing import SEAL, is_whole, sealed, sha256_of, write_atomically
 
 FORMAT_VERSION: Final = 1
 WEIGHTS = "model.safetensors"
@@ -50,6 +53,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         preprocess: How images become its input.
         training: How the weights came to be; free-form.
         anchor: File of the weights that a converted encoder runs its full size from.
+        files: SHA-256 of each file of weights.
+        sha256: Of all the above.
     """
 
     format_version: Literal[1]
@@ -61,14 +66,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     preprocess: Preprocess
     training: dict[str, Any]
     anchor: Literal["anchor.safetensors"] | UnsetType = UNSET
+    files: dict[str, str] | UnsetType = UNSET
+    sha256: str | UnsetType = UNSET
 
-    def to_json(self) -> str:
-        """Return the text of the file."""
+    def to_json(self) -> bytes:
+        """Return the text of the file, sealed."""
         values = {name: getattr(self, name) for name in self.__struct_fields__}
         values |= {"model": self.model.to_dict(), "preprocess": self.preprocess.to_dict()}
-        if self.anchor is UNSET:
-            del values["anchor"]
-        return json.dumps(values, indent=2, allow_nan=False) + "\n"
+        return sealed({name: value for name, value in values.items() if value is not UNSET})
 
 
 def bundled_encoders() -> list[str]:
@@ -101,8 +106,14 @@ def read_settings(source: str | Path) -> Settings:
         FileNotFoundError: If there is no such encoder.
         ValueError: If the file is damaged or of another version.
     """
-    path = locate(source) / SETTINGS
-    return read_json(path, Settings, "the description of an encoder", version=FORMAT_VERSION)
+    path, what = locate(source) / SETTINGS, "the description of an encoder"
+    settings = read_json(path, Settings, what, version=FORMAT_VERSION)
+    if not is_whole(read_json(path, dict[str, Any], what)):
+        raise ValueError(
+            f"{path} is damaged or was changed: its content is not what was written; restore it "
+            f"from where it came, or remove the line {SEAL!r} if you changed it yourself"
+        )
+    return settings
 
 
 def load_encoder(
@@ -126,10 +137,9 @@ def load_encoder(
     expected = {WEIGHTS: settings.weights}
     if settings.anchor is not UNSET:
         expected[ANCHOR] = settings.fingerprint
-    tensors = {
-        name: _read(folder / name, settings.model, known) for name, known in expected.items()
-    }
+    tensors = {name: _read(folder / name, settings, known) for name, known in expected.items()}
     try:
+        _check_amount(settings, tensors)
         encoder = _build(settings, tensors)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -164,6 +174,7 @@ def save_encoder(
     folder.mkdir(parents=True, exist_ok=True)
     files = _files(encoder, dtype)
     weights = fingerprint_of(encoder.config, files[WEIGHTS])
+    written = {name: _write(folder / name, tensors) for name, tensors in files.items()}
     is_extracted = isinstance(encoder, ExtractedViT)
     settings = Settings(
         format_version=FORMAT_VERSION,
@@ -176,14 +187,9 @@ def save_encoder(
         preprocess=encoder.preprocess,
         training=training or {},
         anchor=ANCHOR if ANCHOR in files else UNSET,
+        files=written,
     )
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as staging:
-        for name, tensors in files.items():
-            save_file(tensors, Path(staging) / name, metadata={"format": "pt"})
-            (Path(staging) / name).chmod(0o644)  # the library makes it private
-        (Path(staging) / SETTINGS).write_text(settings.to_json(), encoding="utf-8")
-        for name in (*files, SETTINGS):
-            (Path(staging) / name).replace(folder / name)
+    write_atomically(folder / SETTINGS, lambda stream: stream.write(settings.to_json()))
     if ANCHOR not in files:
         (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier encoder in this folder
     return folder
@@ -206,26 +212,58 @@ def _files(encoder: MatViT | ExtractedViT, dtype: torch.dtype) -> dict[str, dict
     return files
 
 
+def _write(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Write tensors and return the SHA-256 of the file."""
+    data = save(tensors, metadata={"format": "pt"})
+    return write_atomically(path, lambda stream: stream.write(data)).sha256
+
+
 def _lossless(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert to a smaller type where that changes no value."""
     rounded = tensor.to(dtype)
     return (rounded if torch.equal(rounded.float(), tensor) else tensor).contiguous()
 
 
-def _read(path: Path, config: MatViTConfig, expected: str) -> dict[str, Tensor]:
+def _read(path: Path, settings: Settings, expected: str) -> dict[str, Tensor]:
     """Read tensors as float32, and check that they are those written."""
     try:
-        stored = load_file(path)
+        with open_regular(path):  # the library would wait for a FIFO
+            stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     tensors = {key: value.float() for key, value in stored.items()}
-    found = fingerprint_of(config, tensors)
+    found = fingerprint_of(settings.model, tensors)
     if found != expected:
         raise ValueError(
             f"{path} is damaged or was changed: its fingerprint is {found}, "
             f"{SETTINGS} says {expected}; restore both files from where they came"
         )
+    if settings.files is not UNSET and settings.files.get(path.name) != sha256_of(path):
+        raise ValueError(
+            f"{path} is damaged or was changed: its SHA-256 is not the one in {SETTINGS}; "
+            "restore both files from where they came"
+        )
     return tensors
+
+
+def _check_amount(settings: Settings, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Make sure that there are weights for all that the settings describe, before it is made.
+
+    Raises:
+        ValueError: If there are not.
+    """
+    config = settings.model
+    cut = Submodel.parse(
+        settings.submodel or "XL", depth=config.depth, hidden_dim=config.hidden_dim
+    )
+    wanted = count_params(config, cut)
+    for name, stored in tensors.items():
+        found = sum(tensor.numel() for tensor in stored.values())
+        if found < wanted + config.num_classes:
+            raise ValueError(
+                f"{name} has {found:,} values, the settings describe {wanted:,} and "
+                f"{config.num_classes:,} classes"
+            )
 
 
 def _build(

@@ -8,17 +8,21 @@ takes the very steps that an uninterrupted one would have taken.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import pickle
 import time
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
 
 from matvit.embedding import batches, resolve_device
+from matvit.files import open_regular
 from matvit.mixes import trained_sizes
 from matvit.model import MatViT
 from matvit.progress import progress_of
@@ -26,10 +30,14 @@ from matvit.training.data import LabelledPixels
 from matvit.training.distributed import Processes
 from matvit.training.recipes import Recipe
 from matvit.training.trainer import Trainer
+from matvit.writing import write_atomically
 
 STATE = "state.pt"
 LOG = "log.jsonl"
 RECIPE = "recipe.json"
+_SEAL = b"\nmatvit-sha256 "  # behind the archive, which readers of archives pass over
+_SEAL_BYTES = len(_SEAL) + 64 + 1
+_BLOCK = 1 << 24
 _REPORT_EVERY = 50
 _VALIDATION_IMAGES = 1000
 
@@ -201,17 +209,61 @@ def load_state(path: Path) -> dict[str, Any]:
         ValueError: If it is damaged.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as stream:
+            _check_seal(path, stream)
+            stream.seek(0)
+            state: dict[str, Any] = torch.load(stream, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
         raise ValueError(f"cannot read {path}: {error}; start again in another folder") from error
     return state
 
 
 def save_state(state: dict[str, Any], out: Path) -> None:
-    """Write a state; the one before stays until the new one is whole."""
-    partial = out / f".{STATE}.partial"
-    torch.save(state, partial)
-    partial.replace(out / STATE)
+    """Write a state, sealed by its hash; the one before stays until the new one is whole."""
+
+    def write(stream: BinaryIO) -> None:
+        hashing = _Hashing(stream)
+        torch.save(state, cast("BinaryIO", hashing))
+        stream.write(_SEAL + hashing.digest.hexdigest().encode() + b"\n")
+
+    write_atomically(out / STATE, write)
+
+
+class _Hashing:
+    """A stream that hashes what is written to it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._stream.write(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def _check_seal(path: Path, stream: FileIO) -> None:
+    """Refuse a state that is not the one whose hash is behind it; older states have none.
+
+    Raises:
+        ValueError: If it is another one.
+    """
+    size = os.fstat(stream.fileno()).st_size - _SEAL_BYTES
+    stream.seek(max(0, size))
+    seal = stream.read()
+    if not seal.startswith(_SEAL):
+        return
+    digest = hashlib.sha256()
+    stream.seek(0)
+    while size and (block := stream.read(min(size, _BLOCK))):
+        digest.update(block)
+        size -= len(block)
+    if seal != _SEAL + digest.hexdigest().encode() + b"\n":
+        raise ValueError(
+            f"{path} is damaged: it is not what was written; start again in another folder"
+        )
 
 
 def log(out: Path, record: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -102,8 +103,66 @@ def test_a_truncated_weights_file_is_named(model, tmp_path):
 def test_settings_that_do_not_fit_are_refused(model, tmp_path, change, message):
     model.save(tmp_path)
     path = tmp_path / checkpoint.SETTINGS
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    values = json.loads(path.read_text())
+    del values["sha256"]  # else the change itself would be noticed
+    path.write_text(json.dumps({**values, **change}))
     with pytest.raises(ValueError, match=message):
+        MatViT.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.SETTINGS])
+def test_a_flipped_bit_anywhere_is_found_in_the_head_and_in_the_settings_too(model, tmp_path, name):
+    path = model.save(tmp_path, training={"note": "said by hand"}) / name
+    content = path.read_bytes()
+    for offset in range(0, len(content), max(1, len(content) // 60)):
+        changed = bytearray(content)
+        changed[offset] ^= 1 << offset % 8
+        path.write_bytes(changed)
+        try:
+            loaded = MatViT.load(tmp_path)
+        except ValueError as error:
+            assert name in str(error)  # noqa: PT017 -- some bits change nothing: see below
+        else:
+            assert name == checkpoint.SETTINGS, "every bit of the weights counts"
+            assert json.loads(changed) == json.loads(content), "a blank between two words"
+            assert loaded.fingerprint == model.fingerprint
+
+
+def test_an_encoder_without_seals_still_loads(model, tmp_path):
+    path = model.save(tmp_path) / checkpoint.SETTINGS
+    values = json.loads(path.read_text())
+    del values["sha256"], values["files"]
+    path.write_text(json.dumps(values))
+    assert MatViT.load(tmp_path).fingerprint == model.fingerprint
+
+
+@pytest.mark.parametrize(
+    "forged", [{"depth": 4096}, {"embed_dim": 65_536}, {"num_classes": 1 << 24}]
+)
+def test_settings_that_ask_for_more_than_there_are_weights_are_refused_unbuilt(
+    model, tmp_path, monkeypatch, forged
+):
+    path = model.save(tmp_path) / checkpoint.SETTINGS
+    values = json.loads(path.read_text())
+    values["model"].update(forged)
+    config = MatViTConfig.from_dict(values["model"])
+    tensors = checkpoint.load_file(tmp_path / checkpoint.WEIGHTS)
+    values["fingerprint"] = values["weights"] = checkpoint.fingerprint_of(config, tensors)
+    del values["sha256"]
+    path.write_text(json.dumps(values))
+    monkeypatch.setattr(checkpoint, "_build", None)
+    with pytest.raises(
+        ValueError, match=r"do not fit its settings: model.safetensors has .* values"
+    ):
+        MatViT.load(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there is no FIFO")
+def test_a_fifo_instead_of_weights_is_not_waited_for(model, tmp_path):
+    weights = model.save(tmp_path) / checkpoint.WEIGHTS
+    weights.unlink()
+    os.mkfifo(weights)
+    with pytest.raises(ValueError, match=r"cannot read .*not a file but a FIFO"):
         MatViT.load(tmp_path)
 
 

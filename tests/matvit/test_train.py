@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +10,13 @@ import pytest
 import torch
 from tiny_training import RECIPE, colours, same_weights
 
+from matvit import writing
 from matvit.config import MatViTConfig
 from matvit.embedding import embed, to_input
 from matvit.model import MatViT
 from matvit.training.data import LabelledPixels
 from matvit.training.recipes import Phase
-from matvit.training.run import STATE, top1_per_size, train
+from matvit.training.run import STATE, load_state, save_state, top1_per_size, train
 from matvit.training.trainer import Trainer
 
 
@@ -92,6 +95,42 @@ def test_a_damaged_state_is_named(tmp_path):
     (tmp_path / STATE).write_bytes(b"garbage")
     with pytest.raises(ValueError, match=r"cannot read .*state\.pt"):
         train(RECIPE, colours(), tmp_path, resume=True, device="cpu")
+
+
+def test_a_flipped_bit_anywhere_in_a_state_is_found(tmp_path):
+    state = {"step": 3, "model": {"weight": torch.arange(600.0)}, "note": "x" * 500}
+    save_state(state, tmp_path)
+    content = (tmp_path / STATE).read_bytes()
+    for offset in range(0, len(content), len(content) // 200):
+        changed = bytearray(content)
+        changed[offset] ^= 1 << offset % 8
+        (tmp_path / STATE).write_bytes(changed)
+        try:
+            found = load_state(tmp_path / STATE)
+        except ValueError as error:
+            assert STATE in str(error)  # noqa: PT017 -- a bit of the seal itself loses nothing
+        else:
+            assert offset >= len(content) - 80
+            assert torch.equal(found["model"]["weight"], state["model"]["weight"])
+
+
+def test_a_full_disk_is_called_one_and_the_state_before_stays(tmp_path, monkeypatch):
+    save_state({"step": 3}, tmp_path)
+
+    def full(stream, data):
+        stream.failed = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise stream.failed
+
+    monkeypatch.setattr(writing._Noting, "write", full)
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        save_state({"step": 4}, tmp_path)
+    assert raised.value.filename == str(tmp_path / STATE)
+    assert load_state(tmp_path / STATE) == {"step": 3}
+
+
+def test_a_state_without_a_seal_still_loads(tmp_path):
+    torch.save({"step": 3, "model": torch.ones(5)}, tmp_path / STATE)
+    assert load_state(tmp_path / STATE)["step"] == 3
 
 
 def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path):
