@@ -1,4 +1,4 @@
-"""The `matvit index` commands: build, add, remove, compact, verify, info."""
+"""The `matvit index` commands: build, add, remove, relocate, compact, verify, info."""
 
 from __future__ import annotations
 
@@ -115,6 +115,9 @@ def index_add(
     remove_missing: Annotated[
         bool, typer.Option("--remove-missing", help="Remove images whose file is gone.")
     ] = False,
+    rehash: Annotated[
+        bool, typer.Option("--rehash", help="Read every file: size and time may be as before.")
+    ] = False,
     encoder: EncoderOption = None,
     batch_size: BatchOption = 256,
     workers: WorkersOption = None,
@@ -126,7 +129,12 @@ def index_add(
     decoders = _decoders(batch_size, workers, processes=processes)
     before = indexing.read_finished(index)
     model = load_whole_for(index, before, encoder, device)
-    corpus = indexing.Corpus.open(images or before.corpus.root)
+    try:
+        corpus = indexing.Corpus.open(images or before.corpus.root)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; if the images have moved: matvit index relocate INDEX PLACE"
+        ) from error
     with _stoppable(index):
         # Without opening the index: its vectors would lie in memory twice.
         report = indexing.add_images(
@@ -135,6 +143,7 @@ def index_add(
             index,
             retry_failed=retry_failed,
             remove_missing=remove_missing,
+            rehash=rehash,
             decoders=decoders,
             progress=True,
         )
@@ -163,21 +172,51 @@ def index_remove(
     ids: Annotated[
         list[int] | None, typer.Option("--id", min=0, help="Id of an image; may be repeated.")
     ] = None,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Leave them out whenever `add` finds them again.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find some images no more; `compact` gives back their space."""
     if not names and not ids:
         bad_usage(ValueError("name the images to remove, or give their ids with --id"))
     try:
-        report = indexing.remove_images(index, ids or (), names or ())
+        report = indexing.remove_images(index, ids or (), names or (), forget=forget)
     except KeyError as error:
         raise ValueError(f"{error.args[0]}; nothing was removed") from error
     if as_json:
         show_json({"path": str(index), **asdict(report)})
     else:
         show(f"{report.images:,} images in {index}: {report.removed:,} removed.")
+        if report.still_there:
+            say(
+                f"{report.still_there:,} of them are still where they were: `matvit index add` "
+                "brings them back; `remove --forget` keeps them out."
+            )
     if report.forgotten:
         say(f"{report.forgotten:,} images that could not be read are no longer listed.")
+
+
+@index_cli.command("relocate")
+def index_relocate(
+    index: IndexArgument,
+    place: Annotated[
+        str, typer.Argument(metavar="PLACE", help="Where the images of the index are now.")
+    ],
+    rehash: Annotated[
+        bool, typer.Option("--rehash", help="Compare all images rather than a thousand.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say where the images are now, after they were moved; nothing is embedded again."""
+    report = indexing.relocate_index(index, place, rehash=rehash, progress=True)
+    if as_json:
+        show_json({"path": str(index), **asdict(report)})
+    else:
+        show(
+            f"The {report.images:,} images of {index} are now in {report.root}: all names are "
+            f"there, {report.compared:,} were read and are the same."
+        )
 
 
 @index_cli.command("compact")
@@ -200,21 +239,28 @@ def index_verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Make a damaged search file anew.")
     ] = False,
+    originals: Annotated[
+        bool, typer.Option("--originals", help="Also read the images, and compare them.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Read everything an index consists of, and name what is damaged."""
-    report = indexing.verify_index(index, repair=repair, progress=True)
+    report = indexing.verify_index(index, repair=repair, originals=originals, progress=True)
     if report.repaired:
         _say_kind(index)
     if as_json:
         show_json({"path": str(index), "ok": report.ok, **asdict(report)})
     else:
         _show_verified(index, report)
+    if originals and not as_json:
+        show(f"{report.compared:,} images read, {len(report.changed):,} not as indexed.")
     if report.orphans and not as_json:
         say("Nothing needs the unused files: `matvit index compact INDEX` removes them.")
+    if report.changed and not as_json:
+        say("`matvit index add --rehash` takes what changed, `index relocate` what moved.")
     if report.damaged and all(damage.file.startswith("index/") for damage in report.damaged):
         say("The embeddings are whole: `matvit index verify INDEX --repair` mends this.")
-    if not report.ok:
+    if not report.ok or report.changed:
         raise typer.Exit(FAILED)
 
 
@@ -232,6 +278,8 @@ def _show_verified(index: Path, report: indexing.VerifyReport) -> None:
         show(f"repaired {name}")
     for name in report.orphans:
         show(f"unused   {name}")
+    for damage in report.changed:
+        show(f"changed  {damage.file}: {damage.problem}")
 
 
 @index_cli.command("info")

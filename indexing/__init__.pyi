@@ -10,6 +10,7 @@ from .corpus.decoding import Decoders as Decoders
 from .merge import AddReport as AddReport
 from .records import Failure as Failure
 from .records import ImageRecord as ImageRecord
+from .relocate import RelocateReport as RelocateReport
 from .remove import RemoveReport as RemoveReport
 from .search.kinds import KINDS as KINDS
 from .search.request import AUTO as AUTO
@@ -23,6 +24,7 @@ from .verification import VerifyReport as VerifyReport
 # An index that nobody has to open:
 from .compact import compact_index as compact_index
 from .images import describe_index as describe_index
+from .relocate import relocate_index as relocate_index
 from .remove import remove_images as remove_images
 from .store.folder import read_finished as read_finished
 from .store.folder import read_manifest as read_manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from indexing.corpus.corpus import Corpus
+from indexing.corpus.originals import complaints
 from indexing.records import UNKNOWN, Failure
 from indexing.store.embeddings import Embeddings
 from indexing.store.rows import StoredRows, column
@@ -46,7 +48,8 @@ def refuse_shared_names(names: pa.Array | pa.ChunkedArray, what: str) -> None:
 class Changes:
     """Compares a corpus with the rows of an index, staged ones included.
 
-    A file whose size and time of change are those that were stored is taken to be unchanged.
+    A file whose size and time of change are those that were stored is taken to be unchanged,
+    unless all are to be read again.
 
     Args:
         corpus: The images as they are now.
@@ -55,6 +58,9 @@ class Changes:
         failures: What could not be read, with the place of its shard among those of `rows`;
             -1 for what the searched index lists.
         retry_failed: Try again what the searched index lists as failed.
+        forgotten: Names of images to leave out.
+        rehash: Read the files that seem unchanged, to see whether their content is.
+        progress: Show a progress bar on stderr while they are read.
 
     Attributes:
         todo: int64 places in the corpus of the images to read, ascending.
@@ -68,6 +74,9 @@ class Changes:
         failures: Iterable[tuple[int, Failure]],
         *,
         retry_failed: bool,
+        forgotten: Sequence[str] = (),
+        rehash: bool = False,
+        progress: bool = False,
     ) -> None:
         self._corpus, self._rows = corpus, rows
         self._live = np.sort(rows.live)  # the later row of a name counts
@@ -75,7 +84,12 @@ class Changes:
         paths = paths.take(pa.array(self._live)).combine_chunks()
         place = pc.index_in(names, value_set=paths[::-1]).fill_null(UNKNOWN).to_numpy()
         held = np.where(place >= 0, self._live[::-1][place], UNKNOWN)
-        self.todo = np.flatnonzero(~self._is_known(names, held, failures, retry_failed))
+        known = self._is_known(names, held, failures, retry_failed)
+        if rehash:
+            known[self._replaced(np.flatnonzero(known & (held >= 0)), held, progress)] = False
+        left_out = pc.is_in(names, value_set=pa.array(forgotten, names.type))
+        known |= left_out.to_numpy(zero_copy_only=False)
+        self.todo = np.flatnonzero(~known)
         self._free = self._freed(names, paths, held)
         self._keys, self._by_key = self._index_hashes()
         self._kept: set[int] = set()
@@ -130,6 +144,20 @@ class Changes:
             again = retry_failed and shard == UNKNOWN
             known[index] = not again and _same(stamp, (failure.bytes, failure.mtime_ns))
         return known
+
+    def _replaced(
+        self, images: Int64[ndarray, " known"], held: Int64[ndarray, " images"], progress: bool
+    ) -> list[int]:
+        """Images whose content is not the stored one although size and time are."""
+        digests = self._rows.metadata.column("sha256")
+
+        def check(image: int) -> None:
+            stored = digests[int(held[image])].as_py()
+            if hashlib.sha256(self._corpus.read(image)).hexdigest() != stored:
+                raise ValueError("it has changed")
+
+        found = complaints(check, images.tolist(), doing="comparing", progress=progress)
+        return [image for image, _ in found]
 
     def _freed(
         self, names: pa.Array, paths: pa.Array, held: Int64[ndarray, " images"]

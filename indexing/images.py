@@ -86,11 +86,7 @@ class IndexedImages:
             FileNotFoundError: If the file is gone.
             ValueError: If it is no longer the image that was indexed.
         """
-        row = int(self.rows_of(np.array(id)))
-        path, position, sha256 = (
-            self.metadata.column(name)[row].as_py() for name in ("path", "position", "sha256")
-        )
-        return self._originals.read(path, position, sha256)
+        return self._originals.read_row(self.metadata, int(self.rows_of(np.array(id))))
 
     def info(self) -> dict[str, Any]:
         """Describe the index in plain JSON values."""
@@ -106,7 +102,8 @@ def describe_index(path: Path, manifest: Manifest, failures: Sequence[Failure]) 
 
     `calibration` is the effort of a search, None for the kind Flat, which is exact. `note` says
     why the kind is not the one of `request`, if it is not. `removed` counts stored rows that
-    nobody finds any more, `staged` images of an unfinished addition.
+    nobody finds any more, `staged` images of an unfinished addition, `forgotten` names that
+    additions leave out.
     """
     assert manifest.index is not None
     corpus, index = manifest.corpus, manifest.index
@@ -122,6 +119,7 @@ def describe_index(path: Path, manifest: Manifest, failures: Sequence[Failure]) 
         "images": manifest.counts.images,
         "removed": manifest.counts.removed,
         "staged": sum(shard.metadata.rows for shard in manifest.staged),
+        "forgotten": len(manifest.forgotten),
         "failures": len(failures),
         "failures_by_error": dict(Counter(f.error for f in failures).most_common()),
         "classes": None if corpus.class_names is None else len(corpus.class_names),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float32, Int64
 from numpy import ndarray
@@ -14,6 +16,7 @@ from indexing.corpus.corpus import Corpus
 from indexing.corpus.decoding import Decoders
 from indexing.images import IndexedImages
 from indexing.merge import AddReport
+from indexing.relocate import RelocateReport, relocate_index
 from indexing.remove import RemoveReport, remove_images
 from indexing.search.request import AUTO, KindRequest, parse_bytes
 from indexing.search.scoring import unit_queries
@@ -26,7 +29,7 @@ from matvit import Encoder
 
 __all__ = ["ImageIndex", "IndexMismatchError"]
 
-Report = AddReport | RemoveReport | CompactReport
+Report = AddReport | RemoveReport | CompactReport | RelocateReport
 
 
 class ImageIndex(IndexedImages):
@@ -224,6 +227,7 @@ class ImageIndex(IndexedImages):
         *,
         retry_failed: bool = False,
         remove_missing: bool = False,
+        rehash: bool = False,
         decoders: Decoders = Decoders(),
         progress: bool = False,
     ) -> ImageIndex:
@@ -236,13 +240,15 @@ class ImageIndex(IndexedImages):
 
         What is stored is committed every 16,384 images, but not searched before all of it is; an
         addition that was stopped goes on with the same call. An image that was removed, but whose
-        file is still there, is new.
+        file is still there, is new, unless it was to be forgotten.
 
         Args:
             encoder: The whole encoder that built the index.
             corpus: All images of the folder or files the index was built from.
             retry_failed: Read again what could not be read before, though it has not changed.
             remove_missing: Remove images that are not in `corpus`.
+            rehash: Read every file, to find those that were replaced by others of the same size
+                and time.
             decoders: Who decodes, and how many images are embedded at a time.
             progress: Show a progress bar on stderr.
 
@@ -261,19 +267,26 @@ class ImageIndex(IndexedImages):
             self.path,
             retry_failed=retry_failed,
             remove_missing=remove_missing,
+            rehash=rehash,
             decoders=decoders,
             progress=progress,
         )
         return self._next(report)
 
     def remove(
-        self, ids: Iterable[int] | Int64[ndarray, " ids"] = (), *, paths: Iterable[str] = ()
+        self,
+        ids: Iterable[int] | Int64[ndarray, " ids"] = (),
+        *,
+        paths: Iterable[str] = (),
+        forget: bool = False,
     ) -> ImageIndex:
         """Remove images: they are found no more from now on. `compact` gives back their space.
 
         Args:
             ids: Ids of images.
             paths: Names of images, or of some that could not be read, to list them no more.
+            forget: Leave images of these names out whenever something is added; else those whose
+                file is still there come back.
 
         Returns:
             The index as it is now; its `report` is a `RemoveReport`.
@@ -283,7 +296,8 @@ class ImageIndex(IndexedImages):
             BlockingIOError: If somebody else is writing.
             ValueError: If none is named, or no image would be left.
         """
-        report = remove_images(self.path, [int(number) for number in ids], paths)
+        numbers = [int(number) for number in ids]
+        report = remove_images(self.path, numbers, paths, forget=forget)
         return self._next(report)
 
     def compact(self, *, progress: bool = False) -> ImageIndex:
@@ -301,9 +315,38 @@ class ImageIndex(IndexedImages):
         report = compact_index(self.path, progress=progress)
         return self._next(report)
 
-    def verify(self, *, progress: bool = False) -> VerifyReport:
+    def relocate(
+        self, place: str | Path, *, rehash: bool = False, progress: bool = False
+    ) -> ImageIndex:
+        """Say where the images are now, after they were moved; nothing is embedded again.
+
+        Every image has to be there under the name it had, and a thousand of them, evenly spread,
+        are read to see whether their content is the one that was indexed.
+
+        Args:
+            place: What the index was built from, at its new place.
+            rehash: Read all images rather than a thousand.
+            progress: Show a progress bar on stderr.
+
+        Returns:
+            The index as it is now; its `report` is a `RelocateReport`.
+
+        Raises:
+            FileNotFoundError: If nothing is at `place`.
+            BlockingIOError: If somebody else is writing.
+            ValueError: If an image is not there or has other content; nothing is changed then.
+        """
+        report = relocate_index(self.path, place, rehash=rehash, progress=progress)
+        return self._next(report)
+
+    def verify(self, *, originals: bool = False, progress: bool = False) -> VerifyReport:
         """Read everything that is stored now and check it; see `indexing.verification`."""
-        return verify_index(self.path, progress=progress)
+        return verify_index(self.path, originals=originals, progress=progress)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle where the index is; unpickling opens whatever is there by then."""
+        reopen = partial(type(self).open, device=self._device, mmap=self._mmap)
+        return reopen, (self.path.absolute(),)
 
     def _next(self, report: Report) -> ImageIndex:
         """Open what a change has made of the index."""

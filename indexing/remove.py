@@ -22,7 +22,7 @@ from indexing.store.folder import (
     read_finished,
     writer_lock,
 )
-from indexing.store.manifest import Counts
+from indexing.store.manifest import CorpusRecord, Counts
 from indexing.store.rows import StoredRows, read_failures, relist, write_tombstones
 
 
@@ -33,17 +33,21 @@ class RemoveReport:
     Attributes:
         removed: Images that are found no more.
         forgotten: Images that could not be read and are no longer listed.
+        still_there: Removed images whose file is still in the corpus: `add` brings them back.
         images: In the index now.
         generation: Of the index now.
     """
 
     removed: int
     forgotten: int
+    still_there: int
     images: int
     generation: int
 
 
-def remove_images(path: Path, ids: Iterable[int], paths: Iterable[str]) -> RemoveReport:
+def remove_images(
+    path: Path, ids: Iterable[int], paths: Iterable[str], *, forget: bool = False
+) -> RemoveReport:
     """Hide images at once; see `ImageIndex.remove`."""
     read_finished(path)  # before a lock is made where no index is
     with writer_lock(path):
@@ -60,9 +64,13 @@ def remove_images(path: Path, ids: Iterable[int], paths: Iterable[str]) -> Remov
             )
         generation = free_generation(path, manifest)
         kept = [failure for failure in failures if failure.path not in names]
+        gone = rows.metadata.column("path").take(pa.array(rows.live))
+        gone = set(gone.filter(pa.array(np.isin(rows.ids[rows.live], chosen))).to_pylist())
         changed: dict[str, Any] = {}
+        if forget:
+            changed["forgotten"] = tuple(sorted({*manifest.forgotten, *gone, *names}))
         if len(kept) < len(failures):
-            changed = relist(path, manifest.shards, free_shard(path, manifest), kept)
+            changed |= relist(path, manifest.shards, free_shard(path, manifest), kept)
         if len(chosen):
             removed = np.union1d(rows.removed, chosen)
             changed["tombstones"] = write_tombstones(path, generation, removed)
@@ -75,9 +83,15 @@ def remove_images(path: Path, ids: Iterable[int], paths: Iterable[str]) -> Remov
     return RemoveReport(
         removed=len(chosen),
         forgotten=len(failures) - len(kept),
+        still_there=0 if forget else sum(_is_there(manifest.corpus, name) for name in gone),
         images=images,
         generation=generation,
     )
+
+
+def _is_there(corpus: CorpusRecord, name: str) -> bool:
+    """Whether the file of an image seems to be where it was."""
+    return Path(corpus.root, name if corpus.kind == "folder" else "").exists()
 
 
 def _find(

@@ -15,6 +15,7 @@ from typing import ParamSpec
 import numpy as np
 from msgspec.structs import replace
 
+from indexing.corpus.originals import Originals, complaints
 from indexing.records import NO_LABEL
 from indexing.search.live import LiveSearcher
 from indexing.search.making import check_search_file, read_searcher, store_searcher
@@ -68,6 +69,8 @@ class VerifyReport:
         unreadable: What could not be read this time: that says nothing of what is in it.
         repaired: Files that were damaged and were made anew from the embeddings.
         orphans: Files that no manifest names; `compact` removes them.
+        compared: Original images that were read.
+        changed: Those that are gone, cannot be read, or are not what was indexed.
         seconds: It took.
     """
 
@@ -80,6 +83,8 @@ class VerifyReport:
     unreadable: tuple[Damage, ...]
     repaired: tuple[str, ...]
     orphans: tuple[str, ...]
+    compared: int
+    changed: tuple[Damage, ...]
     seconds: float
 
     @property
@@ -171,7 +176,9 @@ def _expected_misses(record: SearchRecord, samples: int) -> int:
     return math.ceil(samples * missed + 3 * math.sqrt(samples * missed * (1 - missed)))
 
 
-def verify_index(path: str | Path, *, repair: bool = False, progress: bool = False) -> VerifyReport:
+def verify_index(
+    path: str | Path, *, repair: bool = False, originals: bool = False, progress: bool = False
+) -> VerifyReport:
     """Read all of an index and check everything that can be checked.
 
     Checked are size, hash, shape and row count of every file, the length of every embedding, that
@@ -183,6 +190,7 @@ def verify_index(path: str | Path, *, repair: bool = False, progress: bool = Fal
         path: Folder of the index.
         repair: Make a damaged search file anew from the embeddings. Damaged embeddings, metadata
             and tombstones cannot be made anew from the index.
+        originals: Also read the images themselves, and compare them with what was indexed.
         progress: Show a progress bar on stderr.
 
     Raises:
@@ -203,6 +211,9 @@ def verify_index(path: str | Path, *, repair: bool = False, progress: bool = Fal
         manifest = _repair(path, progress)
         repaired = (str(search),)
         damaged, unreadable = _examine(path, manifest, progress)
+    compared, changed = 0, list[Damage]()
+    if originals and not (damaged or unreadable):
+        compared, changed = _compare_originals(path, manifest, progress)
     return VerifyReport(
         generation=manifest.generation,
         images=manifest.counts.images,
@@ -213,6 +224,8 @@ def verify_index(path: str | Path, *, repair: bool = False, progress: bool = Fal
         unreadable=tuple(unreadable),
         repaired=repaired,
         orphans=tuple(file.relative_to(path).as_posix() for file in orphans(path, manifest)),
+        compared=compared,
+        changed=tuple(changed),
         seconds=perf_counter() - start,
     )
 
@@ -292,6 +305,25 @@ def _check_rows(path: Path, manifest: Manifest) -> None:
 
 def _check_search(path: Path, manifest: Manifest) -> None:
     open_checked(path, manifest, samples=_SAMPLED_ROWS)
+
+
+def _compare_originals(path: Path, manifest: Manifest, progress: bool) -> tuple[int, list[Damage]]:
+    """How many images there are, and which are no longer what was indexed."""
+    images = StoredRows(path, manifest, manifest.shards).live_metadata()
+    originals = Originals(manifest.corpus.root, manifest.corpus.kind)
+    found = complaints(
+        lambda row: originals.read_row(images, row),
+        range(len(images)), doing="comparing", progress=progress,
+    )  # fmt: skip
+    changed: list[Damage] = []
+    for row, error in found:
+        problem = str(error)
+        if isinstance(error, FileNotFoundError):
+            problem = "it is gone"
+        elif not isinstance(error, OSError):
+            problem = "it is not the image that was indexed"
+        changed.append(Damage(file=images.column("path")[row].as_py(), problem=problem))
+    return len(images), changed
 
 
 def _repair(path: Path, progress: bool) -> Manifest:

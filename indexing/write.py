@@ -94,6 +94,7 @@ def add_images(
     *,
     retry_failed: bool = False,
     remove_missing: bool = False,
+    rehash: bool = False,
     decoders: Decoders = Decoders(),
     progress: bool = False,
 ) -> AddReport:
@@ -109,7 +110,11 @@ def add_images(
         _refuse_shared_names(path, before, rows)
         failures = [(-1, failure) for failure in read_failures(path, before.failure_files)]
         failures += staged_failures(path, before)
-        changes = Changes(corpus, names, rows, failures, retry_failed=retry_failed)
+        changes = Changes(
+            corpus, names, rows, failures,
+            retry_failed=retry_failed, forgotten=before.forgotten,
+            rehash=rehash, progress=progress,
+        )  # fmt: skip
         stage = _Stage(
             encoder=encoder, path=path, corpus=corpus,
             numbers=_class_numbers(now, corpus), changes=changes,
@@ -197,9 +202,11 @@ def _updated(path: Path, old: CorpusRecord, corpus: Corpus) -> CorpusRecord:
         ValueError: If it is another corpus.
     """
     if (old.root, old.kind) != (str(corpus.root), corpus.kind):
+        moved = not Path(old.root).exists() or Path(old.root).resolve() == corpus.root
         raise ValueError(
             f"{path} holds images of the {old.kind} {old.root}, so the {corpus.kind} "
             f"{corpus.root} cannot be added to it; put the images there or build another index"
+            + (", or if they have moved: matvit index relocate INDEX PLACE" if moved else "")
         )
     names = old.class_names
     if corpus.class_names is not None:

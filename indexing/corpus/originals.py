@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
 
 from indexing.corpus.corpus import Corpus
-from matvit import read_file
+from matvit import is_exhaustion, progress_of, read_file
+
+_READERS = 8  # they wait for the disk more than they compute
 
 
 class Originals:
@@ -51,6 +56,13 @@ class Originals:
             )
         return data
 
+    def read_row(self, metadata: pa.Table, row: int) -> bytes:
+        """Return the bytes of the image in a row of the metadata of its index; see `read`."""
+        path, position, sha256 = (
+            metadata.column(name)[row].as_py() for name in ("path", "position", "sha256")
+        )
+        return self.read(path, position, sha256)
+
     def _inside(self, path: str) -> Path:
         """Return the file `path` names below the root, with every `..` resolved in the name."""
         file = Path(os.path.normpath(self._root / path))
@@ -81,3 +93,41 @@ class Originals:
         if self._kind == "tar":
             return Corpus.from_tar(self._root)
         return Corpus.from_parquet(self._root)
+
+
+def complaints(
+    check: Callable[[int], object], numbers: Sequence[int], *, doing: str, progress: bool
+) -> Iterator[tuple[int, OSError | ValueError]]:
+    """Check images on several threads, and yield the number and the error of each that fails.
+
+    Args:
+        check: Raises if something is wrong with the image of a number.
+        numbers: Of the images.
+        doing: What to call it, in one word.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        OSError: If the machine is out of descriptors; MemoryError likewise.
+    """
+    pending: deque[tuple[int, Future[object]]] = deque()
+    with (
+        ThreadPoolExecutor(_READERS) as pool,
+        progress_of(doing, len(numbers), unit="img", shown=progress) as bar,
+    ):
+        try:
+            for at in range(len(numbers) + _READERS):
+                if at < len(numbers):
+                    pending.append((numbers[at], pool.submit(check, numbers[at])))
+                if at < _READERS or not pending:
+                    continue
+                number, done = pending.popleft()
+                try:
+                    done.result()
+                except (OSError, ValueError) as error:
+                    if is_exhaustion(error):
+                        raise
+                    yield number, error
+                bar.update()
+        finally:
+            for _, done in pending:
+                done.cancel()

@@ -137,6 +137,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
         tombstones: Ids that were removed, while rows of them are still stored.
         failures: Images that could not be read, besides those listed by the shards.
         index: What is searched; None while the build is unfinished.
+        forgotten: Names of images that additions leave out; the key is missing if there is none.
 
     Raises:
         ValueError: If counts and files disagree, or there is no vector.
@@ -157,6 +158,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
     tombstones: StoredFile | None
     failures: StoredFile | None
     index: SearchRecord | None
+    forgotten: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.plan is None) != (self.index is not None):
@@ -202,7 +204,10 @@ class Manifest(_Part, frozen=True, kw_only=True):
 
     def to_json(self) -> bytes:
         """Return the manifest as indented UTF-8 JSON, version first and the hash of it all last."""
-        return sealed(msgspec.to_builtins(self))
+        values = msgspec.to_builtins(self)
+        if not self.forgotten:
+            del values["forgotten"]
+        return sealed(values)
 
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:
