@@ -14,7 +14,8 @@ from functools import partial
 import numpy as np
 import pytest
 from msgspec.structs import replace
-from toy import DIM, ToyEncoder, photo
+from PIL import Image
+from toy import DIM, SIDE, ToyEncoder, photo
 from vectors import flat_searcher
 
 from indexing import Corpus, ImageIndex, verify_index
@@ -155,6 +156,24 @@ def test_damaged_search_file_of_any_kind_is_found_and_made_anew(index):
     assert mended.info()["kind"] == kind
     for found, expected in zip(mended.search(QUERIES, len(mended)), right, strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("spread", [0.3, 0.1, 0.03, 0.01])
+def test_images_that_a_kind_cannot_tell_apart_do_not_keep_an_index_shut(tmp_path, spread, asked):
+    """What is built opens: of images with one code, who is found first is chance."""
+    chance = np.random.default_rng(0)
+    base = chance.integers(60, 200, (SIDE, SIDE, 3))
+    (tmp_path / "photos").mkdir()
+    for number in range(COUNT):
+        noise = 80 * spread * chance.standard_normal(base.shape)
+        pixels = (base + noise).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"photos/{number:03}.png")
+    index = ImageIndex.build(
+        ToyEncoder(), Corpus.open(tmp_path / "photos"), tmp_path / "index", **asked
+    )
+    assert len(index) == COUNT
+    assert index.verify().ok
+    assert len(index.remove(range(50)).compact()) == COUNT - 50
 
 
 def test_search_file_of_other_vectors_is_refused_though_its_hash_is_right(index):
