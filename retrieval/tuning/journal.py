@@ -136,6 +136,8 @@ def read_checked(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk or the machine: that says nothing of what is in the file
         raise damaged(path, str(error)) from error
     if found.format_version != _VERSION:
         raise ValueError(

@@ -19,7 +19,9 @@ from toy import DIM, ToyEncoder, expected_embedding, photo
 
 from indexing import Corpus, ImageIndex, compact, verify_index
 from indexing.store.folder import read_manifest
+from matvit import files as matvit_files
 from matvit import writing
+from retrieval.tuning.journal import read_checked, write_checked
 
 QUERIES = np.random.default_rng(1).standard_normal((5, DIM)).astype(np.float32)
 TOY = ToyEncoder()
@@ -159,3 +161,14 @@ def test_trouble_of_the_machine_or_the_disk_is_never_called_damage(index, monkey
         assert [found.file.split("/")[1] for found in report.unreadable] == [name]
     monkeypatch.undo()
     assert verify_index(index.path).ok
+
+
+def test_tuning_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    write_checked(tmp_path / "tuning.json", {"a": 1})
+
+    def failing(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(matvit_files, "open_regular", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        read_checked(tmp_path / "tuning.json")
