@@ -81,4 +81,5 @@ def _tell(bar: tqdm, ended: threading.Event, lines: bool) -> None:
 def _line(bar: tqdm) -> str:
     known = bar.format_dict
     form = _COUNTED if bar.total else _UNCOUNTED if bar.n else _RUNNING
-    return tqdm.format_meter(**{**known, "ncols": None, "bar_format": form})
+    text: str = tqdm.format_meter(**{**known, "ncols": None, "bar_format": form})
+    return text
