@@ -242,8 +242,8 @@ for command in (tune, train, extract, convert):
 def main() -> None:
     """Run the command: data on stdout, one line per error on stderr, a meaningful exit code."""
     hold_closed_streams()
-    # We refuse images that are too large ourselves, with a message of our own.
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    # What is wrong with an image we say ourselves, where it matters.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     command = typer.main.get_command(cli)
     try:
         with command.make_context("matvit", sys.argv[1:]) as context:
