@@ -192,6 +192,8 @@ def evaluate(
         sizes = parse_sizes(submodels, retriever.encoder.config)
     except ValueError as error:
         bad_usage(error)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # before an hour of work that it has no place for
     corpus = indexing.Corpus.open(queries)
     frontier = retrieval.evaluate(retriever, corpus, sizes, k=k, progress=True)
     show_frontier(frontier, as_json=as_json)

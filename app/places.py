@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
-from tqdm import tqdm
+
+from matvit import progress_of
 
 PHOTOGRAPHS = {
     "astronaut": "astronaut.png", "cameraman": "camera.png", "cat": "chelsea.png",
@@ -61,20 +62,33 @@ def write_places(
         FileNotFoundError: If scikit-image is not installed.
     """
     source = _find_photographs()
-    for name in tqdm(photographs, "photographs", disable=not progress):
-        with Image.open(source / PHOTOGRAPHS[name]) as opened:
-            photograph = opened.convert("RGB")
-        photograph.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
-        for number, place in enumerate(places_of(photograph.size), start=1):
-            for view in range(views):
-                path = folder / f"{name} {number}" / f"{view:02}.jpg"
-                if not path.exists():
+    with progress_of("cutting", len(photographs), unit="photographs", shown=progress) as bar:
+        for name in photographs:
+            with Image.open(source / PHOTOGRAPHS[name]) as opened:
+                photograph = opened.convert("RGB")
+            photograph.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
+            for number, place in enumerate(places_of(photograph.size), start=1):
+                for view in range(views):
                     rng = np.random.default_rng([zlib.crc32(name.encode()), number, view])
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    partial = path.with_suffix(".partial")
-                    view_of(photograph, place, rng).save(partial, "JPEG", quality=_QUALITY)
-                    partial.replace(path)
+                    _write_view(
+                        folder / f"{name} {number}" / f"{view:02}.jpg", photograph, place, rng
+                    )
+            bar.update(1)
     return folder
+
+
+def _write_view(
+    path: Path,
+    photograph: Image.Image,
+    place: tuple[float, float, float],
+    rng: np.random.Generator,
+) -> None:
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    view_of(photograph, place, rng).save(partial, "JPEG", quality=_QUALITY)
+    partial.replace(path)
 
 
 def _find_photographs() -> Path:
