@@ -12,7 +12,7 @@ from msgspec.structs import replace
 import indexing
 import matvit
 import retrieval
-from app.options import Device, DeviceOption, JsonOption, bad_usage, load
+from app.options import Device, DeviceOption, JsonOption, SeedOption, bad_usage, load
 from app.output import exit_with_failures, say, show, show_json
 from matvit import conversion, training
 
@@ -43,7 +43,7 @@ def train(
     validation: Annotated[
         str | None, typer.Option(help="Labelled images; 1,000 of them are classified at the end.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: SeedOption = 0,
     device: DeviceOption = Device.AUTO,
     init: Annotated[
         str | None, typer.Option(help="Encoder whose weights to start from [default: none].")
@@ -143,7 +143,7 @@ def convert(
         int | None,
         typer.Option("--image-size", min=1, help="Side of the input, for timm names only."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: SeedOption = 0,
     device: DeviceOption = Device.AUTO,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
     as_json: JsonOption = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -170,7 +171,8 @@ def index_remove(
         typer.Argument(metavar="[NAME]...", help="Images, as `matvit search` names them."),
     ] = None,
     ids: Annotated[
-        list[int] | None, typer.Option("--id", min=0, help="Id of an image; may be repeated.")
+        list[int] | None,
+        typer.Option("--id", min=0, max=2**63 - 1, help="Id of an image; may be repeated."),
     ] = None,
     forget: Annotated[
         bool, typer.Option("--forget", help="Leave them out whenever `add` finds them again.")
@@ -181,7 +183,9 @@ def index_remove(
     if not names and not ids:
         bad_usage(ValueError("name the images to remove, or give their ids with --id"))
     try:
-        report = indexing.remove_images(index, ids or (), names or (), forget=forget)
+        # As an index has them: what is no UTF-8 in a name is replaced.
+        texts = [os.fsencode(name).decode(errors="replace") for name in names or ()]
+        report = indexing.remove_images(index, ids or (), texts, forget=forget)
     except KeyError as error:
         raise ValueError(f"{error.args[0]}; nothing was removed") from error
     if as_json:

@@ -41,6 +41,7 @@ EncoderOption = Annotated[
     typer.Option(help="Bundled encoder or checkpoint folder [default: the index's own]."),
 ]
 IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of whatever is drawn.")]
 HitsOption = Annotated[int, typer.Option("-k", min=1, help="Hits per query.")]
 
 

@@ -15,6 +15,7 @@ from app.options import (
     HitsOption,
     IndexArgument,
     JsonOption,
+    SeedOption,
     open_retriever,
 )
 from app.output import exit_with_failures, show, show_frontier, show_json, warn_of_disorder
@@ -37,7 +38,7 @@ def tune(
         typer.Option(help="First hits `auto` may lose [default: 0.02, 0.1 unlabelled]."),
     ] = None,
     certainty: Annotated[float, typer.Option(help="Of that bound.")] = 0.9,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    seed: SeedOption = 0,
     encoder: EncoderOption = None,
     device: DeviceOption = Device.AUTO,
     as_json: JsonOption = False,

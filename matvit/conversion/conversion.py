@@ -10,6 +10,7 @@ While it goes on, everything that a killed conversion needs lies in `OUT/convers
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -85,8 +86,9 @@ def conversion_recipe(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if learning_rate is not None and learning_rate <= 0:
-        raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
+    for name, value in (("learning_rate", learning_rate), ("epochs", epochs)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a number above 0, got {value}")
     base, config = find_recipe("align"), model.config
     if epochs is None:
         epochs = min(_MAX_EPOCHS, max(1.0, _IMAGES_SEEN / images))

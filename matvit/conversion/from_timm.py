@@ -163,7 +163,7 @@ def _create(name: str, pretrained: bool, img_size: int | None) -> nn.Module:
     except Exception as error:  # whatever the hub, its cache and the network come up with
         reason = " ".join(str(error).split()) or type(error).__name__
         advice = "weights by name come over the network; timm.list_pretrained() has the names"
-        if not online:
+        if not online and (":" in name or timm.is_model(name)):
             advice = (
                 f"weights by name come over the network, and {hub.ENDPOINT} does not answer; "
                 f"load the model once where it does, and copy {hub.HF_HUB_CACHE} from there"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import time
 from collections.abc import Iterator
 from io import FileIO
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 
 from matvit.embedding import batches, resolve_device
-from matvit.files import open_regular
+from matvit.files import is_exhaustion, open_regular
 from matvit.mixes import trained_sizes
 from matvit.model import MatViT
 from matvit.progress import progress_of
@@ -213,7 +212,9 @@ def load_state(path: Path) -> dict[str, Any]:
             _check_seal(path, stream)
             stream.seek(0)
             state: dict[str, Any] = torch.load(stream, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+    except Exception as error:  # of what is no state torch may raise anything
+        if is_exhaustion(error):
+            raise
         raise ValueError(f"cannot read {path}: {error}; start again in another folder") from error
     return state
 

@@ -137,7 +137,7 @@ def test_unreadable_images_are_left_out_and_counted(matvit, photos, original, tm
         (["{original}", "--image-size", "32"], "--image-size is for encoders that timm loads"),
         (["{original}", "--images", "{gone}"], "no such folder or file"),
         (["{original}", "--out", "{photos}"], "is not empty; choose another folder, or resume"),
-        (["{original}", "--learning-rate", "0"], "learning_rate must be above 0, got 0.0"),
+        (["{original}", "--learning-rate", "0"], "learning_rate must be a number above 0, got 0.0"),
         (["{original}", "--resume"], "no conversion to resume in"),
         (["{original}", "--max-images", "20", "--epochs", "0.01"], "has no steps on 16 images"),
     ],

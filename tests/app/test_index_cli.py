@@ -254,6 +254,8 @@ def test_interrupted_build_says_how_to_go_on_and_does(
         (["remove", "{index}", "x.png"], 1, "has no image called 'x.png'; nothing was removed"),
         (["remove", "{index}", "--id", "99"], 1, "has no image with id 99; nothing was removed"),
         (["remove", "{index}", "--id", "-1"], 2, "greater than or equal to 0"),
+        (["remove", "{index}", "--id", str(2**63)], 2, "less than or equal to"),
+        (["remove", "{index}", "a\udcff"], 1, "has no image called 'a\ufffd'; nothing was removed"),
         (["compact", "gone.index"], 1, "no index at gone.index"),
         (["verify", "gone.index"], 1, "no index at gone.index"),
         (["build", "{photos}", "--out", "{index}"], 1, "add to it with `matvit index add`"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -189,7 +190,9 @@ def test_a_conversion_killed_while_it_tidies_up_can_go_on(tmp_path, monkeypatch)
     ("settings", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"learning_rate": 0.0}, "learning_rate must be a number above 0, got 0.0"),
+        ({"learning_rate": math.nan}, "learning_rate must be a number above 0, got nan"),
+        ({"epochs": math.inf}, "epochs must be a number above 0, got inf"),
     ],
 )
 def test_nothing_is_not_taken_for_the_default(settings, message):

@@ -133,6 +133,13 @@ def test_a_state_without_a_seal_still_loads(tmp_path):
     assert load_state(tmp_path / STATE)["step"] == 3
 
 
+@pytest.mark.parametrize("junk", [b"", b"junk", b"PK\x03\x04", b"\x80\x02", b"\x80\x02}q\x00."])
+def test_what_is_no_state_is_said_to_be_none(tmp_path, junk):
+    (tmp_path / STATE).write_bytes(junk)
+    with pytest.raises(ValueError, match="cannot read .*; start again in another folder"):
+        load_state(tmp_path / STATE)
+
+
 def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path):
     (tmp_path / "precious.txt").write_text("x")
     with pytest.raises(FileExistsError, match="is not empty; choose another folder, or resume"):
