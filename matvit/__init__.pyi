@@ -28,11 +28,13 @@ from .mixes import mix_n_match as mix_n_match
 from .mixes import neighbouring_mixes as neighbouring_mixes
 from .mixes import trained_sizes as trained_sizes
 from .model import MatViT as MatViT
+from .opening import ImageLike as ImageLike
+from .opening import opened_upright as opened_upright
+from .opening import read_dimensions as read_dimensions
+from .opening import readable_suffixes as readable_suffixes
+from .preprocess import COLOURS as COLOURS
 from .preprocess import Decoded as Decoded
-from .preprocess import ImageLike as ImageLike
 from .preprocess import Preprocess as Preprocess
-from .preprocess import read_dimensions as read_dimensions
-from .preprocess import upright_rgb as upright_rgb
 from .progress import progress_of as progress_of
 from .submodel import Granularity as Granularity
 from .submodel import Submodel as Submodel

@@ -8,14 +8,8 @@ a fingerprint.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
-import warnings
-from functools import cache
-from pathlib import Path
-from threading import Lock
-from types import TracebackType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -23,18 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from matvit.files import is_exhaustion, read_file
-
-ImageLike = str | Path | bytes | Image.Image
+from matvit.opening import ImageLike, opened_upright
 
 DECODING_VERSION = 1
-"""Raised whenever the same file would come out as other pixels; part of the fingerprint."""
+"""Raised whenever the same file would come out as other pixels; part of the fingerprint.
 
-MAX_PIXELS = 178_956_970
-"""Larger images are refused before they are decoded (Pillow's own limit for an error)."""
+Converting embedded colour profiles did not raise it: a file without one comes out as before, so
+that indexes and encoders from before stay valid. `COLOURS` tells them apart.
+"""
 
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
-_WHITE = (255, 255, 255, 255)
+COLOURS = 2
+"""How colours are read: 2 converts embedded profiles to sRGB, 1 left them aside."""
 
 
 class Decoded(NamedTuple):
@@ -98,24 +91,20 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return hashlib.sha256(spec.encode()).hexdigest()[:16]
 
     def decode(self, source: ImageLike) -> Decoded:
-        """Read an image: orientation applied, transparency on white, first frame, RGB, resized.
+        """Read an image: upright, in sRGB, transparency on white, first frame, resized.
 
         Args:
             source: Path, the bytes of a file, or an opened Pillow image.
 
         Raises:
             FileNotFoundError: If `source` is a path where nothing is.
-            ValueError: If it cannot be read as an image; the message says why.
+            ValueError: If it cannot be read as an image, or only with more memory or time than an
+                image may take; the message says why.
         """
-        if isinstance(source, (str, Path)) and not Path(source).exists():
-            raise FileNotFoundError(f"no such image: {source}")
-        try:
-            with _QUIET_PILLOW:
-                return self._decode(source)
-        except Exception as error:  # a damaged file makes Pillow raise almost anything
-            if is_exhaustion(error):
-                raise
-            raise _unreadable(error) from error
+        # A large JPEG is decoded at a fraction of its size, still twice what is needed.
+        side = math.ceil(2 * self.img_size / self.crop_pct)
+        with opened_upright(source, side) as (image, width, height):
+            return Decoded(self._resize(image), width, height)
 
     def pixels(self, source: ImageLike) -> NDArray[np.uint8]:
         """Read an image as uint8 RGB of shape (img_size, img_size, 3); see `decode`."""
@@ -147,19 +136,6 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         except msgspec.ValidationError as error:
             raise ValueError(f"not the settings of a preprocessing: {error}") from error
 
-    def _decode(self, source: ImageLike) -> Decoded:
-        image = source if isinstance(source, Image.Image) else _open(source)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
-        if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # orientations that turn by 90 degrees
-            width, height = height, width
-        if image is not source:  # somebody else's image is left as it is
-            # A large JPEG is decoded at a fraction of its size, still twice what is needed.
-            side = math.ceil(2 * self.img_size / self.crop_pct)
-            image.draft("RGB", (side, side))
-        return Decoded(self._resize(upright_rgb(image)), width, height)
-
     def _resize(self, image: Image.Image) -> NDArray[np.uint8]:
         size = (self.img_size, self.img_size)
         method = Image.Resampling[self.interpolation.upper()]
@@ -169,105 +145,3 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             kept = (border * width, border * height, (1 - border) * width, (1 - border) * height)
             return np.array(image.resize(size, method, box=kept))
         return np.array(ImageOps.fit(image, size, method, bleed=border))
-
-
-def read_dimensions(data: bytes) -> tuple[int, int]:
-    """Read width and height of a file, before orientation, from its header: nothing is decoded.
-
-    Raises:
-        ValueError: If it is not an image; the message says why.
-    """
-    try:
-        with _QUIET_PILLOW, _open(data) as image:
-            return image.size
-    except Exception as error:
-        raise _unreadable(error) from error
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Bring an opened image to 8-bit RGB: orientation applied, transparency on white.
-
-    This is what a person should be shown, too, so that both see the same picture.
-
-    Raises:
-        ValueError: If gray values are not finite. Pillow raises more if the file is damaged.
-    """
-    return _to_rgb(ImageOps.exif_transpose(image))
-
-
-def _unreadable(error: Exception) -> ValueError:
-    """Say why, without the `<_io.BytesIO object at 0x...>` that Pillow puts into its messages."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ValueError(f"not a readable image: {reason.split(' <_io')[0]}")
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """Formats worth trusting with unknown files (no EPS: it starts an interpreter)."""
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _open(source: str | Path | bytes) -> Image.Image:
-    data = source if isinstance(source, bytes) else read_file(source).data
-    if not data:
-        raise ValueError("the file is empty")
-    return Image.open(io.BytesIO(data), formats=_formats())
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Bring any Pillow mode to 8-bit RGB without clipping and without losing transparency."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return _gray_to_rgb(np.asarray(image))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _gray_to_rgb(values: NDArray[Any]) -> Image.Image:
-    """Scale gray values of 16 bits or more, or floats, to 8 bits: `convert` would clip them."""
-    if values.dtype.kind == "f":
-        if not math.isfinite(float(values.sum())):
-            raise ValueError("gray values are not finite")
-        scaled = values * 255 if values.max() <= 1 else values
-    else:
-        scaled = values.astype(np.int64) >> 8
-    return Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")
-
-
-class QuietPillow:
-    """Ignores Pillow's warnings while any thread is inside.
-
-    Where warnings are errors a file would otherwise be unreadable that can be read elsewhere. The
-    filters belong to all threads, so the first one in changes them and the last one out puts
-    them back.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._inside = 0
-        self._saved: warnings.catch_warnings[None] | None = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._saved = warnings.catch_warnings()
-                self._saved.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-            self._inside += 1
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0 and self._saved is not None:
-                self._saved.__exit__(None, None, None)
-                self._saved = None
-
-
-_QUIET_PILLOW = QuietPillow()

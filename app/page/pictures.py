@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from PIL import Image
 
 from indexing import ImageIndex
-from matvit import Preprocess, read_dimensions, upright_rgb
+from matvit import Preprocess, opened_upright, read_dimensions
 
 MAX_UPLOAD_BYTES = 20_000_000
 
@@ -251,12 +251,10 @@ def portrait(data: bytes, side: int = 2 * SIDE) -> bytes:
         data: A file that was read as an image before, and was not too large.
         side: Pixels.
     """
-    with Image.open(io.BytesIO(data)) as image:
-        image.draft("RGB", (2 * side, 2 * side))
-        whole = upright_rgb(image)
-    scale = side / max(whole.size)
-    size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
-    return _jpeg(whole.resize(size, Image.Resampling.BICUBIC))
+    with opened_upright(data, 2 * side) as (whole, _, _):
+        scale = side / max(whole.size)
+        size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
+        return _jpeg(whole.resize(size, Image.Resampling.BICUBIC))
 
 
 def as_seen(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:

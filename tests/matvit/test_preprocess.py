@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from matvit import opening
 from matvit import preprocess as module
-from matvit.preprocess import Preprocess, QuietPillow
+from matvit.opening import QuietPillow
+from matvit.preprocess import Preprocess
 
 SMALL = Preprocess(img_size=8, fit="squash")
 
@@ -148,7 +150,7 @@ def test_unreadable_images_say_why(data, reason):
 
 
 def test_images_over_the_limit_are_refused_before_decoding(monkeypatch):
-    monkeypatch.setattr(module, "MAX_PIXELS", 63)
+    monkeypatch.setattr(opening, "MAX_PIXELS", 63)
     with pytest.raises(ValueError, match="8 x 8 pixels, more than the limit of 63"):
         SMALL.pixels(encoded(noise()))
 
