@@ -46,6 +46,14 @@ ProcessesOption = Annotated[
     bool,
     typer.Option("--processes", help="Decode in processes: a crash then costs one image."),
 ]
+IncludeOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Take only what it names, as '*.jpg'; may be repeated."),
+]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Leave out what it names, as 'old/**'; may be repeated."),
+]
 
 
 @index_cli.command("build")
@@ -55,6 +63,11 @@ def index_build(
         typer.Argument(metavar="IMAGES", help="Folder of images, Parquet files or tar archives."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the new index.")],
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    no_labels: Annotated[
+        bool, typer.Option("--no-labels", help="Go on as if nobody had sorted the images.")
+    ] = False,
     encoder: Annotated[str, typer.Option(help="Bundled encoder or checkpoint folder.")] = "",
     kind: Annotated[
         str,
@@ -81,7 +94,9 @@ def index_build(
     _check_request(kind, factory, max_memory)
     decoders = _decoders(batch_size, workers, processes=processes)
     model = load(encoder, device)
-    corpus = indexing.Corpus.open(images)
+    corpus = indexing.Corpus.open(
+        images, include=include, exclude=exclude, labels=False if no_labels else None
+    )
     with _stoppable(out):
         index = indexing.ImageIndex.build(
             model,
@@ -95,6 +110,7 @@ def index_build(
             progress=True,
         )
     report_failures(index.failures)
+    _say_left_out(corpus)
     _say_kind(out)
     if as_json:
         show_json(index.info())
@@ -131,7 +147,7 @@ def index_add(
     before = indexing.read_finished(index)
     model = load_whole_for(index, before, encoder, device)
     try:
-        corpus = indexing.Corpus.open(images or before.corpus.root)
+        corpus = indexing.reopen_corpus(before.corpus, images)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{error}; if the images have moved: matvit index relocate INDEX PLACE"
@@ -151,6 +167,7 @@ def index_add(
     if report.failed:
         failures = indexing.read_failures(index, indexing.read_finished(index).failure_files)
         report_failures(failures[-report.failed :])
+    _say_left_out(corpus)
     _say_kind(index)
     if as_json:
         show_json({"path": str(index), **asdict(report)})
@@ -325,6 +342,8 @@ def index_info(
     show(f"encoder     {encoder['name']} ({encoder['fingerprint']}), {encoder['dim']} dimensions")
     show(f"preprocess  {preprocess['fingerprint']}")
     show(f"corpus      {info['corpus']['root']}")
+    for remark in info["remarks"]:
+        show(f"note        {remark}")
 
 
 def _check_request(kind: str, factory: str | None, max_memory: str | None) -> None:
@@ -347,6 +366,12 @@ def _say_kind(index: Path) -> None:
         say(f"{record.kind} ({record.factory}): {record.effort.describe()}")
     if record is not None and record.note is not None:
         say(record.note)
+
+
+def _say_left_out(corpus: indexing.Corpus) -> None:
+    """Say what else there is where the images are."""
+    for sentence in corpus.left_out.in_words():
+        say(sentence)
 
 
 def _decoders(batch_size: int, workers: int | None, *, processes: bool) -> indexing.Decoders:

@@ -34,3 +34,4 @@ from .store.manifest import Manifest as Manifest
 from .store.rows import read_failures as read_failures
 from .verification import verify_index as verify_index
 from .write import add_images as add_images
+from .write import reopen_corpus as reopen_corpus

@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from indexing.corpus.corpus import Corpus
 from indexing.corpus.originals import complaints
-from indexing.records import UNKNOWN, Failure
+from indexing.records import UNKNOWN, Failure, is_below
 from indexing.store.embeddings import Embeddings
 from indexing.store.rows import StoredRows, column
 
@@ -167,10 +167,13 @@ class Changes:
         free = np.ones(len(self._rows.ids), dtype=bool)
         free[held[held >= 0]] = False
         free[self._live[gone]] = True
+        free[self._live[is_below(paths, self._corpus.unlisted)]] = False
         sizes = column(self._rows.metadata, "bytes")
         for index in self.todo[held[self.todo] >= 0]:
-            # A file of the same size may just have been touched: then nobody else gets its id.
-            free[held[index]] = self._corpus.stamp(int(index))[0] != sizes[held[index]]
+            # A file of the same size may just have been touched, and one that is out of reach may
+            # come back as it was: then nobody else gets its id.
+            size, time = self._corpus.stamp(int(index))
+            free[held[index]] = time != UNKNOWN and size != sizes[held[index]]
         return free
 
     def _index_hashes(self) -> tuple[ndarray, Int64[ndarray, " live"]]:

@@ -9,7 +9,7 @@ from indexing.store.manifest import (
     Manifest,
     PreprocessRecord,
 )
-from matvit import Encoder, count_macs
+from matvit import COLOURS, Encoder, count_macs
 
 
 class IndexMismatchError(ValueError):
@@ -75,6 +75,8 @@ def describe(encoder: Encoder) -> tuple[EncoderRecord, PreprocessRecord]:
             macs=count_macs(encoder.config, encoder.submodel(None)),
         ),
         PreprocessRecord(
-            spec=encoder.preprocess.to_dict(), fingerprint=encoder.preprocess.fingerprint
+            spec=encoder.preprocess.to_dict(),
+            fingerprint=encoder.preprocess.fingerprint,
+            colours=COLOURS,
         ),
     )

@@ -17,6 +17,7 @@ from indexing.corpus.originals import Originals
 from indexing.records import Failure
 from indexing.store.manifest import Manifest
 from indexing.store.rows import StoredRows, column, read_failures
+from matvit import COLOURS
 
 
 class IndexedImages:
@@ -94,7 +95,8 @@ class IndexedImages:
 
     @cached_property
     def _originals(self) -> Originals:
-        return Originals(self._manifest.corpus.root, self._manifest.corpus.kind)
+        corpus = self._manifest.corpus
+        return Originals(corpus.root, corpus.kind, corpus.selection)
 
 
 def describe_index(path: Path, manifest: Manifest, failures: Sequence[Failure]) -> dict[str, Any]:
@@ -103,7 +105,8 @@ def describe_index(path: Path, manifest: Manifest, failures: Sequence[Failure]) 
     `calibration` is the effort of a search, None for the kind Flat, which is exact. `note` says
     why the kind is not the one of `request`, if it is not. `removed` counts stored rows that
     nobody finds any more, `staged` images of an unfinished addition, `forgotten` names that
-    additions leave out.
+    additions leave out. `left_out` counts what else the place of the images holds, and `remarks`
+    says in words what else there is to know.
     """
     assert manifest.index is not None
     corpus, index = manifest.corpus, manifest.index
@@ -127,4 +130,17 @@ def describe_index(path: Path, manifest: Manifest, failures: Sequence[Failure]) 
         "encoder": msgspec.to_builtins(manifest.encoder),
         "preprocess": msgspec.to_builtins(manifest.preprocess),
         "corpus": {"root": corpus.root, "kind": corpus.kind, "images": corpus.images},
+        "selection": msgspec.to_builtins(corpus.selection),
+        "left_out": msgspec.to_builtins(corpus.left_out),
+        "remarks": corpus.left_out.in_words() + _of_old(manifest),
     }
+
+
+def _of_old(manifest: Manifest) -> list[str]:
+    """Say what an index of an earlier version lacks."""
+    if manifest.preprocess.colours == COLOURS:
+        return []
+    return [
+        "built when embedded colour profiles were not converted; if there are photographs with one "
+        "(P3, Adobe RGB), build it again"
+    ]

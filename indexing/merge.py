@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int64
 from msgspec.structs import replace
 from numpy import ndarray
 
-from indexing.records import Failure
+from indexing.records import Failure, is_below
 from indexing.search.making import store_searcher
 from indexing.search.request import KindRequest
 from indexing.store.folder import commit, free_generation, free_shard, remove_index
@@ -36,9 +36,10 @@ class AddReport:
         added: Images that the index did not have, under no name or under one that still exists.
         changed: Images whose content is another one now; they have new ids.
         renamed: Images that kept their id under a new name.
-        removed: Images that are found no more: their file is gone or cannot be read any more.
+        removed: Images that are found no more: their file is gone or is no image any more.
         unchanged: Images that are as they were.
-        failed: Images that could not be read this time; see `ImageIndex.failures`.
+        failed: Images that could not be read this time; see `ImageIndex.failures`. Those that are
+            only out of reach, for an error of the disk or a missing permission, are kept.
         images: In the index now.
         generation: Of the index now.
     """
@@ -84,15 +85,22 @@ def merge_build(
 
 
 def merge_addition(
-    path: Path, before: Manifest, manifest: Manifest, wanted: pa.Array | None
+    path: Path,
+    before: Manifest,
+    manifest: Manifest,
+    wanted: pa.Array | None,
+    unlisted: Sequence[str] = (),
 ) -> AddReport:
     """Search what an addition has staged; a later row of a name hides an earlier one.
+
+    What is out of reach stays as it is: only a file that was read and is no image hides a row.
 
     Args:
         path: The index.
         before: What is searched until now.
         manifest: The same with all that is to be merged in `staged` and `adding`.
         wanted: Names of the images to keep; None for all.
+        unlisted: Folders of which nobody knows what is in them; that is kept, too.
 
     Raises:
         ValueError: If no image would be left.
@@ -100,14 +108,22 @@ def merge_addition(
     assert before.index is not None
     rows = StoredRows(path, manifest, (*manifest.shards, *manifest.staged))
     staged = staged_failures(path, manifest)
-    dead = _superseded(rows, staged)
+    dead = _superseded(rows, [(place, each) for place, each in staged if each.was_read])
     if wanted is not None:
-        dead |= ~_is_in(_paths(rows, rows.live), wanted)
+        paths = _paths(rows, rows.live)
+        dead |= ~(_is_in(paths, wanted) | is_below(paths, unlisted))
     live = rows.live[~dead]
     if not len(live):
         raise ValueError(f"no image of {path} would be left; remove the folder if that is wanted")
     old = read_failures(path, manifest.failure_files)
-    failures = _failures_now(old, staged, _paths(rows, live), wanted)
+    failed = _last_words(rows, live, staged)
+    kept = [failure for failure in old if failure.path not in failed and not failure.is_folder]
+    names = pa.array([failure.path for failure in kept], pa.large_string())
+    gone = _is_in(names, _paths(rows, live))
+    if wanted is not None:
+        gone |= ~(_is_in(names, wanted) | is_below(names, unlisted))
+    failures = [failure for failure, out in zip(kept, gone, strict=True) if not out]
+    failures += failed.values()
     after = before
     if manifest.staged or dead.any() or failures != old or manifest.adding != before.corpus:
         filled = (shard for shard in manifest.staged if shard.metadata.rows)
@@ -116,8 +132,7 @@ def merge_addition(
         asked = before.index.request
         after = _merged(path, manifest, shards, rows, live, told, request=asked)
         commit(path, after)
-    failed = len({failure.path for _, failure in staged})
-    return _report(rows, _searched(rows, before), live, after, failed)
+    return _report(rows, _searched(rows, before), live, after, len(failed))
 
 
 def staged_failures(path: Path, manifest: Manifest) -> list[tuple[int, Failure]]:
@@ -149,20 +164,19 @@ def _superseded(
     return answer
 
 
-def _failures_now(
-    old: Sequence[Failure],
-    staged: Sequence[tuple[int, Failure]],
-    images: pa.ChunkedArray,
-    wanted: pa.Array | None,
-) -> list[Failure]:
-    """Images that could not be read: the last word on each name, unless it is an image now."""
-    again = {failure.path: failure for _, failure in staged}
-    merged = [failure for failure in old if failure.path not in again] + list(again.values())
-    names = pa.array([failure.path for failure in merged], images.type)
-    gone = _is_in(names, images)
-    if wanted is not None:
-        gone |= ~_is_in(names, wanted)
-    return [failure for failure, out in zip(merged, gone, strict=True) if not out]
+def _last_words(
+    rows: StoredRows, live: Int64[ndarray, " live"], staged: Sequence[tuple[int, Failure]]
+) -> dict[str, Failure]:
+    """The last failure of each name, unless its image could be read after that."""
+    last = {failure.path: (place, failure) for place, failure in staged}
+    images = _paths(rows, live).combine_chunks()
+    found = pc.index_in(pa.array(list(last), images.type), value_set=images).fill_null(-1)
+    shards = np.append(rows.shard_of_rows()[live], -1)[np.asarray(found, dtype=np.int64)]
+    return {
+        name: failure
+        for (name, (place, failure)), shard in zip(last.items(), shards, strict=True)
+        if shard < place
+    }
 
 
 def _merged(

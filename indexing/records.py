@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 UNKNOWN = -1
 """Size or time of a file that nobody can tell."""
@@ -71,3 +75,21 @@ class Failure:
     position: int
     bytes: int = UNKNOWN
     mtime_ns: int = UNKNOWN
+
+    @property
+    def was_read(self) -> bool:
+        """Whether its bytes are known to be no image; else it may be one that is out of reach."""
+        return self.bytes != UNKNOWN
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it stands for all that is in a folder that could not be listed."""
+        return self.path.endswith("/")
+
+
+def is_below(names: pa.Array | pa.ChunkedArray, folders: Sequence[str]) -> NDArray[np.bool_]:
+    """Whether each name is that of something in one of some folders."""
+    below = np.zeros(len(names), dtype=bool)
+    for folder in folders:
+        below |= np.array(pc.starts_with(names, folder).to_pylist(), dtype=bool)
+    return below

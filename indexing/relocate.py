@@ -43,18 +43,13 @@ def relocate_index(
     with writer_lock(path):
         before = read_finished(path)
         kind = before.corpus.kind
-        openers = {
-            "folder": Corpus.from_folder,
-            "parquet": Corpus.from_parquet,
-            "tar": Corpus.from_tar,
-        }
-        corpus = openers[kind](place)
+        corpus = Corpus.as_listed(place, kind, before.corpus.selection)
         root, images = str(corpus.root), StoredRows(path, before, before.shards).live_metadata()
         _check_names(path, corpus, images)
         chosen = np.arange(len(images))
         if not rehash:
             chosen = np.unique(np.linspace(0, len(images) - 1, _COMPARED).astype(np.int64))
-        originals = Originals(root, kind)
+        originals = Originals(root, kind, before.corpus.selection)
         for _, error in complaints(
             lambda row: originals.read_row(images, row),
             chosen.tolist(), doing="comparing", progress=progress,

@@ -319,7 +319,8 @@ def _check_search(path: Path, manifest: Manifest) -> None:
 def _compare_originals(path: Path, manifest: Manifest, progress: bool) -> tuple[int, list[Damage]]:
     """How many images there are, and which are no longer what was indexed."""
     images = StoredRows(path, manifest, manifest.shards).live_metadata()
-    originals = Originals(manifest.corpus.root, manifest.corpus.kind)
+    corpus = manifest.corpus
+    originals = Originals(corpus.root, corpus.kind, corpus.selection)
     found = complaints(
         lambda row: originals.read_row(images, row),
         range(len(images)), doing="comparing", progress=progress,

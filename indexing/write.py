@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float16, Int64, UInt8
 from msgspec.structs import replace
 from numpy import ndarray
@@ -25,6 +26,7 @@ from indexing.checks import check_encoder, check_whole, describe
 from indexing.compact import join_small_shards
 from indexing.corpus.corpus import Corpus, DecodedBatch
 from indexing.corpus.decoding import DecodePool, Decoders
+from indexing.corpus.selection import Selection
 from indexing.merge import AddReport, merge_addition, merge_build, staged_failures
 from indexing.records import NO_LABEL, RECORDS, Failure
 from indexing.search.gpu import gpu_count
@@ -72,6 +74,8 @@ def build_index(
             manifest = _begin(encoder, corpus)
             remove_index(path)  # what is left of a build that was killed before its first commit
         else:
+            if begun.corpus.selection.rules == 1 and not corpus.is_chosen:
+                corpus = _as_taken(corpus, begun.corpus.selection)
             manifest = _resume(encoder, corpus, path, begun)
         assert manifest.plan is not None
         size = manifest.plan.shard_size
@@ -101,13 +105,14 @@ def add_images(
     """Bring an index up to date with its corpus; see `ImageIndex.add`."""
     check_whole(encoder)
     check_encoder(path, read_finished(path), encoder)
+    corpus = _as_before(corpus, read_finished(path).corpus)
     names = corpus_names(corpus)
     with writer_lock(path):
         before = read_finished(path)
         check_encoder(path, before, encoder)
         now = _updated(path, before.adding or before.corpus, corpus)
         rows = StoredRows(path, before, (*before.shards, *before.staged))
-        _refuse_shared_names(path, before, rows)
+        _refuse_shared_names(path, before, rows, names)
         failures = [(-1, failure) for failure in read_failures(path, before.failure_files)]
         failures += staged_failures(path, before)
         changes = Changes(
@@ -122,8 +127,22 @@ def add_images(
         manifest, todo = replace(before, adding=now), changes.todo
         with progress_of("adding", len(todo), unit="img", shown=progress) as bar:
             manifest = stage.store(manifest, todo, SHARD_SIZE, decoders, bar.update)
-        report = merge_addition(path, before, manifest, names if remove_missing else None)
+        wanted = names if remove_missing else None
+        report = merge_addition(path, before, manifest, wanted, corpus.unlisted)
         return dataclasses.replace(report, generation=join_small_shards(path))
+
+
+def reopen_corpus(record: CorpusRecord, images: str | None = None) -> Corpus:
+    """Open the images of an index once more, to take what was taken when it was built.
+
+    Args:
+        record: What the index knows of them.
+        images: Where they are said to be now; None for where they were.
+    """
+    if images is not None and Path(images).resolve() != Path(record.root):
+        return Corpus.open(images)
+    taken = replace(record.selection, rules=Selection().rules)
+    return Corpus.as_listed(record.root, record.kind, taken)
 
 
 def built_on(encoder: Encoder) -> str:
@@ -150,6 +169,8 @@ def _begin(encoder: Encoder, corpus: Corpus) -> Manifest:
             kind=corpus.kind,
             images=len(corpus),
             class_names=None if class_names is None else tuple(class_names),
+            selection=corpus.selection,
+            left_out=corpus.left_out,
         ),
         shards=(),
         staged=(),
@@ -212,14 +233,46 @@ def _updated(path: Path, old: CorpusRecord, corpus: Corpus) -> CorpusRecord:
     if corpus.class_names is not None:
         known = names or ()
         names = (*known, *(name for name in corpus.class_names if name not in set(known)))
-    return replace(old, images=len(corpus), class_names=names)
+    return replace(
+        old,
+        images=len(corpus),
+        class_names=names,
+        selection=corpus.selection,
+        left_out=corpus.left_out,
+    )
 
 
-def _refuse_shared_names(path: Path, manifest: Manifest, rows: StoredRows) -> None:
-    """Refuse an index in which a name stands for several images, staged ones aside."""
+def _as_before(corpus: Corpus, old: CorpusRecord) -> Corpus:
+    """Take what was taken when the index was built, unless the caller chose something else."""
+    if corpus.is_chosen or not corpus.is_whole:
+        return corpus
+    return _as_taken(
+        corpus,
+        replace(
+            old.selection,
+            labels=old.selection.labels and corpus.labelled,
+            rows=old.selection.rows or corpus.selection.rows,
+            rules=corpus.selection.rules,
+        ),
+    )
+
+
+def _as_taken(corpus: Corpus, selection: Selection) -> Corpus:
+    if selection == corpus.selection:
+        return corpus
+    return Corpus.as_listed(corpus.root, corpus.kind, selection)
+
+
+def _refuse_shared_names(path: Path, manifest: Manifest, rows: StoredRows, names: pa.Array) -> None:
+    """Refuse an index in which a name stands for several images, staged ones aside.
+
+    Names that the corpus no longer has do not matter: its images have others now.
+    """
     searched = sum(shard.metadata.rows for shard in manifest.shards)
     live = live_rows(rows.ids[:searched], rows.removed)
-    refuse_shared_names(rows.metadata.column("path").take(live), f"images in {path}")
+    paths = rows.metadata.column("path").take(live)
+    paths = paths.filter(pc.is_in(paths, value_set=names.cast(paths.type)))
+    refuse_shared_names(paths, f"images in {path}")
 
 
 def _class_numbers(record: CorpusRecord, corpus: Corpus) -> Int64[ndarray, " classes"]:

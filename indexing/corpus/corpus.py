@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -20,17 +21,11 @@ from indexing.corpus.decode_process import DecodeError
 from indexing.corpus.decoding import DecodePool, Decoders
 from indexing.corpus.folder import Folder
 from indexing.corpus.parquet import ParquetFiles
-from indexing.corpus.source import (
-    CONTAINERS,
-    IMAGE_SUFFIXES,
-    Kind,
-    Source,
-    matches,
-    suffix_of,
-)
+from indexing.corpus.selection import LeftOut, Selection, suffix_of
+from indexing.corpus.source import CONTAINERS, Kind, Source, is_folder, matches
 from indexing.corpus.tar import TarArchives
 from indexing.records import NO_LABEL, RECORDS, UNKNOWN, Failure, ImageRecord
-from matvit import Preprocess, is_exhaustion
+from matvit import Preprocess, is_exhaustion, readable_suffixes
 
 _PREFETCHED_BATCHES = 2
 _IMAGES_PER_TASK = 16
@@ -91,27 +86,45 @@ class Corpus:
         source: All images of the place that was opened.
         positions: int64, place in `source` of each image of this corpus.
         labelled: Whether its classes count.
+        is_chosen: Whether it was said what to take; an index that is updated else takes what it
+            took when it was built.
     """
 
     source: Source
     positions: NDArray[np.int64]
     labelled: bool = True
+    is_chosen: bool = False
 
     @classmethod
-    def open(cls, path: str | Path) -> Corpus:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        include: Iterable[str] | None = None,
+        exclude: Iterable[str] | None = None,
+        labels: bool | None = None,
+    ) -> Corpus:
         """Open a folder of images, of Parquet files or of tar archives, or one such file.
 
         Some of a folder's files are named by a pattern, as in `data/train-*.parquet`.
 
+        Args:
+            path: A folder, a file or a pattern.
+            include: Patterns of what to take, such as `["*.jpg", "2020/**"]`; None for all.
+            exclude: Patterns of what to leave out; see `Selection`.
+            labels: False to go on without classes, whatever there may be.
+
         Raises:
             FileNotFoundError: If nothing is at `path`.
-            ValueError: If there is no image, Parquet file or tar archive.
+            ValueError: If there is no image, Parquet file or tar archive, or a pattern is none.
         """
         path = _existing(path)
         kind = _kind_of_folder(path) if path.is_dir() else _kind_of_file(path)
-        if kind == "parquet":
-            return cls._of(ParquetFiles(path))
-        return cls._of(TarArchives(path) if kind == "tar" else Folder(path))
+        selection = Selection.of(include, exclude, labels=labels is not False)
+        source = _SOURCES.get(kind, Folder)(path, selection)
+        return cls._of(
+            source, is_chosen=any(said is not None for said in (include, exclude, labels))
+        )
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Corpus:
@@ -129,8 +142,19 @@ class Corpus:
         return cls._of(TarArchives(_existing(path)))
 
     @classmethod
-    def _of(cls, source: Source) -> Corpus:
-        return cls(source, np.arange(len(source)))
+    def as_listed(cls, root: str | Path, kind: Kind, selection: Selection) -> Corpus:
+        """Open a place once more, to take of it what was taken before.
+
+        Args:
+            root: As the corpus had it.
+            kind: What was found there.
+            selection: What was to be taken.
+        """
+        return cls._of(_SOURCES[kind](_existing(root), selection), is_chosen=True)
+
+    @classmethod
+    def _of(cls, source: Source, *, is_chosen: bool = False) -> Corpus:
+        return cls(source, source.wanted, labelled=source.selection.labels, is_chosen=is_chosen)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -144,6 +168,26 @@ class Corpus:
     def kind(self) -> Kind:
         """What was found there: `"folder"`, `"parquet"` or `"tar"`."""
         return self.source.kind
+
+    @property
+    def selection(self) -> Selection:
+        """What was to be taken of the place."""
+        return msgspec.structs.replace(self.source.selection, labels=self.labelled)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has all images that are to be taken, and not a part of them."""
+        return np.array_equal(self.positions, self.source.wanted)
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What the place holds besides the images that are taken."""
+        return self.source.left_out
+
+    @property
+    def unlisted(self) -> tuple[str, ...]:
+        """Names of folders that could not be listed; see `Source`."""
+        return self.source.unlisted
 
     @property
     def names(self) -> pa.LargeStringArray:
@@ -277,6 +321,12 @@ class Corpus:
         return path, position, size, mtime_ns, digest, width, height, label
 
 
+_SOURCES: dict[str, type[Folder] | type[ParquetFiles] | type[TarArchives]] = {
+    "folder": Folder,
+    "parquet": ParquetFiles,
+    "tar": TarArchives,
+}
+
 _Known = tuple[str, int, int, int, str, int, int, int]  # the fields of RECORDS
 _Outcome = _Known | Failure
 _Pending = tuple[NDArray[np.uint8], int, list[Future[list[_Outcome]]]]
@@ -307,7 +357,7 @@ def _existing(path: str | Path) -> Path:
 def _kind_of_file(path: Path) -> str:
     if path.name.lower().endswith(_COMPRESSED):
         raise ValueError(f"{path} is compressed; unpack it to a plain .tar first")
-    return path.suffix[1:]
+    return suffix_of(path.name)[1:]
 
 
 def _kind_of_folder(path: Path) -> str:
@@ -317,12 +367,15 @@ def _kind_of_folder(path: Path) -> str:
         ValueError: If there is more than one kind.
     """
     found: dict[str, str] = {}
+    images = readable_suffixes()
     with os.scandir(path) as entries:
         for entry in entries:
             suffix = suffix_of(entry.name)
-            if suffix in CONTAINERS and not entry.is_dir():
-                found[suffix[1:]] = f"{path}/*{suffix}"
-            elif suffix in IMAGE_SUFFIXES:
+            if entry.name.startswith("."):
+                continue
+            if suffix in CONTAINERS and not is_folder(entry):
+                found[suffix[1:]] = f"{path}/*{Path(entry.name).suffix}"
+            elif suffix in images:
                 found["image"] = str(path)
     if len(found) < 2:
         return next(iter(found), "folder")

@@ -11,8 +11,11 @@ from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
+from msgspec.structs import replace
 
 from indexing.corpus.corpus import Corpus
+from indexing.corpus.selection import Selection
+from indexing.corpus.source import Kind
 from matvit import is_exhaustion, progress_of, read_file
 
 _READERS = 8  # they wait for the disk more than they compute
@@ -27,12 +30,14 @@ class Originals:
 
     Args:
         root: Where the images were.
-        kind: What was found there: `"folder"`, `"parquet"` or `"tar"`.
+        kind: What was found there.
+        selection: What was taken of it.
     """
 
-    def __init__(self, root: str, kind: str) -> None:
+    def __init__(self, root: str, kind: Kind, selection: Selection = Selection()) -> None:
         self._root = Path(os.path.normpath(root))
-        self._kind = kind
+        self._kind: Kind = kind
+        self._selection = replace(selection, labels=False)
 
     def read(self, path: str, position: int, sha256: str) -> bytes:
         """Return the bytes of one image file.
@@ -90,9 +95,7 @@ class Originals:
 
     @cached_property
     def _corpus(self) -> Corpus:
-        if self._kind == "tar":
-            return Corpus.from_tar(self._root)
-        return Corpus.from_parquet(self._root)
+        return Corpus.as_listed(self._root, self._kind, self._selection)
 
 
 def complaints(

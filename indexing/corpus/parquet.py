@@ -14,16 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from indexing.corpus.labels import Labels, joined, read_labels
+from indexing.corpus.selection import Selection, Sieve
 from indexing.corpus.source import FileStat, Source, files_in
-from indexing.records import NO_LABEL
 from matvit import FileContent, is_exhaustion, modified_ns
 
 _CACHED_ROW_GROUPS = 8
 _CACHED_BYTES = 1 << 28  # one row group is kept even if it is larger
 _TEXT = pa.large_string()
-_MOST_CLASSES = 1 << 20
 _LAYOUT = "expected the Hugging Face layout: image.bytes (binary), image.path, label"
 
 
@@ -37,36 +38,37 @@ class _RowGroup(NamedTuple):
 
 
 class _Listed(NamedTuple):
-    """What a Parquet file says about its images without reading them.
-
-    `class_names` are those that the `datasets` library writes for integer labels.
-    """
+    """What a Parquet file says about its images without reading them."""
 
     groups: list[_RowGroup]
     paths: pa.ChunkedArray | None
-    labels: pa.ChunkedArray | None
-    class_names: list[str] | None
+    labels: Labels | None
 
 
 class ParquetFiles(Source):
-    """Images inside Parquet files, addressed by file, row group and row."""
+    """Images inside Parquet files, addressed by file, row group and row.
+
+    They are called by their `image.path` if that tells all of them apart, else, and where there is
+    none, by file and row.
+    """
 
     kind = "parquet"
 
-    def __init__(self, root: Path) -> None:
-        files = files_in(root, ".parquet")
-        listed = [_list(file) for file in files]
+    def __init__(self, root: Path, selection: Selection = Selection()) -> None:
+        sieve = Sieve(selection)
+        files = files_in(root, ".parquet", sieve)
+        listed = [_list(file, labels=selection.labels) for file in files]
         self._groups = [group for one in listed for group in one.groups]
         self._ends = np.cumsum([group.rows for group in self._groups], dtype=np.int64)
         if not len(self):
             raise ValueError(f"no rows in the Parquet files of {root}")
         self.root = root.resolve()
-        self._paths = _joined([one.paths for one in listed], root)
-        labels = _joined([one.labels for one in listed], root)
-        self.labels, self.class_names = None, None
-        if labels is not None:
-            names = listed[0].class_names
-            self.labels, self.class_names = _classes(labels, names, files[0])
+        self._paths = None if selection.rows else _telling_paths(listed, selection.rules)
+        self.selection = replace(selection, rows=self._paths is None)
+        counts = [sum(group.rows for group in one.groups) for one in listed]
+        self.labels, self.class_names = joined([one.labels for one in listed], counts, root)
+        self._wanted = self._chosen(sieve)
+        self.left_out = sieve.left_out()
         self._lock = Lock()
         self._cached: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
 
@@ -108,6 +110,23 @@ class ParquetFiles(Source):
             images = self._read_group(group)
         return FileContent(images[row].as_py() or b"", mtime_ns)
 
+    @property
+    def wanted(self) -> NDArray[np.int64]:
+        """Rows that the patterns leave."""
+        return self._wanted
+
+    def _chosen(self, sieve: Sieve) -> NDArray[np.int64]:
+        """Look which rows are wanted; a pattern may name a row or the file that it is in."""
+        if not (self.selection.include or self.selection.exclude):
+            return np.arange(len(self))
+        files = (group.file.name for group in self._groups for _ in range(group.rows))
+        names = zip(files, self.names.to_pylist(), strict=True)
+        kept = np.flatnonzero([sieve.wants(f"{file}/{name}") for file, name in names])
+        sieve.exclude(len(self) - len(kept))
+        if not len(kept):
+            raise ValueError(f"the patterns leave none of the {len(self):,} images in {self.root}")
+        return kept
+
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
@@ -141,11 +160,11 @@ class ParquetFiles(Source):
         return column
 
 
-def _list(file: Path) -> _Listed:
+def _list(file: Path, *, labels: bool) -> _Listed:
     """Read all of a file but its images.
 
     Raises:
-        ValueError: If it is not a Parquet file of images.
+        ValueError: If it is not a Parquet file of images, or its labels name no classes.
     """
     with _open_parquet(file) as parquet:
         groups, first = [], 0
@@ -153,9 +172,11 @@ def _list(file: Path) -> _Listed:
             rows = parquet.metadata.row_group(number).num_rows
             groups.append(_RowGroup(file, number, first, rows))
             first += rows
-        has_labels = "label" in parquet.schema_arrow.names
-        labels = parquet.read(columns=["label"]).column("label") if has_labels else None
-        return _Listed(groups, _paths(parquet), labels, _class_names(parquet))
+        found = None
+        if labels and "label" in parquet.schema_arrow.names:
+            column = parquet.read(columns=["label"]).column("label")
+            found = read_labels(column, _class_names(parquet), file)
+        return _Listed(groups, _paths(parquet), found)
 
 
 def _open_parquet(file: Path) -> pq.ParquetFile:
@@ -195,40 +216,13 @@ def _class_names(parquet: pq.ParquetFile) -> list[str] | None:
         return None
 
 
-def _joined(columns: Sequence[pa.ChunkedArray | None], root: Path) -> pa.Array | None:
-    """Put a column of all files together; None if one of them has none."""
-    parts = [column for column in columns if column is not None]
-    if len(parts) < len(columns):
+def _telling_paths(listed: Sequence[_Listed], rules: int) -> pa.Array | None:
+    """Put the paths of all files together; None if some have none or two are the same."""
+    parts = [one.paths for one in listed if one.paths is not None]
+    if len(parts) < len(listed):
         return None
-    if len(kinds := sorted({str(part.type) for part in parts})) > 1:
-        raise ValueError(f"labels in {root} are of types {' and '.join(kinds)}; make them alike")
-    chunks = [chunk for part in parts for chunk in part.chunks]
-    return pa.chunked_array(chunks, parts[0].type).combine_chunks()
-
-
-def _classes(
-    column: pa.Array, names: list[str] | None, file: Path
-) -> tuple[NDArray[np.int64], list[str]]:
-    """Number the classes of a column of labels: text, or integers that `names` names.
-
-    Args:
-        column: Of all files.
-        names: What integers mean; None for their own digits.
-        file: The first file, for messages.
-    """
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        names = sorted(pc.unique(column.drop_null()).to_pylist())
-        place = pc.index_in(column, value_set=pa.array(names, column.type))
-        return np.asarray(place.fill_null(NO_LABEL), dtype=np.int64), names
-    if not pa.types.is_integer(column.type):
-        raise ValueError(f"{file} has labels of type {column.type}; expected integers or text")
-    labels = np.asarray(column.cast(pa.int64()).fill_null(NO_LABEL), dtype=np.int64)
-    if labels.max(initial=NO_LABEL) >= _MOST_CLASSES:
-        raise ValueError(
-            f"{file.parent} has a label of {labels.max():,}; labels number the classes from 0, "
-            f"up to {_MOST_CLASSES:,} of them"
-        )
-    names = names or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
-    if labels.min(initial=0) < NO_LABEL or labels.max(initial=-1) >= len(names):
-        raise ValueError(f"{file.parent} has labels outside its {len(names)} class names")
-    return labels, names
+    paths = pa.chunked_array([chunk for part in parts for chunk in part.chunks], _TEXT)
+    named = paths.filter(pc.greater(pc.binary_length(paths), 0))
+    if rules > 1 and pc.count_distinct(named).as_py() < len(named):
+        return None
+    return paths.combine_chunks()

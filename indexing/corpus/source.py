@@ -6,23 +6,21 @@ need gigabytes.
 
 from __future__ import annotations
 
+import errno
 import os
 from abc import ABC, abstractmethod
-from array import array
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from indexing.corpus.selection import LeftOut, Selection, Sieve, suffix_of
 from indexing.records import NO_LABEL
-from matvit import FileContent
+from matvit import FileContent, readable_suffixes
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".avif", ".jp2", ".ico"}
-)
 CONTAINERS = (".parquet", ".tar")
 
 _NAMES_AT_A_TIME = 1 << 16
@@ -54,15 +52,27 @@ class Source(ABC):
         labels: int64 class index per image, shape (len,), -1 where there is none; None if no
             image has one.
         class_names: What the class indices mean; None where `labels` is None.
+        selection: What was to be taken of the place.
+        left_out: What else is there.
+        unlisted: Names, each with a slash at its end, of folders that could not be listed. They
+            stand among the images: reading one says why.
     """
 
     root: Path
     kind: Kind
     labels: NDArray[np.int64] | None
     class_names: list[str] | None
+    selection: Selection
+    left_out: LeftOut
+    unlisted: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @property
+    def wanted(self) -> NDArray[np.int64]:
+        """Which images the patterns leave."""
+        return np.arange(len(self))
 
     @property
     @abstractmethod
@@ -116,45 +126,55 @@ class NamedSource(Source):
         return str(self._names[index].as_py().decode(errors="replace"))
 
 
-class Listing:
-    """Names of images and their classes, in the order in which they are found."""
+class Names:
+    """Names of images in the order in which they are found."""
 
     def __init__(self) -> None:
         self._names: list[bytes] = []
         self._chunks: list[pa.Array] = []
-        self._labels = array("q")
-        self._number: dict[str, int] = {}
+        self._packed = 0
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return self._packed + len(self._names)
 
-    def number(self, class_name: str) -> int:
-        """Return the number of a class, until `classes` orders them."""
-        return self._number.setdefault(class_name, len(self._number))
-
-    def add(self, name: bytes, label: int = NO_LABEL) -> None:
-        """Add an image; `label` is the number of its class."""
+    def add(self, name: bytes) -> None:
+        """Add one."""
         self._names.append(name)
-        self._labels.append(label)
         if len(self._names) == _NAMES_AT_A_TIME:
             self._pack()
 
-    def relabel(self, first: int, label: int) -> None:
-        """Change the class of the images from `first` on."""
-        for row in range(first, len(self._labels)):
-            self._labels[row] = label
-
-    def names(self) -> pa.LargeBinaryArray:
-        """Names of all images, as bytes."""
+    def array(self) -> pa.LargeBinaryArray:
+        """All of them."""
         self._pack()
         return pa.chunked_array(self._chunks, pa.large_binary()).combine_chunks()
 
-    def classes(
-        self, *, as_numbers: bool = False
+    def _pack(self) -> None:
+        self._chunks.append(pa.array(self._names, pa.large_binary()))
+        self._packed += len(self._names)
+        self._names = []
+
+
+class Classes:
+    """Names of classes, numbered in the order in which they are found, until all are known."""
+
+    def __init__(self) -> None:
+        self._number: dict[str, int] = {}
+
+    def number(self, name: str) -> int:
+        """Return the number of a class."""
+        return self._number.setdefault(name, len(self._number))
+
+    def name(self, number: int) -> str:
+        """Return what the class of a number is called."""
+        return list(self._number)[number]
+
+    def ordered(
+        self, labels: NDArray[np.int64], *, as_numbers: bool = False
     ) -> tuple[NDArray[np.int64] | None, list[str] | None]:
-        """Class of each image, and what the classes are called, sorted.
+        """Number the classes by their sorted names; None if there is no class.
 
         Args:
+            labels: Number of the class of each image, -1 for none.
             as_numbers: Sort names that are all numbers by what they count.
         """
         if not self._number:
@@ -164,37 +184,64 @@ class Listing:
             names.sort(key=int)
         place = np.full(len(names) + 1, NO_LABEL, dtype=np.int64)  # row -1 stays as it is
         place[[self._number[name] for name in names]] = np.arange(len(names))
-        return place[np.array(self._labels, dtype=np.int64)], names
-
-    def _pack(self) -> None:
-        self._chunks.append(pa.array(self._names, pa.large_binary()))
-        self._names = []
+        return place[labels], names
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for an image: by its ending, and not hidden."""
-    return not name.startswith(".") and suffix_of(name) in IMAGE_SUFFIXES
+def told_apart(names: pa.LargeBinaryArray) -> pa.LargeBinaryArray:
+    """Number what is called like something before it, as in `1.jpg`, `1.jpg#2`, `1.jpg#3`."""
+    if pc.count_distinct(names).as_py() == len(names):
+        return names
+    codes = names.dictionary_encode().indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    first = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    before = np.arange(len(codes)) - np.repeat(first, np.diff(first, append=len(codes)))
+    texts = names.to_pylist()
+    for row, count in zip(order[before > 0], before[before > 0], strict=True):
+        texts[row] += b"#%d" % (count + 1)
+    return told_apart(pa.array(texts, pa.large_binary()))
 
 
-def suffix_of(name: str) -> str:
-    """Ending of a file name in small letters, with its dot."""
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 -- ten times as fast
-
-
-def files_in(root: Path, suffix: str) -> list[Path]:
+def files_in(root: Path, suffix: str, sieve: Sieve) -> list[Path]:
     """Return the files of one kind in a folder, or those that a name or pattern stands for.
 
     Raises:
         ValueError: If there is none.
     """
-    files = sorted(root.glob(f"*{suffix}")) if root.is_dir() else matches(root)
+    if not root.is_dir():
+        return matches(root)
+    files = []
+    with os.scandir(root) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if is_folder(entry) and suffix_of(entry.name) != suffix:
+                sieve.pass_over_folder(entry.name)
+            elif entry.name.startswith("."):
+                continue
+            elif suffix_of(entry.name) == suffix:
+                files.append(root / entry.name)
+            else:
+                sieve.pass_over(entry.name)
     if not files:
         raise ValueError(f"no {suffix} files in {root}")
-    return files
+    wanted = [file for file in files if not sieve.excludes(file.name)]
+    if not wanted:
+        raise ValueError(f"the patterns leave none of the {len(files)} {suffix} files in {root}")
+    return wanted
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; not so a link to itself, or to nothing.
+
+    What the system cannot tell at the moment is one, unless it is called like an image: trying to
+    list it will say what is wrong.
+    """
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        return error.errno != errno.ELOOP and suffix_of(entry.name) not in readable_suffixes()
 
 
 def matches(path: Path) -> list[Path]:
     """Return the path itself if it exists, else the files that its pattern names."""
     if path.exists():
         return [path]
-    return sorted(path.parent.glob(path.name)) if path.suffix in CONTAINERS else []
+    return sorted(path.parent.glob(path.name)) if suffix_of(path.name) in CONTAINERS else []

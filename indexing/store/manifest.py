@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from indexing.corpus.selection import LeftOut, Selection
 from indexing.search.request import EXACT, Effort, KindRequest
 from indexing.store.files import LARGEST, Count, StoredFile
-from matvit import SEAL, is_whole, parse_json, sealed
+from matvit import COLOURS, SEAL, is_whole, parse_json, sealed
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 4
@@ -72,19 +73,37 @@ class EncoderRecord(_Part, frozen=True):
 
 
 class PreprocessRecord(_Part, frozen=True):
-    """How images became the input of the encoder."""
+    """How images became the input of the encoder.
+
+    Attributes:
+        spec: Its settings.
+        fingerprint: What must be the same for a query.
+        colours: How colours were read when the index was built; see `matvit.COLOURS`.
+    """
 
     spec: dict[str, Any]
     fingerprint: str
+    colours: Annotated[int, msgspec.Meta(ge=1, le=COLOURS)] = 1
 
 
-class CorpusRecord(_Part, frozen=True):
-    """Where the images came from; `root` is absolute."""
+class CorpusRecord(_Part, frozen=True, omit_defaults=True):
+    """Where the images came from.
+
+    Attributes:
+        root: The place, as an absolute path.
+        kind: What was found there.
+        images: How many were listed.
+        class_names: What their class indices mean; None without classes.
+        selection: What was to be taken.
+        left_out: What else there was.
+    """
 
     root: str
     kind: Literal["folder", "parquet", "tar"]
     images: Count
     class_names: tuple[str, ...] | None
+    selection: Selection = Selection(rules=1)
+    left_out: LeftOut = LeftOut()
 
 
 class SearchRecord(_Part, frozen=True):

@@ -85,13 +85,15 @@ def test_folder_that_cannot_be_listed_is_an_error(photo_folder, monkeypatch):
     scandir = os.scandir
 
     def refused(path):
-        if str(path).endswith("bread"):
+        if Path(path) == photo_folder:
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(folder.os, "scandir", refused)
-    with pytest.raises(PermissionError, match="bread"):
+    with pytest.raises(PermissionError, match="photos"):
         Corpus.open(photo_folder)
+    with pytest.raises(PermissionError, match="photos"):
+        Corpus.from_folder(photo_folder)
 
 
 def test_a_folder_is_read_in_the_order_of_its_names(photo_folder):

@@ -10,14 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from indexing.corpus.originals import Originals
+from indexing.corpus.selection import Selection
 
 
 def digest(data):
     return hashlib.sha256(data).hexdigest()
 
 
-def originals(root, kind="folder"):
-    return Originals(str(root), kind)
+def originals(root, kind="folder", **selected):
+    return Originals(str(root), kind, Selection(**selected))
 
 
 @pytest.fixture
@@ -65,14 +66,16 @@ def parquet(tmp_path):
 
 
 def test_image_of_a_parquet_file_is_read_by_its_position(parquet):
-    reader = originals(parquet, "parquet")
+    reader = originals(parquet, "parquet", rules=1)
     assert reader.read("same.png", 0, digest(b"one")) == b"one"
     assert reader.read("same.png", 1, digest(b"two")) == b"two"
+    reader = originals(parquet, "parquet")
+    assert reader.read("images.parquet#1", 1, digest(b"two")) == b"two"
 
 
 def test_row_that_holds_another_image_now_is_refused(parquet):
     with pytest.raises(ValueError, match=r"same.png in .* has changed"):
-        originals(parquet, "parquet").read("same.png", 1, digest(b"one"))
+        originals(parquet, "parquet", rules=1).read("same.png", 1, digest(b"one"))
 
 
 def test_row_that_is_gone_is_named(parquet):

@@ -37,13 +37,29 @@ def test_parquet_rows_that_moved_keep_their_ids(photos, tmp_path, embedded):
 
 
 def test_names_that_are_shared_cannot_be_told_apart(photos, tmp_path):
-    data = (photos / "apple/0.png").read_bytes()
-    images = [{"bytes": data, "path": "same.png"}] * 2
-    pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet")
-    corpus = Corpus.open(tmp_path / "x.parquet")
+    corpus = Corpus.open(photos)
     index = ImageIndex.build(ToyEncoder(), corpus, tmp_path / "x.index")
-    with pytest.raises(ValueError, match=r"several images in .* are called 'same.png'"):
-        index.add(ToyEncoder(), corpus)
+    with pytest.raises(ValueError, match=r"several images in .* are called 'apple/0.png'"):
+        index.add(ToyEncoder(), corpus.subset([0, 0]))
+
+
+def test_rows_that_share_a_path_are_called_by_file_and_row_and_can_be_updated(photos, tmp_path):
+    def write(*paths):
+        images = [{"bytes": (photos / path).read_bytes(), "path": "image.jpg"} for path in paths]
+        pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet")
+        os.utime(tmp_path / "x.parquet", ns=(1, len(paths)))
+        return Corpus.open(tmp_path / "x.parquet")
+
+    index = ImageIndex.build(
+        ToyEncoder(), write("apple/0.png", "cheese/1.png"), tmp_path / "x.index"
+    )
+    assert index.paths == ["x.parquet#0", "x.parquet#1"]
+    index = index.add(ToyEncoder(), write("apple/0.png", "cheese/1.png", "cheese/3.png"))
+    assert counts(index.report) == {"added": 1, "unchanged": 2}
+    assert index.image_bytes(2) == (photos / "cheese/3.png").read_bytes()
+    index = index.add(ToyEncoder(), write("apple/0.png"), remove_missing=True)
+    assert index.paths == ["x.parquet#0"]  # still by row, though paths would do now
+    assert counts(index.report) == {"removed": 2, "unchanged": 1}
 
 
 def test_second_writer_is_refused_whatever_it_wants(index, photos, add_all):
@@ -82,12 +98,12 @@ def test_archives_may_hold_the_same_names_and_a_new_one_is_all_that_is_embedded(
     assert counts(index.report) == {"unchanged": 2}
 
 
-def test_name_that_is_twice_in_one_archive_is_refused_by_an_addition(photos, tmp_path):
+def test_name_that_is_twice_in_one_archive_is_told_apart(photos, tmp_path):
     archive(tmp_path / "a.tar", photos / "apple/0.png", photos / "apple/0.png")
     corpus = Corpus.open(tmp_path / "a.tar")
     index = ImageIndex.build(ToyEncoder(), corpus, tmp_path / "twice.index")
-    with pytest.raises(ValueError, match=r"several images in .* are called 'a.tar/0.png'"):
-        index.add(ToyEncoder(), corpus)
+    assert index.paths == ["a.tar/0.png", "a.tar/0.png#2"]
+    assert counts(index.add(ToyEncoder(), corpus).report) == {"unchanged": 2}
 
 
 def test_processes_serve_all_shards_and_change_nothing(photos, index, tmp_path, monkeypatch):
