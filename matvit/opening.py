@@ -11,9 +11,9 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from threading import Condition, Lock
 from types import TracebackType
@@ -34,8 +34,7 @@ MAX_MEMORY = 1_000_000_000
 """Bytes that may be taken up by decoding, by all threads together; what needs more is refused."""
 
 _SUFFIXES = {  # of formats worth trusting with unknown files (no EPS: it starts an interpreter)
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "MPO": (".mpo",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png",),
     "WEBP": (".webp",),
     "GIF": (".gif",),
@@ -335,7 +334,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // width)
     is_plain = image.mode == "RGB" and "transparency" not in image.info
-    if is_plain and _transform(profile, "RGB") is None:
+    if is_plain and _to_srgb(profile, "RGB") is None:
         return image
     if height <= rows:
         return _strip_to_rgb(image, profile)
@@ -354,17 +353,17 @@ def _strip_to_rgb(image: Image.Image, profile: bytes) -> Image.Image:
     has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
     if has_alpha or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        if image.mode in ("L", "LA") and (gray := _transform(profile, "L")) is not None:
+        if image.mode in ("L", "LA") and (gray := _to_srgb(profile, "L")) is not None:
             alpha = rgba.getchannel("A")
-            rgba = gray.apply(rgba.getchannel("R")).convert("RGBA")
+            rgba = gray(rgba.getchannel("R")).convert("RGBA")
             rgba.putalpha(alpha)
-        elif (colours := _transform(profile, "RGBA")) is not None:
-            rgba = colours.apply(rgba)
+        elif (colours := _to_srgb(profile, "RGBA")) is not None:
+            rgba = colours(rgba)
         return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
     if image.mode not in _PROFILES:
         image = image.convert("RGB")
-    transform = _transform(profile, image.mode)
-    return image.convert("RGB") if transform is None else transform.apply(image)
+    convert = _to_srgb(profile, image.mode)
+    return image.convert("RGB") if convert is None else convert(image)
 
 
 def _from_floats(values: NDArray[Any]) -> Image.Image:
@@ -375,8 +374,11 @@ def _from_floats(values: NDArray[Any]) -> Image.Image:
     return Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
 
 
+_Conversion = Callable[[Image.Image], Image.Image]
+
+
 @lru_cache(maxsize=32)
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+def _to_srgb(profile: bytes, mode: str) -> _Conversion | None:
     """What turns the colours of a profile into sRGB.
 
     Args:
@@ -391,15 +393,23 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         out = "RGBA" if mode == "RGBA" else "RGB"
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, out)
-        palette = _palette(mode)
-        changed = np.asarray(transform.apply(palette), dtype=np.int16)
+        # What makes it fast makes it coarse in the shadows of gray, for which there is a table.
+        how = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
+        srgb = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(source, srgb, mode, out, flags=how)
+        changed = transform.apply(palette := _palette(mode))
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
-    if mode == "CMYK":
-        return transform
-    plain = np.asarray(palette.convert(out), dtype=np.int16)
-    return transform if np.abs(changed - plain).max() > _SRGB_LEVELS else None
+    difference = np.asarray(changed, dtype=np.int16) - np.asarray(palette.convert(out))
+    if mode != "CMYK" and np.abs(difference).max() <= _SRGB_LEVELS:
+        return None
+    return partial(_by_table, table=changed.tobytes()) if mode == "L" else transform.apply
+
+
+def _by_table(gray: Image.Image, table: bytes) -> Image.Image:
+    coloured = gray.copy()
+    coloured.putpalette(table)
+    return coloured.convert("RGB")
 
 
 def _palette(mode: str) -> Image.Image:
