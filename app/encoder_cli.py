@@ -17,7 +17,10 @@ from app.output import exit_with_failures, say, show, show_json
 from matvit import conversion, training
 
 _REPORT, _DATABASE = "report.json", 5000
-RECIPES = ("joint64", "plain32", "joint-after-plain", "align", "apart-s", "plain-gpu", "align-gpu")
+RECIPES = (
+    "joint64", "plain32", "joint-after-plain", "align", "apart-s", "plain-gpu", "align-gpu",
+    "distill64", "distill-gpu",
+)  # fmt: skip
 """Named again for `--help`, which does not wait for torch."""
 
 _STAGES = {"cut": "cut as it is", "reordered": "reordered", "trained": "trained"}
@@ -48,9 +51,28 @@ def train(
     init: Annotated[
         str | None, typer.Option(help="Encoder whose weights to start from [default: none].")
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Network to learn from: timm model, encoder, or ONNX file [default: none].",
+        ),
+    ] = None,
+    teacher_weights: Annotated[
+        Path | None, typer.Option(help="File with the weights of that timm model.")
+    ] = None,
+    teacher_size: Annotated[
+        int | None, typer.Option(min=1, metavar="PX", help="Side of the input of the teacher.")
+    ] = None,
+    no_labels: Annotated[
+        bool, typer.Option("--no-labels", help="Learn from the teacher alone.")
+    ] = False,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Folder to keep decoded images in, on disk [default: in memory]."),
+        typer.Option(
+            help="Folder to keep decoded images in, on disk, and what a teacher says of them "
+            "[default: in memory, and in the folder of the encoder]."
+        ),
     ] = None,
     decode_size: Annotated[
         int | None,
@@ -74,20 +96,33 @@ def train(
         bad_usage(error)
     if chosen.needs_init and init is None:
         bad_usage(ValueError(f"recipe {recipe} goes on from an encoder; name it with --init"))
+    options = teacher_weights is not None or teacher_size is not None or no_labels
+    _check_teacher(chosen, teacher, with_options=options)
     processes = training.Processes.launched()
     if processes.leads:
         training.check_run_folder(out, resume=resume)
     spec = chosen.preprocess()
     stored = spec if decode_size is None else replace(spec, img_size=decode_size)
-    images = _decoded(data, stored, cache=cache, progress=processes.leads)
+    taught_by = None
+    if teacher is not None:
+        where = matvit.resolve_device(device.value)
+        taught_by = training.open_teacher(
+            teacher, weights=teacher_weights, img_size=teacher_size, device=where
+        )
+    corpus = indexing.Corpus.open(data)
+    # A set without labels is fine where there is a teacher.
+    labels = not no_labels and (taught_by is None or corpus.labels is not None)
+    images = training.LabelledPixels.load(
+        corpus, stored, labels=labels, cache=cache, progress=processes.leads
+    )
     chosen = training.of_length(chosen, len(images), epochs=epochs, max_steps=max_steps)
     held_out = None
     if validation is not None:
         held_out = _decoded(validation, spec, cache=cache, progress=processes.leads)
     training.train(
         chosen, images, out, validation=held_out, seed=seed, device=device.value,
-        init=load(init, Device.CPU) if init else None, workers=workers,
-        evaluate_every=evaluate_every, resume=resume, progress=processes.leads,
+        init=load(init, Device.CPU) if init else None, teacher=taught_by, cache=cache,
+        workers=workers, evaluate_every=evaluate_every, resume=resume, progress=processes.leads,
     )  # fmt: skip
     if not processes.leads:
         return
@@ -177,6 +212,23 @@ def _decoded(
 ) -> training.LabelledPixels:
     """Decode a folder of images, Parquet or tar files, to be trained on."""
     return training.LabelledPixels.load(indexing.Corpus.open(images), preprocess, **how)
+
+
+def _check_teacher(recipe: Any, teacher: str | None, *, with_options: bool) -> None:  # noqa: ANN401
+    """Refuse a recipe without its teacher, a teacher that nobody asks, and options without one."""
+    if recipe.distills and teacher is None:
+        bad_usage(ValueError(f"recipe {recipe.name} learns from a teacher; name it with --teacher"))
+    if teacher is not None and not recipe.distills:
+        bad_usage(
+            ValueError(
+                f"recipe {recipe.name} learns from no teacher; leave --teacher out, or take a "
+                "recipe that distils, such as distill64"
+            )
+        )
+    if teacher is None and with_options:
+        bad_usage(
+            ValueError("--teacher-weights, --teacher-size and --no-labels go with --teacher NAME")
+        )
 
 
 def _find_encoder(source: str, img_size: int | None = None) -> matvit.MatViT:

@@ -1,6 +1,7 @@
-"""Train an encoder through several recipes, each going on from the one before, and judge it.
+r"""Train an encoder through several recipes, each going on from the one before, and judge it.
 
-    python benchmarks/ship.py --data DATA --work WORK --chain plain-gpu align-gpu
+    python benchmarks/ship.py --data DATA --work WORK --chain distill-gpu \
+        --teacher tf_efficientnet_lite2 [--teacher-weights FILE] --teacher-size 192
 
 Needs nothing but `matvit` and its dependencies (no FAISS), so it runs wherever there is a GPU.
 Run it again after an interruption, and it goes on. Leaves the encoder in WORK/shipped, stored
@@ -22,7 +23,7 @@ from recipes import measure
 
 from indexing import Corpus
 from matvit import MatViT, embed, resolve_device, trained_sizes
-from matvit.training import LabelledPixels, recipe, train
+from matvit.training import LabelledPixels, Teacher, open_teacher, recipe, train
 from matvit.training.recipes import RECIPES
 
 
@@ -35,6 +36,9 @@ def main() -> None:
     parser.add_argument("--name", default="shipped", help="name of the encoder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--teacher", help="for recipes that distil; see `matvit train`")
+    parser.add_argument("--teacher-weights", type=Path)
+    parser.add_argument("--teacher-size", type=int)
     parser.add_argument("--database", type=int, default=100_000)
     given = parser.parse_args()
 
@@ -42,13 +46,24 @@ def main() -> None:
     images = LabelledPixels.load(Corpus.open(given.data / "train-*.parquet"), preprocess)
     queries = LabelledPixels.load(Corpus.open(given.data / "val-*.parquet"), preprocess)
     start = time.perf_counter()
-    encoder = _train(given.chain, images, given.work, given.seed, given.device)
+    teacher = None
+    if given.teacher is not None:
+        teacher = open_teacher(
+            given.teacher, weights=given.teacher_weights, img_size=given.teacher_size,
+            device=resolve_device(given.device),
+        )  # fmt: skip
+    encoder = _train(given.chain, images, teacher, given.work, given.seed, given.device)
     seconds = time.perf_counter() - start
     encoder.name = given.name
     encoder.save(
         given.work / "shipped",
         dtype=torch.float16,
-        training={"chain": given.chain, "seed": given.seed, "classes": images.class_names},
+        training={
+            "chain": given.chain,
+            "teacher": given.teacher,
+            "seed": given.seed,
+            "classes": images.class_names,
+        },
     )
     shipped = MatViT.load(given.work / "shipped", device=resolve_device(given.device))
     known = queries.with_classes(images.class_names)
@@ -57,6 +72,7 @@ def main() -> None:
         {
             **provenance("python benchmarks/ship.py " + without_paths(sys.argv[1:])),
             "chain": given.chain,
+            "teacher": given.teacher,
             "seed": given.seed,
             "seconds_of_this_run": round(seconds, 1),
             "fingerprint": shipped.fingerprint,
@@ -66,7 +82,14 @@ def main() -> None:
     )
 
 
-def _train(chain: list[str], images: LabelledPixels, work: Path, seed: int, device: str) -> MatViT:
+def _train(
+    chain: list[str],
+    images: LabelledPixels,
+    teacher: Teacher | None,
+    work: Path,
+    seed: int,
+    device: str,
+) -> MatViT:
     """Run the recipes of a chain that are not finished yet."""
     encoder: MatViT | None = None
     for number, name in enumerate(chain):
@@ -77,6 +100,7 @@ def _train(chain: list[str], images: LabelledPixels, work: Path, seed: int, devi
         chosen = recipe(name)
         encoder = train(
             chosen, images, out, seed=seed, device=device, init=encoder,
+            teacher=teacher if chosen.distills else None, cache=work / "answers",
             resume=(out / "state.pt").exists(), progress=sys.stderr.isatty(),
         ).cpu()  # fmt: skip
     assert encoder is not None

@@ -75,7 +75,7 @@ def from_timm(
         ValueError: If there is no such model, it has no pretrained weights, or it cannot be
             represented; the message says why.
     """
-    vit = _create(source, pretrained, img_size) if isinstance(source, str) else source
+    vit = create_timm(source, pretrained, img_size) if isinstance(source, str) else source
     config = config_of(vit)
     assert isinstance(vit, VisionTransformer)
     if {p.dtype for p in vit.parameters()} != {torch.float32}:
@@ -151,7 +151,12 @@ def preprocess_of(vit: nn.Module) -> Preprocess:
     )
 
 
-def _create(name: str, pretrained: bool, img_size: int | None) -> nn.Module:
+def create_timm(name: str, pretrained: bool, img_size: int | None) -> nn.Module:
+    """Create a timm model, with its trained weights or without.
+
+    Raises:
+        ValueError: If there is no such model, or its weights cannot be had.
+    """
     # timm itself would only log a warning, and go on with random weights.
     if pretrained and timm.is_model(name) and not timm.is_model_pretrained(name):
         raise ValueError(f"timm has no pretrained weights for {name!r}; see timm.list_pretrained()")

@@ -4,3 +4,5 @@ from .recipes import of_length as of_length
 from .recipes import recipe as recipe
 from .run import check_run_folder as check_run_folder
 from .run import train as train
+from .teacher import Teacher as Teacher
+from .teachers import open_teacher as open_teacher

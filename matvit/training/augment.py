@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
-from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, one_hot
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 
@@ -21,6 +21,7 @@ def augment(
     grayscale: float = 0.0,
     generator: Generator,
     part: tuple[int, int] | None = None,
+    crops: Float[Tensor, "batch 2 3"] | None = None,
 ) -> Float[Tensor, "batch 3 size size"]:
     """Crop at random, flip at random, vary brightness, contrast and colour, resize.
 
@@ -33,36 +34,71 @@ def augment(
         generator: Source of randomness, on the CPU.
         part: If these images are only a part of a batch, the place of the first of them and the
             number of images in the batch; each is then changed as it would be in the whole.
+        crops: What to crop and flip, as `random_crops` returns it; None draws it.
 
     Returns:
         Pixels on the scale 0..255.
+    """
+    start, batch = part or (0, len(images))
+    draws = _Draws(generator, batch, slice(start, start + len(images)))
+    resized = crop(images, _crops(draws, min_area) if crops is None else crops, size)
+    return _drop_color(_jitter(resized, jitter, draws), grayscale, draws)
+
+
+def random_crops(count: int, min_area: float, generator: Generator) -> Float[Tensor, "count 2 3"]:
+    """Draw crops for `crop`, half of them mirrored.
 
     References:
         Random-size crops with an aspect ratio of 3/4 to 4/3: Going Deeper with Convolutions,
         section 6. https://arxiv.org/abs/1409.4842
     """
-    start, batch = part or (0, len(images))
-    draws = _Draws(generator, batch, slice(start, start + len(images)))
-    theta = _random_crops(draws, min_area).to(images.device)
+    return _crops(_Draws(generator, count, slice(0, count)), min_area)
+
+
+def crop(
+    images: UInt8[Tensor, "batch 3 height width"],
+    crops: Float[Tensor, "batch 2 3"],
+    size: int,
+    mode: str = "bilinear",
+) -> Float[Tensor, "batch 3 size size"]:
+    """Cut a part out of every image and resize it.
+
+    Args:
+        images: Pixels 0..255.
+        crops: Affine maps from output to input coordinates, which go from -1 to 1.
+        size: Side of the output in pixels.
+        mode: `bilinear` or `bicubic`; the latter overshoots at edges.
+    """
     # Sample finely and average, or shrinking would alias.
     oversample = max(1, round(images.shape[-1] / size))
     shape = [len(images), 3, size * oversample, size * oversample]
-    grid = affine_grid(theta, shape, align_corners=False)
-    cropped = grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
-    resized = avg_pool2d(cropped, oversample) if oversample > 1 else cropped
-    return _drop_color(_jitter(resized, jitter, draws), grayscale, draws)
+    grid = affine_grid(crops.to(images.device), shape, align_corners=False)
+    cropped = grid_sample(images.float(), grid, mode, "reflection", align_corners=False)
+    return avg_pool2d(cropped, oversample) if oversample > 1 else cropped
+
+
+class Mix(NamedTuple):
+    """How the images of a batch were mixed: each with its neighbour.
+
+    Attributes:
+        kept: Share of an image that is its own.
+    """
+
+    kept: float
+
+    def __call__(self, targets: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """Mix what belongs to the images as they were mixed."""
+        return targets * self.kept + targets[_partners(targets)] * (1 - self.kept)
 
 
 def mix_images(
     images: Float[Tensor, "batch 3 height width"],
-    labels: Int[Tensor, "batch"],
-    classes: int,
     *,
     mixup: float,
     cutmix: float,
     generator: Generator,
-) -> tuple[Float[Tensor, "batch 3 height width"], Float[Tensor, "batch classes"]]:
-    """Mix every image with its neighbour in the batch, and their classes alike.
+) -> tuple[Float[Tensor, "batch 3 height width"], Mix]:
+    """Mix every image with its neighbour in the batch.
 
     The first image is mixed with the second, the third with the fourth and so on, so that any
     even slice of a batch can be mixed on its own; the last image of an odd batch stays as it is.
@@ -70,31 +106,30 @@ def mix_images(
 
     Args:
         images: Pixels.
-        labels: Class indices.
-        classes: How many classes there are.
         mixup: Both parameters of the beta distribution that blends two images; 0 for never.
         cutmix: The same for the share of a rectangle cut from the other image; 0 for never.
         generator: Source of randomness, on the CPU.
 
     Returns:
-        Mixed pixels, and the share of each class in them.
+        Mixed pixels, and how to mix their classes alike.
 
     References:
         mixup: Beyond empirical risk minimization. https://arxiv.org/abs/1710.09412
         CutMix, section 3.1. https://arxiv.org/abs/1905.04899
     """
-    targets = one_hot(labels, classes).float()
     if not mixup and not cutmix:
-        return images, targets
+        return images, Mix(1.0)
     cuts = bool(cutmix) and (not mixup or torch.rand(1, generator=generator).item() < 0.5)
-    kept = _beta(cutmix if cuts else mixup, generator)
-    partner = torch.arange(len(images), device=images.device) ^ 1
-    partner = partner.clamp(max=len(images) - 1)
-    if cuts:
-        images, kept = _paste(images, images[partner], kept, generator)
-    else:
-        images = images * kept + images[partner] * (1 - kept)
-    return images, targets * kept + targets[partner] * (1 - kept)
+    mix = Mix(_beta(cutmix if cuts else mixup, generator))
+    if not cuts:
+        return mix(images), mix
+    images, kept = _paste(images, images[_partners(images)], mix.kept, generator)
+    return images, Mix(kept)
+
+
+def _partners(batch: Tensor) -> Int[Tensor, "batch"]:
+    """Row of each image's neighbour; the last of an odd batch is its own."""
+    return (torch.arange(len(batch), device=batch.device) ^ 1).clamp(max=len(batch) - 1)
 
 
 def _paste(
@@ -130,8 +165,7 @@ def _drop_color(
     return torch.where(chosen.view(-1, 1, 1, 1), gray, images)
 
 
-def _random_crops(draws: _Draws, min_area: float) -> Float[Tensor, "count 2 3"]:
-    """Affine maps from output to input coordinates, half of them mirrored."""
+def _crops(draws: _Draws, min_area: float) -> Float[Tensor, "count 2 3"]:
     area = draws.uniform(min_area, 1.0)
     aspect = draws.uniform(math.log(3 / 4), math.log(4 / 3)).exp()
     width = (area * aspect).sqrt().clamp(max=1)

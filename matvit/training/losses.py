@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax, normalize
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize
 
 from matvit.model import MatViT
 from matvit.submodel import Submodel
+from matvit.training.recipes import Phase
+
+_TEMPERATURE = 0.1
 
 
 def joint_cross_entropy(
@@ -62,7 +66,7 @@ def alignment(
     weights: Sequence[float],
     *,
     neighbour_weight: float = 0.0,
-    temperature: float = 0.1,
+    temperature: float = _TEMPERATURE,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "submodels"]]:
     """Distance of several submodels' embeddings from the vectors a database holds.
 
@@ -96,27 +100,106 @@ def alignment(
     return _weigh(losses, weights)
 
 
+def distillation(
+    model: MatViT,
+    images: Float[Tensor, "batch 3 height width"],
+    labels: Float[Tensor, "batch classes"],
+    lesson: Lesson,
+    submodels: Sequence[Submodel],
+    weights: Sequence[float],
+    *,
+    terms: Phase,
+    head: nn.Linear | None = None,
+    bank: Float[Tensor, "bank dim"] | None = None,
+    label_smoothing: float = 0.0,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "submodels"]]:
+    """Distance of several submodels from labels and from what a teacher says.
+
+    Args:
+        model: What is trained.
+        images: Normalised images.
+        labels: Shares of classes; of a single class they teach nothing.
+        lesson: What the teacher says about these images.
+        submodels: Sizes trained.
+        weights: Weight of each size.
+        terms: How much labels, scores, vectors and neighbours weigh.
+        head: Maps vectors to the teacher's classes; without, its scores are left out.
+        bank: Vectors of the teacher's that are neighbours in every batch.
+        label_smoothing: Share of the target spread over all classes.
+
+    Returns:
+        The weighted mean over the submodels, and each submodel's own loss (detached).
+
+    Raises:
+        ValueError: If there is not one positive weight per submodel.
+
+    References:
+        Class scores of a larger network as targets: Distilling the knowledge in a neural network,
+        section 2. https://arxiv.org/abs/1503.02531
+        Similarities to a bank of images: SEED, section 3.2. https://arxiv.org/abs/2101.04731
+    """
+    _check_weights(submodels, weights)
+    vectors = model.vectors(images, submodels)
+    losses = torch.zeros(len(submodels), device=vectors.device)
+    if terms.label_weight:
+        scores = model.classify(vectors).float()
+        entropy = [cross_entropy(each, labels, label_smoothing=label_smoothing) for each in scores]
+        losses = losses + terms.label_weight * torch.stack(entropy)
+    if terms.score_weight and head is not None and lesson.shares is not None:
+        found = log_softmax(head(vectors).float(), dim=-1)
+        divergence = kl_div(found, lesson.shares.expand_as(found), reduction="none")
+        losses = losses + terms.score_weight * divergence.sum(dim=-1).mean(dim=1)
+    unit = normalize(vectors.float(), dim=-1)
+    if terms.vector_weight:
+        losses = losses + terms.vector_weight * (
+            1 - (unit * lesson.vectors).sum(dim=-1).mean(dim=1)
+        )
+    if terms.neighbour_weight:
+        divergence = neighbour_divergence(unit, lesson.vectors, _TEMPERATURE, bank)
+        losses = losses + terms.neighbour_weight * divergence
+    return _weigh(losses, weights)
+
+
+class Lesson(NamedTuple):
+    """What a teacher says about the images of a batch, mixed as they are.
+
+    Attributes:
+        vectors: Of length one, in the dimensions of the encoder that is trained.
+        shares: Probability of each of its classes; None if it knows none.
+    """
+
+    vectors: Float[Tensor, "batch dim"]
+    shares: Float[Tensor, "batch classes"] | None
+
+    def part(self, rows: slice) -> Lesson:
+        """Return what it says about some of the images."""
+        return Lesson(self.vectors[rows], None if self.shares is None else self.shares[rows])
+
+
 def neighbour_divergence(
     vectors: Float[Tensor, "submodels batch dim"],
     targets: Float[Tensor, "batch dim"],
     temperature: float,
+    bank: Float[Tensor, "bank dim"] | None = None,
 ) -> Float[Tensor, "submodels"]:
     """How differently queries and database vectors see their neighbours in the batch.
 
     Each image asks the database vectors of the other images; the similarities become a
     distribution over them, once with the image's own database vector and once with its query
     vector. The result is the Kullback-Leibler divergence of the two, in nats, averaged over the
-    images: zero where a query ranks and scores the others just as the database vector does.
+    images: zero where a query ranks and scores the others just as the database vector does. With
+    a bank, its vectors are further neighbours of every image.
 
     References:
         Contextual similarity distillation for asymmetric image retrieval, section 3.3 (there
         over the nearest neighbours in the database). CVPR 2022.
     """
-    itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
+    others = targets if bank is None else torch.cat([targets, bank])
+    itself = torch.eye(len(targets), len(others), dtype=torch.bool, device=targets.device)
     # In bfloat16 the rounding of similarities would be larger than their differences.
     with torch.autocast(targets.device.type, enabled=False):
-        wanted = (targets @ targets.T / temperature).masked_fill(itself, -torch.inf)
-        given = (vectors @ targets.T / temperature).masked_fill(itself, -torch.inf)
+        wanted = (targets @ others.T / temperature).masked_fill(itself, -torch.inf)
+        given = (vectors @ others.T / temperature).masked_fill(itself, -torch.inf)
     # An image's similarity to itself is left out of both, as a finite zero: -inf - -inf is NaN.
     log_wanted = log_softmax(wanted, dim=-1).masked_fill(itself, 0.0)
     log_given = log_softmax(given, dim=-1).masked_fill(itself, 0.0)

@@ -33,12 +33,20 @@ class Phase:
         sampled: Train one of the sizes in each step, drawn with probabilities in proportion to
             `weights`, instead of all of them.
         objective: `"classify"` is cross-entropy on labels; `"align"` draws the embeddings of all
-            sizes to those of the teacher at its full size. The teacher never changes; it is the
-            encoder that the run started from unless another one is named.
-        neighbour_weight: When aligning, weight of the neighbours' divergence beside 1 - cosine.
-        micro_batch: Images per forward pass; gradients of a step are added up over them. This
-            decides speed and memory, the draws of stochastic depth, and among how many images
-            `neighbour_weight` looks for neighbours.
+            sizes to those of one encoder at its full size: of the one that is named, of the one
+            that the run started from if it does nothing but align, else of the averaged encoder
+            where aligning begins. It never changes. `"distill"` learns from what another network
+            said about the images (see `matvit.training.teacher`).
+        label_weight: When distilling, weight of the cross-entropy on labels.
+        score_weight: When distilling, weight of the divergence from the teacher's class scores.
+        vector_weight: When distilling, weight of 1 - cosine to the teacher's vectors.
+        neighbour_weight: Weight of the neighbours' divergence beside 1 - cosine; when distilling,
+            4,096 vectors of the teacher's are among the neighbours.
+        resolutions: Sides of the input, each with its share of the steps, which draw one; empty
+            is `img_size` in all of them.
+        micro_batch: Images per forward pass at `img_size`; gradients of a step are added up over
+            them. This decides speed and memory, the draws of stochastic depth, and among how many
+            images `neighbour_weight` looks for neighbours.
     """
 
     epochs: float
@@ -46,8 +54,12 @@ class Phase:
     sizes: tuple[str, ...] = ("S", "M", "L", "XL")
     weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     sampled: bool = False
-    objective: Literal["classify", "align"] = "classify"
+    objective: Literal["classify", "align", "distill"] = "classify"
+    label_weight: float = 1.0
+    score_weight: float = 1.0
+    vector_weight: float = 1.0
     neighbour_weight: float = 0.0
+    resolutions: tuple[tuple[int, float], ...] = ()
     micro_batch: int = 128
 
     def __post_init__(self) -> None:
@@ -56,8 +68,10 @@ class Phase:
                 f"a phase needs one weight above 0 for each of its sizes {list(self.sizes)}, "
                 f"got {list(self.weights)}"
             )
-        if self.objective not in ("classify", "align"):
-            raise ValueError(f"objective must be classify or align, got {self.objective!r}")
+        if self.objective not in ("classify", "align", "distill"):
+            raise ValueError(
+                f"objective must be distill, classify or align, got {self.objective!r}"
+            )
         if self.epochs <= 0 or self.micro_batch < 1 or self.neighbour_weight < 0:
             raise ValueError(
                 "epochs must be above 0, micro_batch at least 1 and neighbour_weight at least 0, "
@@ -65,6 +79,21 @@ class Phase:
             )
         if self.neighbour_weight and self.micro_batch < 2:
             raise ValueError("neighbour_weight needs a micro_batch of at least 2, got 1")
+        lessons = (self.label_weight, self.score_weight, self.vector_weight)
+        if min(lessons) < 0 or not any((*lessons, self.neighbour_weight)):
+            raise ValueError(
+                "label_weight, score_weight and vector_weight must be at least 0, one of them "
+                f"above, got {lessons}"
+            )
+        if any(side < 1 or share <= 0 for side, share in self.resolutions):
+            raise ValueError(
+                f"resolutions are sides with shares above 0, got {list(self.resolutions)}"
+            )
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Every side that the input may have, in pixels."""
+        return tuple(side for side, _ in self.resolutions) or (self.img_size,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +109,8 @@ class Recipe:
         weight_decay: Applied to matrices only, not to biases, norms and embeddings.
         layer_decay: Learning rate of each layer, as a share of the next one's.
         warmup_steps: Steps of linear warm-up; a cosine to zero follows.
+        cooldown: Instead of the cosine: the rate stays at its peak, and falls in a straight line
+            to zero over this last share of the steps.
         label_smoothing: Of the cross-entropy.
         clip_norm: Largest gradient norm.
         drop_path_rate: Stochastic depth.
@@ -88,6 +119,10 @@ class Recipe:
         grayscale: Share of the images that lose their colour.
         mixup: Parameter of mixup's beta distribution; 0 for no mixup.
         cutmix: The same for CutMix; with both, each step draws one.
+        views: When distilling, how many views of each image the teacher is asked about: the whole
+            of it, then random crops, half of them mirrored. Each epoch shows one of them.
+        whitening: When distilling, to what power of their deviation the principal components of
+            the teacher's vectors are divided: 0 keeps cosines, 1 makes all directions equal.
         ema_decay: Decay of the averaged weights, which are the ones that are kept.
         needs_init: Whether it goes on from the weights of another encoder.
     """
@@ -100,6 +135,7 @@ class Recipe:
     weight_decay: float = 0.05
     layer_decay: float = 1.0
     warmup_steps: int = 200
+    cooldown: float | None = None
     label_smoothing: float = 0.1
     clip_norm: float = 1.0
     drop_path_rate: float = 0.0
@@ -108,6 +144,8 @@ class Recipe:
     grayscale: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    views: int = 4
+    whitening: float = 0.25
     ema_decay: float = 0.999
     needs_init: bool = False
 
@@ -116,11 +154,30 @@ class Recipe:
             raise ValueError(
                 f"mixup and cutmix must be at least 0, got {self.mixup} and {self.cutmix}"
             )
+        if self.cooldown is not None and not 0 < self.cooldown <= 1:
+            raise ValueError(f"cooldown must be above 0 and at most 1, got {self.cooldown}")
+        if self.views < 1:
+            raise ValueError(f"views must be at least 1, got {self.views}")
+
+    @property
+    def objectives(self) -> list[str]:
+        """What the phases do, in order."""
+        return [phase.objective for phase in self.phases]
 
     @property
     def aligns(self) -> bool:
-        """Whether some phase needs a teacher."""
-        return any(phase.objective == "align" for phase in self.phases)
+        """Whether some phase draws all sizes to the vectors of one encoder."""
+        return "align" in self.objectives
+
+    @property
+    def aligns_to_itself(self) -> bool:
+        """Whether that encoder is the one that the phases before have made."""
+        return self.aligns and self.objectives[0] != "align"
+
+    @property
+    def distills(self) -> bool:
+        """Whether some phase learns from another network."""
+        return "distill" in self.objectives
 
     def preprocess(self) -> Preprocess:
         """Return the preprocessing of the encoder that this recipe trains."""
@@ -180,10 +237,13 @@ class Schedule:
         return self.recipe.phases[-1]
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine to zero at the last step."""
+        """Linear warm-up, then a cosine to zero at the last step, or the recipe's cooldown."""
         warmup = min(self.recipe.warmup_steps, self.total_steps // 10)
         if step < warmup:
             return self.recipe.learning_rate * (step + 1) / warmup
+        if self.recipe.cooldown is not None:
+            left = (self.total_steps - step) / (self.recipe.cooldown * self.total_steps)
+            return self.recipe.learning_rate * min(1.0, left)
         done = (step - warmup) / max(1, self.total_steps - warmup)
         return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -352,10 +412,68 @@ ALIGN_GPU = replace(
 )
 """The alignment that goes with `plain-gpu`. Not run yet."""
 
+_DISTILL = Phase(
+    epochs=1,
+    img_size=64,
+    sizes=("S", "M", "L", "XL", RANDOM),
+    weights=(0.225, 0.15, 0.15, 0.225, 0.25),  # a mix in one step of four
+    sampled=True,
+    objective="distill",
+    vector_weight=0.5,
+    resolutions=((32, 0.6), (48, 0.25), (64, 0.15)),
+    micro_batch=64,
+)
+
+DISTILL64 = Recipe(
+    name="distill64",
+    model=_VIT,
+    phases=(
+        replace(_DISTILL, epochs=36),
+        replace(_ALIGN, epochs=4, resolutions=_DISTILL.resolutions),
+    ),
+    learning_rate=1e-3,
+    warmup_steps=100,
+    cooldown=0.3,
+    jitter=0.3,
+    grayscale=0.1,
+    mixup=0.2,
+    cutmix=1.0,
+)
+"""Labels and a teacher, one size a step, then all sizes aligned to the full one.
+
+    matvit train DATA --recipe distill64 --init matvit-tiny64 --teacher tf_efficientnet_lite2 \\
+        --teacher-size 192
+
+Not run to its end yet: on two CPU cores it takes several hours. Starts from scratch as well."""
+
+DISTILL_GPU = replace(
+    DISTILL64,
+    name="distill-gpu",
+    model=_LARGER_VIT,
+    phases=(
+        replace(_DISTILL, epochs=200, resolutions=((48, 0.5), (64, 0.5)), micro_batch=512),
+        replace(_ALIGN, epochs=20, micro_batch=512),
+    ),
+    batch_size=512,
+    learning_rate=3e-3,
+    warmup_steps=500,
+    drop_path_rate=0.05,
+    jitter=0.4,
+)
+"""The same with a larger network, from scratch.
+
+    python benchmarks/ship.py --data DATA --work WORK --chain distill-gpu \\
+        --teacher tf_efficientnet_lite2 --teacher-size 192
+
+Not run yet."""
+
 RECIPES = {
     recipe.name: recipe
-    for recipe in (JOINT64, PLAIN32, JOINT_AFTER_PLAIN, ALIGN, APART_S, PLAIN_GPU, ALIGN_GPU)
-}
+    for recipe in (
+        JOINT64, PLAIN32, JOINT_AFTER_PLAIN, ALIGN, APART_S, PLAIN_GPU, ALIGN_GPU, DISTILL64,
+        DISTILL_GPU,
+    )
+}  # fmt: skip
 
 
 def recipe(name: str) -> Recipe:

@@ -28,7 +28,8 @@ from matvit.progress import progress_of
 from matvit.training.data import LabelledPixels
 from matvit.training.distributed import Processes
 from matvit.training.recipes import Recipe
-from matvit.training.trainer import Trainer
+from matvit.training.teacher import ANSWERS, Answers, Teacher, ask
+from matvit.training.trainer import Trainer, check_before_asking
 from matvit.writing import write_atomically
 
 STATE = "state.pt"
@@ -50,7 +51,8 @@ def train(
     seed: int = 0,
     device: str = "auto",
     init: MatViT | None = None,
-    teacher: MatViT | None = None,
+    teacher: MatViT | Teacher | None = None,
+    cache: str | Path | None = None,
     workers: int = 1,
     evaluate_every: float | None = None,
     resume: bool = False,
@@ -70,7 +72,10 @@ def train(
         seed: Decides initial weights, order and augmentation.
         device: `auto`, `cpu` or `cuda`.
         init: Encoder to start from.
-        teacher: Encoder to align to; None is `init`.
+        teacher: For a recipe that distils, the network to learn from. For one that aligns, the
+            encoder to align to; None is `init`.
+        cache: Folder that keeps what the teacher says, for this and later runs; None keeps it in
+            `out`.
         workers: Threads that fetch images ahead.
         evaluate_every: Epochs from one evaluation on `validation` to the next; None evaluates
             at the end only.
@@ -88,10 +93,22 @@ def train(
     out, processes = Path(out), Processes.launched()
     if validation is not None:
         validation = validation.with_classes(data.class_names).sample(_VALIDATION_IMAGES)
+    if processes.leads:
+        check_run_folder(out, resume=resume)
+    resume = resume and (out / STATE).exists()
     with processes.joined(processes.device(resolve_device(device))):
+        learned_from: MatViT | Answers | None
+        if isinstance(teacher, Teacher):
+            check_before_asking(recipe, init, teacher)
+            learned_from = ask(
+                teacher, data, cache or out / ANSWERS, views=recipe.views,
+                min_area=recipe.min_area, progress=progress and processes.leads,
+            )  # fmt: skip
+        else:
+            learned_from = teacher
         trainer = Trainer(
-            recipe, data, seed=seed, device=device, init=init, teacher=teacher, workers=workers,
-            processes=processes,
+            recipe, data, seed=seed, device=device, init=init, teacher=learned_from,
+            workers=workers, processes=processes,
         )  # fmt: skip
         _start(trainer, out, resume=resume)
         processes.agree(trainer.identity())
@@ -143,11 +160,13 @@ def _evaluate(trainer: Trainer, out: Path, validation: LabelledPixels) -> dict[s
 def check_run_folder(out: Path, *, resume: bool) -> None:
     """Make sure that a run may begin in a folder, or go on there.
 
+    Of a run that was stopped while its teacher was asked there is no state yet, only answers.
+
     Raises:
         FileExistsError: If it holds anything and `resume` is not set.
         FileNotFoundError: If `resume` is set and there is nothing to resume.
     """
-    if resume and not (out / STATE).exists():
+    if resume and not any((out / name).exists() for name in (STATE, ANSWERS)):
         raise FileNotFoundError(f"nothing to resume in {out}: no {STATE}; start without resume")
     if not resume and out.exists() and (out.is_file() or any(out.iterdir())):
         raise FileExistsError(f"{out} is not empty; choose another folder, or resume the run in it")
@@ -156,12 +175,10 @@ def check_run_folder(out: Path, *, resume: bool) -> None:
 def _start(trainer: Trainer, out: Path, *, resume: bool) -> None:
     """Make the run folder, or pick up the state in it."""
     if resume:
-        check_run_folder(out, resume=True)
         trainer.restore(load_state(out / STATE))
         return
     if not trainer.processes.leads:
         return
-    check_run_folder(out, resume=False)
     out.mkdir(parents=True, exist_ok=True)
     description = {"recipe": trainer.recipe.to_dict(), "seed": trainer.seed}
     (out / RECIPE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

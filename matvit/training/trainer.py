@@ -9,6 +9,7 @@ import copy
 import json
 import random
 import re
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -21,13 +22,15 @@ from matvit.embedding import resolve_device, resolve_precision
 from matvit.mixes import random_submodel
 from matvit.model import MatViT
 from matvit.submodel import Submodel
-from matvit.training.batches import Batches, derive_seed
+from matvit.training.batches import Batch, Batches, derive_seed
 from matvit.training.data import LabelledPixels
 from matvit.training.distributed import Processes
-from matvit.training.losses import alignment, joint_cross_entropy
+from matvit.training.losses import alignment, distillation, joint_cross_entropy
 from matvit.training.recipes import RANDOM, Phase, Recipe
+from matvit.training.teacher import Answers, Teacher
 
 _ALONE = Processes()
+_BANK = 4096
 _NOT_DECAYED = ("_embed", "_token")
 
 
@@ -53,7 +56,9 @@ class Trainer:
         device: `auto`, `cpu` or `cuda`.
         init: Encoder whose weights to start from; the head is taken over if it has as many
             classes. None starts from scratch.
-        teacher: Encoder whose vectors an aligning recipe draws all sizes to; None is `init`.
+        teacher: Encoder whose vectors an aligning recipe draws all sizes to; None is `init`, or
+            the averaged encoder where a recipe that does more begins to align. For a recipe that
+            distils, what another network said about the images.
         workers: Threads that fetch images ahead.
         processes: Which part of each batch this process computes; they must have joined.
 
@@ -70,34 +75,47 @@ class Trainer:
         seed: int = 0,
         device: str = "auto",
         init: MatViT | None = None,
-        teacher: MatViT | None = None,
+        teacher: MatViT | Answers | None = None,
         workers: int = 1,
         processes: Processes = _ALONE,
     ) -> None:
         self.recipe, self.data, self.seed, self.processes = recipe, data, seed, processes
         self.device = processes.device(resolve_device(device))
+        answers = teacher if isinstance(teacher, Answers) else None
+        aligned_to = None if isinstance(teacher, Answers) else teacher
+        _check_teacher(recipe, init, teacher)
         self._batches = Batches(
             recipe, data, seed, self.device,
-            workers=workers, process=(processes.rank, processes.count),
+            workers=workers, process=(processes.rank, processes.count), answers=answers,
         )  # fmt: skip
         self.schedule = self._batches.schedule
         self.step = 0
         self.is_whole = True
         self.init = _identity(init)
-        self.teacher = _identity(teacher or init) if recipe.aligns else None
+        self.teacher = _identity(teacher or init) if recipe.aligns or recipe.distills else None
         torch.manual_seed(seed)
         config = structs.replace(recipe.model, num_classes=len(data.class_names))
         self.model = MatViT(
             config, recipe.preprocess(), recipe.name, drop_path_rate=recipe.drop_path_rate
         ).to(self.device)
-        _check(recipe, self.model, init, teacher)
+        _check_sizes(recipe, self.model, aligned_to or init)
         if init is not None:
             self.model.start_from(init)
-        self._teacher = _frozen(teacher or init, self.model) if recipe.aligns else None
+        self._aligned_to: MatViT | None = None
+        if recipe.aligns and (aligned_to is not None or not recipe.aligns_to_itself):
+            self._aligned_to = _frozen(aligned_to or init, self.model)
+        # What the teacher's classes are read from; no part of the encoder.
+        self.guide = None
+        if answers is not None and answers.classes:
+            self.guide = nn.Linear(config.embed_dim, answers.classes).to(self.device)
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
         use_trainable_attention(self.model)
+        self._bank = None
+        if answers is not None:
+            self._bank = self._batches.projection(answers.bank(_BANK).to(self.device))
+        self._all = self.model if self.guide is None else nn.ModuleList([self.model, self.guide])
         self.optimizers = build_optimizers(
-            self.model,
+            self._all,
             learning_rate=recipe.learning_rate,
             weight_decay=recipe.weight_decay,
             layer_decay=recipe.layer_decay,
@@ -114,7 +132,9 @@ class Trainer:
             FloatingPointError: If the loss is not finite.
         """
         phase = self.schedule.phase(self.step)
-        images, labels = self._batches.load(self.step, phase.img_size)
+        if phase.objective == "align" and self._aligned_to is None:
+            self._aligned_to = _frozen(self.averaged, self.model)
+        batch = self._batches.load(self.step, self._batches.img_size(self.step))
         trained = self._trained(phase)
         losses = torch.zeros(len(trained), device=self.device)
         self.model.train()
@@ -124,16 +144,20 @@ class Trainer:
             share = len(part) / self.schedule.batch_size
             # Stochastic depth; the first seed is that of the step, whatever the process.
             torch.manual_seed(derive_seed(self.seed, self.step, 1) + (part.start << 32))
-            losses += share * self._backward(phase, trained, images[chunk], labels[chunk], share)
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            losses += share * self._backward(phase, trained, batch.part(chunk), share)
+        gradients = [p.grad for p in self._all.parameters() if p.grad is not None]
         self.processes.add_up([losses, *gradients])
         self._update()
         return _by_name([each.size for each in trained], losses)
 
     def state(self) -> dict[str, Any]:
         """Return everything needed to go on from this step."""
+        beside: dict[str, nn.Module | None] = {"guide": self.guide}
+        if self.recipe.aligns_to_itself:
+            beside["aligned_to"] = self._aligned_to
         return {
             **self.identity(),
+            **{name: module.state_dict() for name, module in beside.items() if module is not None},
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -165,6 +189,11 @@ class Trainer:
                 )
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
+        if self.guide is not None:
+            self.guide.load_state_dict(state["guide"])
+        if "aligned_to" in state:
+            self._aligned_to = _frozen(self.averaged, self.model)
+            self._aligned_to.load_state_dict(state["aligned_to"])
         for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
         self.step = state["step"]
@@ -190,29 +219,44 @@ class Trainer:
         return random_submodel(self.model.config, derive_seed(self.seed, self.step, 5) * 64 + row)
 
     def _backward(
-        self, phase: Phase, trained: list[_Trained], images: Tensor, labels: Tensor, share: float
+        self, phase: Phase, trained: list[_Trained], batch: Batch, share: float
     ) -> Tensor:
         """Add the gradients of some images, and return each size's mean loss on them."""
         submodels = [each.submodel for each in trained]
         weights = [each.weight for each in trained]
+        smoothing = self.recipe.label_smoothing
         with self._autocast():
             if phase.objective == "align":
                 loss, per_size = alignment(
                     self.model,
-                    images,
-                    self._targets(images),
+                    batch.images,
+                    self._targets(batch.images),
                     submodels,
                     weights,
                     neighbour_weight=phase.neighbour_weight,
                 )
+            elif phase.objective == "distill":
+                assert batch.lesson is not None
+                loss, per_size = distillation(
+                    self.model,
+                    batch.images,
+                    batch.labels,
+                    batch.lesson,
+                    submodels,
+                    weights,
+                    terms=phase,
+                    head=self.guide,
+                    bank=self._bank,
+                    label_smoothing=smoothing,
+                )
             else:
                 loss, per_size = joint_cross_entropy(
                     self.model,
-                    images,
-                    labels,
+                    batch.images,
+                    batch.labels,
                     submodels,
                     weights,
-                    label_smoothing=self.recipe.label_smoothing,
+                    label_smoothing=smoothing,
                 )
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {loss.item()} at step {self.step}")
@@ -221,14 +265,14 @@ class Trainer:
 
     def _targets(self, images: Tensor) -> Tensor:
         """Embed images as the teacher does."""
-        assert self._teacher is not None
+        assert self._aligned_to is not None
         with torch.no_grad():
-            return self._teacher.encode(images).float()
+            return self._aligned_to.encode(images).float()
 
     def _update(self) -> None:
         """Apply the gradients and forget them."""
         self.is_whole = False
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        nn.utils.clip_grad_norm_(self._all.parameters(), self.recipe.clip_norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.learning_rate(self.step) * group["lr_scale"]
@@ -251,26 +295,64 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def _check(recipe: Recipe, model: MatViT, init: MatViT | None, teacher: MatViT | None) -> None:
+def check_before_asking(recipe: Recipe, init: MatViT | None, teacher: Teacher) -> None:
+    """Find out before a teacher is asked, which may take hours, what a trainer would refuse.
+
+    Raises:
+        ValueError: If there is anything.
+    """
+    _check_teacher(recipe, init, teacher)
+    model = MatViT(recipe.model, recipe.preprocess(), recipe.name)
+    _check_sizes(recipe, model, init)
+    if init is not None:
+        model.check_alike(init, "start from")
+
+
+def _check_teacher(
+    recipe: Recipe, init: MatViT | None, teacher: MatViT | Teacher | Answers | None
+) -> None:
+    """Make sure that a recipe has what it goes on from and learns from, and nothing else.
+
+    Raises:
+        ValueError: If not.
+    """
+    only_aligns = recipe.aligns and not recipe.aligns_to_itself
+    if (recipe.needs_init or only_aligns) and init is None:
+        raise ValueError(f"recipe {recipe.name} goes on from an encoder; name it with init")
+    if isinstance(teacher, MatViT) and not recipe.aligns:
+        raise ValueError(f"recipe {recipe.name} aligns nothing; leave the teacher out")
+    if recipe.distills and (teacher is None or isinstance(teacher, MatViT)):
+        raise ValueError(f"recipe {recipe.name} learns from a teacher; name it with --teacher")
+    if isinstance(teacher, (Teacher, Answers)):
+        if not recipe.distills:
+            raise ValueError(
+                f"recipe {recipe.name} learns from no teacher; leave it out, or take a recipe "
+                "that distils, such as distill64"
+            )
+        wanted = [phase for phase in recipe.phases if phase.objective == "distill"]
+        if not teacher.classes and not all(p.vector_weight or p.neighbour_weight for p in wanted):
+            raise ValueError(
+                f"recipe {recipe.name} learns from class scores alone, and the teacher knows no "
+                "classes; take another teacher, or give vector_weight"
+            )
+
+
+def _check_sizes(recipe: Recipe, model: MatViT, aligned_to: MatViT | None) -> None:
     """Find out before the first step what a later phase would stumble over.
 
     Raises:
         ValueError: If there is anything.
     """
-    if (recipe.needs_init or recipe.aligns) and init is None:
-        raise ValueError(f"recipe {recipe.name} goes on from an encoder; name it with init")
-    if teacher is not None and not recipe.aligns:
-        raise ValueError(f"recipe {recipe.name} aligns nothing; leave the teacher out")
     for phase in recipe.phases:
-        model.config.tokens(phase.img_size)
         for size in set(phase.sizes) - {RANDOM}:
             model.submodel(size)
-        taught_by = [teacher or init] if phase.objective == "align" else []
-        for encoder in [model, *filter(None, taught_by)]:
+        taught_by = [aligned_to] if phase.objective == "align" else []
+        for encoder, side in product([model, *filter(None, taught_by)], phase.sides):
+            model.config.tokens(side)
             fixed = encoder.config.img_size
-            if phase.img_size != fixed and not encoder.config.dynamic_img_size:
+            if side != fixed and not encoder.config.dynamic_img_size:
                 raise ValueError(
-                    f"recipe {recipe.name} trains at {phase.img_size} px, but {encoder.name} "
+                    f"recipe {recipe.name} trains at {side} px, but {encoder.name} "
                     f"takes {fixed} px only; set dynamic_img_size=True or train at {fixed} px"
                 )
 
@@ -292,9 +374,11 @@ def _by_name(names: list[str], losses: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _identity(encoder: MatViT | None) -> dict[str, str] | None:
+def _identity(encoder: MatViT | Answers | None) -> dict[str, str] | None:
     if encoder is None:
         return None
+    if isinstance(encoder, Answers):
+        return dict(encoder.identity)
     # Conversions of one encoder share its fingerprint, but not the weights of their sizes.
     return {
         "name": encoder.name,

@@ -33,8 +33,8 @@ def test_fetching_ahead_changes_nothing_in_whatever_order_steps_are_asked_for(wo
     ahead = Batches(RECIPE, noise(), 7, CPU, workers=workers)
     plain = Batches(RECIPE, noise(), 7, CPU, workers=0)
     for step in (0, 1, 2, 5, 3, 8, 8):
-        images, labels = ahead.load(step, 16)
-        expected, expected_labels = plain.load(step, 16)
+        images, labels, _ = ahead.load(step, 16)
+        expected, expected_labels, _ = plain.load(step, 16)
         assert torch.equal(images, expected)
         assert torch.equal(labels, expected_labels)
 
@@ -42,7 +42,7 @@ def test_fetching_ahead_changes_nothing_in_whatever_order_steps_are_asked_for(wo
 def test_every_epoch_sees_images_once_in_an_order_of_its_own():
     numbered = replace(noise(), pixels=np.arange(35, dtype=np.uint8)[:, None, None, None])
     batches = Batches(replace(RECIPE, batch_size=7), numbered, 0, CPU)
-    seen = torch.stack([batches.fetch(step).flatten() for step in range(10)])
+    seen = torch.stack([batches.fetch(step)[0].flatten() for step in range(10)])
     first, second = seen[:5].flatten().tolist(), seen[5:].flatten().tolist()
     assert sorted(first) == sorted(second) == list(range(35))
     assert first != second
@@ -50,11 +50,11 @@ def test_every_epoch_sees_images_once_in_an_order_of_its_own():
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_parts_of_all_processes_are_the_whole_batch(count):
-    whole, whole_labels = Batches(RECIPE, noise(), 1, CPU).load(4, 16)
+    whole, whole_labels, _ = Batches(RECIPE, noise(), 1, CPU).load(4, 16)
     parts = [Batches(RECIPE, noise(), 1, CPU, process=(rank, count)) for rank in range(count)]
     loaded = [part.load(4, 16) for part in parts]
-    assert torch.equal(torch.cat([images for images, _ in loaded]), whole)
-    assert torch.equal(torch.cat([labels for _, labels in loaded]), whole_labels)
+    assert torch.equal(torch.cat([batch.images for batch in loaded]), whole)
+    assert torch.equal(torch.cat([batch.labels for batch in loaded]), whole_labels)
 
 
 def test_processes_take_the_micro_batches_of_a_single_one():
@@ -81,7 +81,7 @@ def test_images_on_disk_give_the_same_batches(tmp_path):
     data = noise()
     np.save(tmp_path / "pixels.npy", data.pixels)
     mapped = replace(data, pixels=np.load(tmp_path / "pixels.npy", mmap_mode="r"))
-    images, labels = Batches(RECIPE, mapped, 0, CPU).load(3, 16)
-    expected, expected_labels = Batches(RECIPE, data, 0, CPU).load(3, 16)
+    images, labels, _ = Batches(RECIPE, mapped, 0, CPU).load(3, 16)
+    expected, expected_labels, _ = Batches(RECIPE, data, 0, CPU).load(3, 16)
     assert torch.equal(images, expected)
     assert torch.equal(labels, expected_labels)

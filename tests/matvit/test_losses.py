@@ -7,7 +7,14 @@ import torch
 
 from matvit.config import MatViTConfig
 from matvit.model import MatViT
-from matvit.training.losses import alignment, joint_cross_entropy, neighbour_divergence
+from matvit.training.losses import (
+    Lesson,
+    alignment,
+    distillation,
+    joint_cross_entropy,
+    neighbour_divergence,
+)
+from matvit.training.recipes import Phase
 
 CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3)
 SIZES = ("S", "M", "L", "XL")
@@ -145,3 +152,56 @@ def test_neighbour_divergence_does_not_round_similarities_to_bfloat16():
     exact = neighbour_divergence(vectors, targets, 0.1)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(neighbour_divergence(vectors, targets, 0.1), exact)
+
+
+@pytest.fixture
+def lesson() -> Lesson:
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(5, 16, generator=generator)
+    scores = torch.randn(5, 7, generator=generator)
+    return Lesson(torch.nn.functional.normalize(vectors, dim=1), scores.softmax(dim=1))
+
+
+@pytest.mark.parametrize("term", ["label_weight", "score_weight", "vector_weight"])
+def test_each_term_of_a_distillation_is_what_its_name_says(batch, lesson, term):
+    torch.manual_seed(0)
+    model, head = MatViT(CONFIG), torch.nn.Linear(16, 7)
+    images, labels = batch[0].float(), torch.nn.functional.one_hot(batch[1], 3).float()
+    weights = {"label_weight": 0.0, "score_weight": 0.0, "vector_weight": 0.0, term: 2.0}
+    phase = Phase(epochs=1, img_size=16, objective="distill", **weights)
+    submodels = [model.submodel(size) for size in ("S", "XL")]
+    total, each = distillation(
+        model, images, labels, lesson, submodels, (1.0, 3.0), terms=phase, head=head
+    )
+    expected = []
+    for submodel in submodels:
+        vectors = model.vectors(images, [submodel])[0].detach()
+        found = head(vectors).softmax(1)
+        rows = {
+            "label_weight": -(labels * model.classify(vectors).softmax(1).log()).sum(1),
+            "score_weight": (lesson.shares * (lesson.shares / found).log()).sum(1),
+            "vector_weight": 1 - (vectors * lesson.vectors).sum(1) / vectors.norm(dim=1),
+        }
+        expected.append(2 * rows[term].mean())
+    torch.testing.assert_close(each, torch.stack(expected).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(total.detach(), (each[0] + 3 * each[1]) / 4)
+    total.backward()
+    assert (head.weight.grad is not None) == (term == "score_weight")
+
+
+def test_a_bank_is_more_neighbours_for_every_image(lesson):
+    generator = torch.Generator().manual_seed(2)
+    vectors, bank = (
+        torch.nn.functional.normalize(torch.randn(*shape, 16, generator=generator), dim=-1)
+        for shape in ((2, 5), (9,))
+    )
+    found = neighbour_divergence(vectors, lesson.vectors, 0.1, bank)
+    everything = torch.cat([lesson.vectors, bank]).double()
+    for row, of_size in enumerate(vectors):
+        divergences = []
+        for number in range(5):
+            others = [place for place in range(14) if place != number]
+            wanted = (everything[others] @ everything[number] / 0.1).softmax(0)
+            given = (everything[others] @ of_size[number].double() / 0.1).softmax(0)
+            divergences.append((wanted * (wanted / given).log()).sum())
+        assert found[row].item() == pytest.approx(torch.stack(divergences).mean().item(), rel=1e-4)

@@ -95,6 +95,9 @@ def test_a_phase_needs_one_positive_weight_per_size(weights):
         ({"micro_batch": 0}, "micro_batch at least 1"),
         ({"neighbour_weight": -1.0}, "neighbour_weight at least 0"),
         ({"neighbour_weight": 1.0, "micro_batch": 1}, "micro_batch of at least 2"),
+        ({"score_weight": -1.0}, "must be at least 0, one of them above, got"),
+        ({"label_weight": 0, "score_weight": 0, "vector_weight": 0}, "one of them above, got"),
+        ({"resolutions": ((16, 0.0),)}, "sides with shares above 0, got"),
     ],
 )
 def test_a_phase_that_makes_no_sense_is_refused(settings, message):
@@ -117,6 +120,27 @@ def test_schedule_warms_up_and_ends_near_zero():
     assert rates[:peak] == sorted(rates[:peak])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[-1] < 1e-5 * max(rates) * 10
+
+
+def test_a_rate_that_stays_cools_down_in_a_straight_line():
+    recipe = replace(RECIPE, phases=(Phase(epochs=100, img_size=16),), cooldown=0.25)
+    schedule = Schedule(recipe, 80)
+    rates = [schedule.learning_rate(step) / recipe.learning_rate for step in range(1000)]
+    assert rates[:100] == pytest.approx([(step + 1) / 100 for step in range(100)])
+    assert set(rates[100:751]) == {1.0}
+    assert rates[750:] == pytest.approx([(1000 - step) / 250 for step in range(750, 1000)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cooldown": 0.0}, "cooldown must be above 0 and at most 1, got 0.0"),
+        ({"views": 0}, "views must be at least 1, got 0"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        replace(RECIPE, **settings)
 
 
 def test_schedule_walks_through_the_phases():
