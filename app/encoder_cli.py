@@ -305,7 +305,8 @@ def _convert_and_judge(
         "recipe": None if recipe is None else recipe.to_dict(),
         "sizes": rows,
     }
-    (out / _REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=2) + "\n"
+    matvit.write_atomically(out / _REPORT, lambda stream: stream.write(text.encode()))
     return rows
 
 

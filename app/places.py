@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from matvit import progress_of
+from matvit import naming, progress_of
 
 PHOTOGRAPHS = {
     "astronaut": "astronaut.png", "cameraman": "camera.png", "cat": "chelsea.png",
@@ -87,7 +87,8 @@ def _write_view(
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    view_of(photograph, place, rng).save(partial, "JPEG", quality=_QUALITY)
+    with naming(path):
+        view_of(photograph, place, rng).save(partial, "JPEG", quality=_QUALITY)
     partial.replace(path)
 
 

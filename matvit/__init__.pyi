@@ -41,6 +41,7 @@ from .submodel import Submodel as Submodel
 from .writing import SEAL as SEAL
 from .writing import TEMPORARY as TEMPORARY
 from .writing import is_whole as is_whole
+from .writing import naming as naming
 from .writing import sealed as sealed
 from .writing import sha256_of as sha256_of
 from .writing import sync_folder as sync_folder

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -68,6 +68,17 @@ def write_atomically(
         raise OSError(error.errno, error.strerror, str(path)) from error
     sync_folder(path.parent)
     return written
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error that names no file, such as that of a full disk, the name of this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _write_and_sync(path: Path, write: Callable[[BinaryIO], object]) -> Written:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from matvit.preprocess import Preprocess
 from matvit.progress import progress_of
+from matvit.writing import naming
 
 UNLABELLED = "unlabelled"
 """Name of the class that images have whose labels nobody asked for."""
@@ -270,7 +271,7 @@ def _write_entry(entry: Path, images: Images, preprocess: Preprocess, *, progres
     partial.mkdir()
     places: list[NDArray[np.int64]] = []
     try:
-        with (partial / _PIXELS).open("wb") as file:
+        with naming(entry), (partial / _PIXELS).open("wb") as file:
             start = _write_header(file, 0, preprocess)
             for run in _decoded(images, preprocess, progress=progress):
                 file.write(run.pixels.tobytes())
@@ -280,7 +281,8 @@ def _write_entry(entry: Path, images: Images, preprocess: Preprocess, *, progres
             assert _write_header(file, sum(map(len, places)), preprocess) == start
             file.flush()
             os.fsync(file.fileno())
-        np.save(partial / _ROWS, np.concatenate(places))
+        with naming(entry):
+            np.save(partial / _ROWS, np.concatenate(places))
         partial.replace(entry)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -30,7 +30,7 @@ from matvit.training.distributed import Processes
 from matvit.training.recipes import Recipe
 from matvit.training.teacher import ANSWERS, Answers, Teacher, ask
 from matvit.training.trainer import Trainer, check_before_asking
-from matvit.writing import write_atomically
+from matvit.writing import naming, write_atomically
 
 STATE = "state.pt"
 LOG = "log.jsonl"
@@ -181,7 +181,8 @@ def _start(trainer: Trainer, out: Path, *, resume: bool) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     description = {"recipe": trainer.recipe.to_dict(), "seed": trainer.seed}
-    (out / RECIPE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(description, indent=2) + "\n"
+    write_atomically(out / RECIPE, lambda stream: stream.write(text.encode()))
     save_state(trainer.state(), out)  # from here on there is something to resume
 
 
@@ -286,5 +287,5 @@ def _check_seal(path: Path, stream: FileIO) -> None:
 
 def log(out: Path, record: dict[str, Any]) -> None:
     """Add one JSON object, with the time in seconds since 1970, to the log."""
-    with (out / LOG).open("a", encoding="utf-8") as file:
+    with naming(out / LOG), (out / LOG).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"time": round(time.time(), 1), **record}) + "\n")

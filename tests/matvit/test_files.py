@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from indexing.corpus.corpus import Corpus
 from matvit import files
 from matvit.files import read_file, read_json, read_part
 from matvit.preprocess import Preprocess
+from matvit.writing import naming
 
 
 def test_whole_files_and_parts_are_read_with_their_time(tmp_path):
@@ -149,3 +151,13 @@ def test_ending_of_a_name_says_nothing_about_the_format(tmp_path):
     (batch,) = Corpus.open(tmp_path).decode(Preprocess(img_size=8))
     assert len(batch) == 5
     assert np.abs(batch.pixels.astype(int) - (255, 0, 0)).max() <= 2  # WebP loses a little
+
+
+def test_an_error_that_names_no_file_is_given_one(tmp_path):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    named = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "another")
+    wordy = OSError("encoder error -2 when writing image file")
+    for error, name in ((full, str(tmp_path)), (named, "another"), (wordy, None)):
+        with pytest.raises(OSError, match="No space|encoder") as raised, naming(tmp_path):
+            raise error
+        assert raised.value.filename == name

@@ -16,7 +16,7 @@ from matvit.embedding import embed, to_input
 from matvit.model import MatViT
 from matvit.training.data import LabelledPixels
 from matvit.training.recipes import Phase
-from matvit.training.run import STATE, load_state, save_state, top1_per_size, train
+from matvit.training.run import LOG, STATE, load_state, log, save_state, top1_per_size, train
 from matvit.training.trainer import Trainer
 
 
@@ -126,6 +126,14 @@ def test_a_full_disk_is_called_one_and_the_state_before_stays(tmp_path, monkeypa
         save_state({"step": 4}, tmp_path)
     assert raised.value.filename == str(tmp_path / STATE)
     assert load_state(tmp_path / STATE) == {"step": 3}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full disk here")  # noqa: PTH110
+def test_log_on_a_full_disk_is_named(tmp_path):
+    (tmp_path / LOG).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        log(tmp_path, {"step": 1})
+    assert raised.value.filename == str(tmp_path / LOG)
 
 
 def test_a_state_without_a_seal_still_loads(tmp_path):
