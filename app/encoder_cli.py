@@ -95,7 +95,7 @@ def train(
     except ValueError as error:
         bad_usage(error)
     if chosen.needs_init and init is None:
-        bad_usage(ValueError(f"recipe {recipe} goes on from an encoder; name it with --init"))
+        raise ValueError(f"recipe {recipe} goes on from an encoder; name it with init")
     options = teacher_weights is not None or teacher_size is not None or no_labels
     _check_teacher(chosen, teacher, with_options=options)
     processes = training.Processes.launched()
