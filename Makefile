@@ -10,6 +10,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+# The FAISS of this machine: the two overwrite each other, so both environments have the same one.
+FAISS  := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 
 .PHONY: demo test docs package format clean
 
@@ -45,13 +47,13 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.created
-	@echo "Installing into $(VENV): torch, timm, faiss and the rest, about 7 GB ..." >&2
-	$(PIP) --editable '.[demo]'
+	@echo "Installing into $(VENV): ONNX Runtime, FAISS, Streamlit and the rest ..." >&2
+	$(PIP) --editable '.[page,demo,$(FAISS)]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "Installing the tools for tests and docs ..." >&2
-	$(PIP) --quiet --editable '.[demo,dev,docs]'
+	@echo "Installing torch, timm and the tools for tests and docs, about 7 GB ..." >&2
+	$(PIP) --quiet --editable '.[build,page,demo,docs,dev,$(FAISS)]'
 	@touch $@
 
 clean:

@@ -30,7 +30,6 @@ from app.options import (
     IndexArgument,
     JsonOption,
     bad_usage,
-    load,
     open_retriever,
     parse_sizes,
     way_to_ask,
@@ -44,6 +43,7 @@ from app.output import (
     drop_unwritten,
     exit_with_failures,
     hold_closed_streams,
+    missing,
     one_line,
     say,
     show,
@@ -104,7 +104,10 @@ def demo(
     """Show the whole story in one go, on your own photos with --images."""
     from app.demo import run_demo
 
-    made = run_demo(load(encoder, device), out, images, progress=True)
+    model = matvit.load_encoder(
+        encoder or matvit.DEFAULT_ENCODER, device=matvit.resolve_device(device.value)
+    )
+    made = run_demo(model, out, images, progress=True)
     show_frontier(made.frontier, as_json=as_json, recommended=made.recommended)
     if made.summary is not None:
         say(made.summary)
@@ -204,11 +207,16 @@ def evaluate(
 
 
 @cli.command()
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(
+    encoder: Annotated[
+        Path | None, typer.Option(help="Folder of an encoder in ONNX: does it compute rightly?")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Say what is installed, what it can do here, and what is in the way."""
     from app.doctor import examine, render
 
-    report = examine()
+    report = examine(encoder)
     if as_json:
         show_json(report)
     else:
@@ -275,6 +283,8 @@ def _describe(error: BaseException) -> str:
         return one_line(error)
     if isinstance(error, MemoryError):
         return f"out of memory: {one_line(error)}; give it more, or less to do at once"
+    if isinstance(error, ModuleNotFoundError) and (said := missing(error.name)) is not None:
+        return said
     kind = type(error).__name__
     return f"{kind}: {one_line(error)} (for a traceback, set MATVIT_TRACEBACK=1)"
 

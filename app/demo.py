@@ -14,7 +14,7 @@ import numpy as np
 from app.output import one_line, say
 from app.places import PHOTOGRAPHS, VIEWS, write_places
 from indexing import Corpus, ImageIndex
-from matvit import MatViT, mix_n_match, trained_sizes
+from matvit import Encoder, mix_n_match, trained_sizes
 from retrieval import (
     ParetoFrontier,
     Retriever,
@@ -61,7 +61,7 @@ class Demo:
         return f"recommended: {self.frontier.describe(self.frontier.point_of(self.recommended))}"
 
 
-def run_demo(model: MatViT, out: Path, images: Path | None, *, progress: bool) -> Demo:
+def run_demo(model: Encoder, out: Path, images: Path | None, *, progress: bool) -> Demo:
     """Index images, find the encoder size to ask with, compare all sizes, write the report.
 
     Args:

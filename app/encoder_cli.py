@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +13,17 @@ from msgspec.structs import replace
 import indexing
 import matvit
 import retrieval
-from app.options import Device, DeviceOption, JsonOption, SeedOption, bad_usage, load
+from app.options import Device, DeviceOption, JsonOption, SeedOption, bad_usage
 from app.output import exit_with_failures, say, show, show_json
 from matvit import conversion, training
+
+
+class Form(StrEnum):
+    """What an extracted submodel is written as."""
+
+    TIMM = "timm"
+    ONNX = "onnx"
+
 
 _REPORT, _DATABASE = "report.json", 5000
 RECIPES = (
@@ -121,7 +130,7 @@ def train(
         held_out = _decoded(validation, spec, cache=cache, progress=processes.leads)
     training.train(
         chosen, images, out, validation=held_out, seed=seed, device=device.value,
-        init=load(init, Device.CPU) if init else None, teacher=taught_by, cache=cache,
+        init=matvit.MatViT.load(init) if init else None, teacher=taught_by, cache=cache,
         workers=workers, evaluate_every=evaluate_every, resume=resume, progress=processes.leads,
     )  # fmt: skip
     if not processes.leads:
@@ -137,11 +146,21 @@ def extract(
     ],
     submodel: Annotated[str, typer.Option(help="S, M, L, XL, or per block: 4xS,2xXL.")],
     out: Annotated[Path, typer.Option(help="Folder for the small encoder.")],
+    form: Annotated[Form, typer.Option("--format", help="A plain timm ViT, or ONNX.")] = Form.TIMM,
+    int8: Annotated[bool, typer.Option("--int8", help="With onnx: in 8 bits too.")] = False,
+    opset: Annotated[
+        int | None, typer.Option(min=17, help="With onnx: version of the operators [default: 17].")
+    ] = None,
 ) -> None:
-    """Cut a submodel out of an encoder, as a plain timm ViT that asks the same indexes."""
+    """Cut a submodel out of an encoder, to ask the same indexes elsewhere."""
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another folder")
-    model = load(encoder, Device.CPU)
+    if form is Form.ONNX:
+        _export(encoder, submodel, out, int8=int8, opset=opset)
+        return
+    if int8 or opset is not None:
+        bad_usage(ValueError("--int8 and --opset are for --format onnx"))
+    model = matvit.MatViT.load(encoder)
     try:
         chosen = model.submodel(submodel)
     except ValueError as error:
@@ -150,6 +169,20 @@ def extract(
     matvit.save_encoder(small, out)
     count = sum(parameter.numel() for parameter in small.parameters())
     say(f"{model.name} {small.submodel()}: {count:,} parameters in {out}.")
+
+
+def _export(encoder: str, submodel: str, out: Path, *, int8: bool, opset: int | None) -> None:
+    model = matvit.load_encoder(encoder, runtime="onnx")
+    assert isinstance(model, matvit.OnnxEncoder)
+    try:
+        chosen = model.submodel(submodel)
+        if chosen.int8:
+            raise ValueError("name the size alone; --int8 writes it in 8 bits too")
+    except ValueError as error:
+        bad_usage(error)
+    made = matvit.export_onnx(model, chosen, out, int8=int8, **({"opset": opset} if opset else {}))
+    say(f"{model.name} {chosen}: {', '.join(made.files)} in {out}.")
+    say(f"To check them on another machine: matvit doctor --encoder {out}")
 
 
 def convert(

@@ -21,7 +21,7 @@ from app.options import (
     IndexArgument,
     JsonOption,
     bad_usage,
-    load,
+    load_to_build,
     load_whole_for,
 )
 from app.output import (
@@ -93,7 +93,7 @@ def index_build(
     """Embed all images once, at full size, into a new index; or finish one that was stopped."""
     _check_request(kind, factory, max_memory)
     decoders = _decoders(batch_size, workers, processes=processes)
-    model = load(encoder, device)
+    model = load_to_build(encoder, device)
     corpus = indexing.Corpus.open(
         images, include=include, exclude=exclude, labels=False if no_labels else None
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -50,10 +50,14 @@ def bad_usage(error: ValueError) -> NoReturn:
     raise typer.BadParameter(str(error)) from error
 
 
-def load(encoder: str, device: Device) -> matvit.MatViT:
-    """Load a whole encoder by bundled name or folder; an empty name is the default one."""
+def load_to_build(encoder: str, device: Device) -> matvit.Encoder:
+    """Load an encoder by bundled name or folder, to embed many images; "" is the default one.
+
+    Torch does that where it is installed: it computes in bfloat16 where that is faster.
+    """
     where = matvit.resolve_device(device.value)
-    return matvit.MatViT.load(encoder or matvit.DEFAULT_ENCODER, device=where)
+    runtime: Literal["torch", "onnx"] = "torch" if matvit.has_torch() else "onnx"
+    return matvit.load_encoder(encoder or matvit.DEFAULT_ENCODER, device=where, runtime=runtime)
 
 
 def encoder_name(path: Path, built_by: str, encoder: str | None) -> str:
@@ -72,7 +76,7 @@ def encoder_name(path: Path, built_by: str, encoder: str | None) -> str:
 
 def load_encoder_for(
     index: indexing.ImageIndex, encoder: str | None = None, device: str = "cpu"
-) -> matvit.MatViT | matvit.ExtractedViT:
+) -> matvit.Encoder:
     """Load the encoder that was named, or the bundled one that built the index.
 
     Raises:
@@ -86,9 +90,9 @@ def load_encoder_for(
 
 def load_whole_for(
     index: Path, manifest: indexing.Manifest, encoder: str | None, device: Device
-) -> matvit.MatViT:
+) -> matvit.Encoder:
     """Load the whole encoder that built an index, to add to it."""
-    return load(encoder_name(index, manifest.encoder.name, encoder), device)
+    return load_to_build(encoder_name(index, manifest.encoder.name, encoder), device)
 
 
 def open_retriever(path: Path, encoder: str | None, device: Device) -> retrieval.Retriever:

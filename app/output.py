@@ -26,6 +26,12 @@ DONE, FAILED, BAD_USAGE, DONE_WITH_FAILURES, INTERRUPTED = 0, 1, 2, 3, 130
 STDOUT = "standard output"
 """What an error calls the file that cannot be written."""
 
+_EXTRAS = {
+    "faiss": "cpu",
+    **dict.fromkeys(("torch", "torchvision", "timm", "huggingface_hub"), "build"),
+    **dict.fromkeys(("streamlit", "altair", "pandas", "matplotlib", "sklearn"), "page"),
+}
+
 _OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _JOINERS = "\u200c\u200d"
 """Of letters in Persian, of emoji: what they join looks wrong without them."""
@@ -101,6 +107,14 @@ def drop_unwritten() -> None:
             sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def missing(module: str | None) -> str | None:
+    """Say in one line what is missing and what installs it; None if it is no part of an extra."""
+    if (extra := _EXTRAS.get(module or "")) is None:
+        return None
+    also = "; on Linux with an NVIDIA GPU [gpu] instead of [cpu]" if extra == "cpu" else ""
+    return f"{module} is missing; run: pip install 'matvit-retrieval[{extra}]'{also}"
 
 
 def one_line(error: BaseException | str) -> str:

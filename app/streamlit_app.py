@@ -22,7 +22,7 @@ from app.page.opened import Opened, Stamp, encoder_stamp, open_all, out_of_the_c
 from app.page.search import draw_search, draw_unseen_uploader
 from app.page.visit import Shown
 from indexing import ImageIndex
-from matvit import ExtractedViT, MatViT, load_encoder
+from matvit import Encoder, load_encoder
 
 
 def main() -> None:
@@ -101,7 +101,7 @@ def _opened(
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the encoder …")
-def _encoder(name: str, weights: Stamp) -> MatViT | ExtractedViT:  # noqa: ARG001
+def _encoder(name: str, weights: Stamp) -> Encoder:  # noqa: ARG001
     encoder = load_encoder(name)
     out_of_the_collector()
     return encoder

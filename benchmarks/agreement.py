@@ -33,7 +33,7 @@ from matvit import (
     resolve_precision,
     trained_sizes,
 )
-from matvit.embedding import to_input
+from matvit.torch_runtime import to_input
 from matvit.training import LabelledPixels
 from retrieval.agreement import cosine
 

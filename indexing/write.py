@@ -147,7 +147,7 @@ def reopen_corpus(record: CorpusRecord, images: str | None = None) -> Corpus:
 
 def built_on(encoder: Encoder) -> str:
     """Where FAISS trains and fills: on the GPU if the encoder is on one and FAISS sees one."""
-    return "cuda" if encoder.device.type == "cuda" and gpu_count() else "cpu"
+    return "cuda" if encoder.runtime.device == "cuda" and gpu_count() else "cpu"
 
 
 # --- planning ---------------------------------------------------------------------------------

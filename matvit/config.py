@@ -109,6 +109,19 @@ class MatViTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError(f"img_size must be a multiple of {self.patch_size}, got {size}")
         return (size // self.patch_size) ** 2 + self.prefix_tokens
 
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse images of another size than the encoder takes.
+
+        Raises:
+            ValueError: If they are.
+        """
+        size, patch = self.img_size, self.patch_size
+        if self.dynamic_img_size:
+            if height % patch or width % patch or not height or not width:
+                raise ValueError(f"image sides must be multiples of {patch}, got {height}x{width}")
+        elif (height, width) != (size, size):
+            raise ValueError(f"this encoder takes {size}x{size} images, got {height}x{width}")
+
     def _check_functions(self) -> None:
         if self.act_layer not in (known := get_args(Activation)):
             raise ValueError(f"act_layer must be one of {', '.join(known)}, got {self.act_layer!r}")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, UInt8
 from msgspec.structs import replace
+from numpy import ndarray
 from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -18,10 +20,12 @@ from torch.nn.functional import normalize
 
 from matvit.config import MatViTConfig
 from matvit.cost import check_submodel
-from matvit.identity import fingerprint_of, weights_version, without_head
+from matvit.encoder import Memory, Precision, Runtime, resolve_submodel
+from matvit.identity import fingerprint_of, without_head
 from matvit.model import ACTIVATIONS, MatViT, timm_arguments
 from matvit.preprocess import Preprocess
 from matvit.submodel import Granularity, Submodel
+from matvit.torch_runtime import arrays_of, number_format, running, runtime_on, weights_version
 
 
 class ExtractedViT(VisionTransformer):
@@ -52,7 +56,7 @@ class ExtractedViT(VisionTransformer):
             block.mlp = Mlp(config.embed_dim, width, act_layer=ACTIVATIONS[config.act_layer])
         setattr(self, "head", UnitNorm())  # noqa: B010 -- timm declares a linear head or none
         self.config, self.preprocess = config, preprocess
-        self.name, self._cut = name, submodel
+        self.name, self._cut, self.is_whole = name, submodel, False
         self._fingerprint = fingerprint
         self._weights = ""
         self._checked: object = None
@@ -67,7 +71,7 @@ class ExtractedViT(VisionTransformer):
         """
         state = weights_version(self)
         if state != self._checked:
-            if fingerprint_of(self.config, self.state_dict()) != self._weights:
+            if fingerprint_of(self.config, arrays_of(self.state_dict())) != self._weights:
                 raise ValueError(
                     f"the weights of this submodel of {self.name} have changed since it was "
                     "extracted; it no longer speaks for that encoder"
@@ -83,7 +87,7 @@ class ExtractedViT(VisionTransformer):
     def take_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the weights cut out of the full encoder; from now on a change is noticed."""
         self.load_state_dict(dict(tensors))
-        self._weights = fingerprint_of(self.config, self.state_dict())
+        self._weights = fingerprint_of(self.config, arrays_of(self.state_dict()))
 
     @property
     def device(self) -> torch.device:
@@ -96,18 +100,33 @@ class ExtractedViT(VisionTransformer):
         Raises:
             ValueError: If `spec` is another submodel, or cannot be read.
         """
-        depth, hidden_dim = self.config.depth, self.config.hidden_dim
-        wanted = (
-            Submodel.parse(spec, depth=depth, hidden_dim=hidden_dim)
-            if isinstance(spec, str)
-            else spec
-        )
-        if wanted is not None and wanted != self._cut:
-            raise ValueError(
-                f"this encoder is the extracted submodel {self._cut} and holds no {wanted}; "
-                "use the full model for other sizes"
-            )
-        return self._cut
+        return resolve_submodel(self.config, spec, self._cut)
+
+    def weights_of(self, submodel: Submodel) -> ExtractedViT:  # noqa: ARG002 -- there is one size
+        """Return itself."""
+        return self
+
+    @property
+    def runtime(self) -> Runtime:
+        """Torch, where the weights live."""
+        return runtime_on(self.device)
+
+    def number_format(self, precision: Precision = "auto", images: int | None = None) -> str:
+        """Say in which numbers matrix products run; see `matvit.encoder.Encoder`."""
+        return number_format(self, precision, images)
+
+    def embed_pixels(
+        self,
+        pixels: UInt8[ndarray, "batch height width 3"],
+        submodels: list[Submodel],
+        number_format: str,
+        memory: Memory | None = None,
+    ) -> Float32[ndarray, "submodels batch dim"]:
+        """Embed a batch; see `matvit.encoder.Encoder`."""
+        assert memory is None, "an extracted submodel has nothing to go on with"
+        with running(self, pixels, number_format) as images:
+            vectors: ndarray = self(images).float().cpu().numpy()
+        return np.stack([vectors] * len(submodels))
 
     def encode(
         self,

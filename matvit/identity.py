@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import TypeVar
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy import ndarray
 
 from matvit.config import MatViTConfig
 
+_Tensor = TypeVar("_Tensor")
 
-def fingerprint_of(config: MatViTConfig, tensors: Mapping[str, Tensor]) -> str:
+
+def fingerprint_of(config: MatViTConfig, tensors: Mapping[str, ndarray]) -> str:
     """16 hex digits that change with the architecture or with any weight of the encoder.
 
     The classification head is left out: it takes no part in embedding.
@@ -28,21 +31,12 @@ def fingerprint_of(config: MatViTConfig, tensors: Mapping[str, Tensor]) -> str:
     shape = {key: value for key, value in config.to_dict().items() if key != "num_classes"}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
     for key, tensor in sorted(without_head(tensors).items()):
-        values = tensor.detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"\n{key} {tuple(values.shape)}\n".encode())
-        digest.update(values.numpy().tobytes())
+        values = np.asarray(tensor, dtype=np.float32, order="C")
+        digest.update(f"\n{key} {values.shape}\n".encode())
+        digest.update(values.reshape(-1).data)
     return digest.hexdigest()[:16]
 
 
-def without_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_head(tensors: Mapping[str, _Tensor]) -> dict[str, _Tensor]:
     """Return weights but for those of the classification head."""
     return {key: value for key, value in tensors.items() if not key.startswith("head.")}
-
-
-def weights_version(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Something that changes when a weight is replaced or updated in place, found without hashing.
-
-    Torch counts the in-place updates of every tensor; tensors made in inference mode are not
-    counted, and cannot be trained either.
-    """
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())

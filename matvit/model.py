@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, UInt8
+from numpy import ndarray
 from timm.layers.activations import GELUTanh, QuickGELU
 from timm.layers.mlp import Mlp
 from timm.layers.norm import LayerNorm
@@ -30,9 +31,11 @@ from torch.nn.functional import linear, normalize
 import matvit
 from matvit.config import MatViTConfig
 from matvit.cost import check_submodel
-from matvit.identity import fingerprint_of, weights_version, without_head
+from matvit.encoder import Precision, Runtime, resolve_submodel
+from matvit.identity import fingerprint_of, without_head
 from matvit.preprocess import Preprocess
 from matvit.submodel import Granularity, Submodel
+from matvit.torch_runtime import arrays_of, number_format, running, runtime_on, weights_version
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
@@ -223,7 +226,7 @@ class MatViT(nn.Module):
                 f"preprocessing makes images of {self.preprocess.img_size} px, "
                 f"the model takes {config.img_size}"
             )
-        self.name = name
+        self.name, self.is_whole = name, True
         self.backbone = nested_vit(config, drop_path_rate)
         self._hashes: dict[VisionTransformer, tuple[object, str]] = {}
         self.eval()
@@ -234,13 +237,7 @@ class MatViT(nn.Module):
         Raises:
             ValueError: If it cannot be read or belongs to another model.
         """
-        depth, hidden_dim = self.config.depth, self.config.hidden_dim
-        if spec is None:
-            return Submodel.uniform(Granularity.XL, depth=depth, hidden_dim=hidden_dim)
-        if isinstance(spec, str):
-            return Submodel.parse(spec, depth=depth, hidden_dim=hidden_dim)
-        check_submodel(self.config, spec)
-        return spec
+        return resolve_submodel(self.config, spec)
 
     def forward(
         self,
@@ -268,9 +265,17 @@ class MatViT(nn.Module):
         return embeddings
 
     def vectors(
-        self, images: Float[Tensor, "batch 3 height width"], submodels: Sequence[Submodel]
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        submodels: Sequence[Submodel],
+        memory: dict[Any, Memory] | None = None,
     ) -> Float[Tensor, "submodels batch dim"]:
         """Embed normalised images with several submodels at once, sharing what they share.
+
+        Args:
+            images: Normalised images.
+            submodels: What runs.
+            memory: Of earlier runs on the same images, by their weights; see `run`.
 
         Returns:
             Pooled vectors, not normalised, one row per submodel: what training works on.
@@ -279,7 +284,8 @@ class MatViT(nn.Module):
             ValueError: As when calling the model.
         """
         self.check(images, submodels)
-        return pool(self.backbone, run(self.backbone, images, submodels))
+        states = None if memory is None else memory[self.backbone]
+        return pool(self.backbone, run(self.backbone, images, submodels, states))
 
     def classify(self, vectors: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch classes"]:
         """Class scores of vectors that are not normalised, from the head that training uses.
@@ -298,13 +304,7 @@ class MatViT(nn.Module):
         Raises:
             ValueError: If there are any.
         """
-        size, patch = self.config.img_size, self.config.patch_size
-        height, width = images.shape[-2:]
-        if self.config.dynamic_img_size:
-            if height % patch or width % patch or not height or not width:
-                raise ValueError(f"image sides must be multiples of {patch}, got {height}x{width}")
-        elif (height, width) != (size, size):
-            raise ValueError(f"this encoder takes {size}x{size} images, got {height}x{width}")
+        self.config.check_size(*images.shape[-2:])
         for submodel in submodels:
             check_submodel(self.config, submodel)
 
@@ -326,6 +326,27 @@ class MatViT(nn.Module):
     def device(self) -> torch.device:
         """Where the weights live."""
         return next(self.parameters()).device
+
+    @property
+    def runtime(self) -> Runtime:
+        """Torch, where the weights live."""
+        return runtime_on(self.device)
+
+    def number_format(self, precision: Precision = "auto", images: int | None = None) -> str:
+        """Say in which numbers matrix products run; see `matvit.encoder.Encoder`."""
+        return number_format(self, precision, images)
+
+    def embed_pixels(
+        self,
+        pixels: UInt8[ndarray, "batch height width 3"],
+        submodels: list[Submodel],
+        number_format: str,
+        memory: dict[Any, Memory] | None = None,
+    ) -> Float32[ndarray, "submodels batch dim"]:
+        """Embed a batch with some submodels; see `matvit.encoder.Encoder`."""
+        with running(self, pixels, number_format) as images:
+            vectors = normalize(self.vectors(images, submodels, memory), dim=-1)
+            return vectors.float().cpu().numpy()
 
     def start_from(self, other: MatViT) -> None:
         """Take over the trained weights of another model, but for a head of other classes.
@@ -359,7 +380,7 @@ class MatViT(nn.Module):
             FileNotFoundError: If there is neither; the message lists the bundled names.
             ValueError: If it is damaged, or an extracted submodel.
         """
-        encoder = matvit.load_encoder(source, device=device)
+        encoder = matvit.load_encoder(source, device=device, runtime="torch")
         if not isinstance(encoder, MatViT):
             raise ValueError(
                 f"{source} holds the extracted submodel {encoder.submodel()}, not a whole MatViT; "
@@ -381,6 +402,6 @@ class MatViT(nn.Module):
         """Hash weights, unless they are as they were when they were hashed before."""
         version = weights_version(weights)
         if weights not in self._hashes or self._hashes[weights][0] != version:
-            found = fingerprint_of(self.config, weights.state_dict())
+            found = fingerprint_of(self.config, arrays_of(weights.state_dict()))
             self._hashes[weights] = (version, found)
         return self._hashes[weights][1]

@@ -36,6 +36,8 @@ class Submodel:
     Args:
         widths: Hidden units kept, one per block, first block first.
         hidden_dim: Hidden units of a full block.
+        int8: Whether weights and activations are rounded to 8 bits, which only ONNX Runtime does,
+            and only for queries: `S:int8`.
 
     Raises:
         ValueError: If there is no block or a width is outside 1..hidden_dim.
@@ -52,6 +54,7 @@ class Submodel:
 
     widths: tuple[int, ...]
     hidden_dim: int
+    int8: bool = False
 
     def __post_init__(self) -> None:
         if not self.widths:
@@ -75,28 +78,34 @@ class Submodel:
         """Read a submodel as people write it.
 
         `"M"` is M in every block; `"4xS,2xXL"` is S in the first four blocks and XL in the last
-        two; a plain number is a width in hidden units, as in `"4x100,2x512"`.
+        two; a plain number is a width in hidden units, as in `"4x100,2x512"`. At the end,
+        `":int8"` stands for 8 bits.
 
         Raises:
             ValueError: If the text cannot be read or describes another number of blocks.
         """
-        runs = [_parse_run(run, hidden_dim) for run in text.split(",")]
+        sizes, colon, precision = text.partition(":")
+        int8 = bool(colon)
+        if int8 and precision.strip().lower() != "int8":
+            raise ValueError(f"unknown precision {precision.strip()!r} of {text!r}; known: int8")
+        runs = [_parse_run(run, hidden_dim) for run in sizes.split(",")]
         if len(runs) == 1 and runs[0][0] is None:
-            return cls((runs[0][1],) * depth, hidden_dim)
+            return cls((runs[0][1],) * depth, hidden_dim, int8)
         widths = tuple(width for count, width in runs for _ in range(count or 1))
         if len(widths) != depth:
             raise ValueError(f"submodel {text!r} describes {len(widths)} blocks, not {depth}")
-        return cls(widths, hidden_dim)
+        return cls(widths, hidden_dim, int8)
 
     @property
     def is_full(self) -> bool:
-        """Whether every block keeps all its hidden units."""
-        return all(width == self.hidden_dim for width in self.widths)
+        """Whether every block keeps all its hidden units, unrounded."""
+        return not self.int8 and all(width == self.hidden_dim for width in self.widths)
 
     def __le__(self, other: Submodel) -> bool:
         if self.hidden_dim != other.hidden_dim or len(self.widths) != len(other.widths):
             raise ValueError(f"{self} and {other} are submodels of different models")
-        return all(mine <= theirs for mine, theirs in zip(self.widths, other.widths, strict=True))
+        pairs = zip(self.widths, other.widths, strict=True)
+        return self.int8 == other.int8 and all(mine <= theirs for mine, theirs in pairs)
 
     def __lt__(self, other: Submodel) -> bool:
         return self <= other and self != other
@@ -104,9 +113,10 @@ class Submodel:
     def __str__(self) -> str:
         runs = [(width, len(list(run))) for width, run in groupby(self.widths)]
         names = {size.width(self.hidden_dim): size.value for size in Granularity}
+        end = ":int8" if self.int8 else ""
         if len(runs) == 1 and self.widths[0] in names:
-            return names[self.widths[0]]
-        return ",".join(f"{count}x{names.get(width, width)}" for width, count in runs)
+            return names[self.widths[0]] + end
+        return ",".join(f"{count}x{names.get(width, width)}" for width, count in runs) + end
 
 
 def _parse_run(run: str, hidden_dim: int) -> tuple[int | None, int]:

@@ -12,6 +12,7 @@ from .tuning.tuner import tune as tune
 from .agreement import Agreement as Agreement
 from .agreement import Agreements as Agreements
 from .frontier import Conditions as Conditions
+from .plotting import draw as draw
 from .plotting import plot as plot
 from .report import format_conditions as format_conditions
 from .report import format_table as format_table

@@ -16,13 +16,7 @@ from retrieval import metrics
 from retrieval.frontier import Conditions, OperatingPoint, ParetoFrontier
 from retrieval.ground_truth import GroundTruth, Wanted, find_others
 from retrieval.retriever import Retriever
-from retrieval.speed import (
-    Speed,
-    describe_device,
-    describe_precision,
-    disorder,
-    measure_speed,
-)
+from retrieval.speed import Speed, describe_precision, disorder, measure_speed
 
 _QUERIES_PER_BATCH = 1024  # FAISS takes a third of the time per query that it takes with 256
 _CELLS_PER_TABLE = 1 << 22  # 32 MB of row numbers, however many images are relevant
@@ -159,9 +153,10 @@ def conditions_of(
         unreadable=unreadable,
         without_relevant=without_relevant,
         in_index=in_index,
-        device=describe_device(encoder.device),
-        precision=describe_precision(encoder.device),
+        device=encoder.runtime.place,
+        precision=describe_precision(encoder),
         weights=encoder.weights_fingerprint,
+        runtime=f"{encoder.runtime.library} {encoder.runtime.version}",
     )
 
 

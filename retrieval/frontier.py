@@ -80,6 +80,11 @@ class OperatingPoint:
                 raise ValueError(f"{each.name} must be a finite number or None, got {value}")
 
     @property
+    def is_full(self) -> bool:
+        """Whether this is the full encoder, which all others are compared with."""
+        return self.macs_fraction == 1 and not is_int8(self.submodel)
+
+    @property
     def metric(self) -> str:
         """The metric that `recall` reads: retained hit rate with labels, overlap without."""
         return f"overlap@{self.k}" if self.retained_hit_rate_at_1 is None else "retained_hit_rate@1"
@@ -140,6 +145,7 @@ class Conditions:
         precision: Number format of its matrix products, such as `"bfloat16"`.
         weights: Fingerprint of the weights that the smaller sizes run from, of which one
             `fingerprint` can have several; empty in reports that were made before it was kept.
+        runtime: What computed, such as `"onnxruntime 1.23.2"`; empty in those reports too.
         disorder: Why the milliseconds are not to be relied on; empty if nothing is wrong.
     """
 
@@ -153,7 +159,13 @@ class Conditions:
     device: str
     precision: str
     weights: str = ""
+    runtime: str = ""
     disorder: str = ""
+
+
+def is_int8(submodel: str) -> bool:
+    """Whether a submodel, as text, computes in 8 bits."""
+    return submodel.endswith(":int8")
 
 
 def _attributes(k: int) -> dict[str, str]:
@@ -232,7 +244,7 @@ class ParetoFrontier:
     @property
     def full(self) -> OperatingPoint | None:
         """The full encoder's point, which all others are compared with; None if not measured."""
-        return next((point for point in self.points if point.macs_fraction == 1), None)
+        return next((point for point in self.points if point.is_full), None)
 
     def point_of(self, submodel: str) -> OperatingPoint:
         """Return the point of a submodel.
@@ -247,7 +259,7 @@ class ParetoFrontier:
 
     def describe(self, point: OperatingPoint) -> str:
         """Say in a few words what a submodel saves against the full encoder, and what it costs."""
-        if point.macs_fraction == 1:
+        if point.is_full:
             return f"{point.submodel} is the full encoder: it saves nothing and loses nothing"
         saved = f"{point.submodel} saves {1 - point.macs_fraction:.0%} of the compute"
         full = None if self.full is None else self.full.hit_rate_at_1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from typing import Any, Literal
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,6 +22,21 @@ _DOMINATED, _BEST, _TRAINED = "#a9b8c9", "#2166ac", "#d6604d"
 _HALO = withStroke(linewidth=3, foreground="white")  # keeps text readable on top of points
 _CHOSEN = "#d97706"
 _GIGA = 1e9
+_PIXELS_PER_INCH = 200
+
+
+def draw(frontier: ParetoFrontier, kind: Literal["png", "svg"], **how: Any) -> bytes:  # noqa: ANN401
+    """Render what `plot` makes of a frontier as PNG or SVG, always the same bytes."""
+    stream = io.BytesIO()
+    # With a date, or ids drawn at random, the same numbers would not give the same file.
+    with mpl.rc_context({"svg.hashsalt": "matvit"}):
+        plot(frontier, **how).savefig(
+            stream,
+            format=kind,
+            dpi=_PIXELS_PER_INCH,
+            metadata={"Date": None} if kind == "svg" else {},
+        )
+    return stream.getvalue()
 
 
 def plot(

@@ -7,15 +7,11 @@ import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import matplotlib as mpl
-
+import retrieval
 from matvit import write_atomically
 from retrieval.frontier import Conditions, OperatingPoint, ParetoFrontier
-from retrieval.plotting import plot
-
-_PIXELS_PER_INCH = 200
 
 
 class _Column(NamedTuple):
@@ -70,7 +66,8 @@ def format_conditions(conditions: Conditions) -> str:
     return (
         f"{conditions.queries:,} queries{notes and f' ({notes})'} against "
         f"{conditions.images:,} images, {conditions.encoder} on {conditions.device}, "
-        f"{conditions.precision}{conditions.disorder and f'; {conditions.disorder}'}"
+        f"{conditions.precision}{conditions.runtime and f', {conditions.runtime}'}"
+        f"{conditions.disorder and f'; {conditions.disorder}'}"
     )
 
 
@@ -165,19 +162,12 @@ def _pad(column: Sequence[str], justify: Callable[[str, int], str]) -> list[str]
     return [justify(cell, width) for cell in column]
 
 
-def _draw(frontier: ParetoFrontier, title: str, recommended: str | None, kind: str) -> bytes:
-    """Render the plot as PNG or SVG."""
+def _draw(
+    frontier: ParetoFrontier, title: str, recommended: str | None, kind: Literal["png", "svg"]
+) -> bytes:
+    """Render the plot as PNG or SVG; nothing else here needs matplotlib."""
     caption = "" if frontier.conditions is None else format_conditions(frontier.conditions)
-    stream = io.BytesIO()
-    # With a date, or ids drawn at random, the same numbers would not give the same file.
-    with mpl.rc_context({"svg.hashsalt": "matvit"}):
-        plot(frontier, title=title, caption=caption, recommended=recommended).savefig(
-            stream,
-            format=kind,
-            dpi=_PIXELS_PER_INCH,
-            metadata={"Date": None} if kind == "svg" else {},
-        )
-    return stream.getvalue()
+    return retrieval.draw(frontier, kind, title=title, caption=caption, recommended=recommended)
 
 
 def _write(file: Path, content: bytes) -> None:

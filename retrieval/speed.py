@@ -16,21 +16,11 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
-import torch
 from jaxtyping import Float64, UInt8
 from numpy import ndarray
 
-from matvit import (
-    Encoder,
-    Submodel,
-    count_macs,
-    embed,
-    progress_of,
-    read_json,
-    resolve_precision,
-    write_atomically,
-)
-from retrieval.frontier import OperatingPoint
+from matvit import Encoder, Submodel, count_macs, embed, progress_of, read_json, write_atomically
+from retrieval.frontier import OperatingPoint, is_int8
 
 _BATCHES = 3
 _TIMES = 30
@@ -108,7 +98,7 @@ def measured_ms(
     """Return the median milliseconds that embedding one query takes on this machine.
 
     What was measured before on the same device, with as many threads and the same version of
-    torch, is read from a file in the user's cache folder (`$XDG_CACHE_HOME/matvit`, else
+    the runtime, is read from a file in the user's cache folder (`$XDG_CACHE_HOME/matvit`, else
     `~/.cache/matvit`). That file is only a memory: it may be deleted, and where it cannot be
     written the next call measures again.
 
@@ -180,18 +170,9 @@ def timed(
     ]
 
 
-def describe_device(device: torch.device) -> str:
-    """Name a device; on a CPU the number of threads decides as much as the model."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
-
-
-def describe_precision(device: torch.device) -> str:
+def describe_precision(encoder: Encoder) -> str:
     """Name the format of matrix products; single images may have one of their own."""
-    many, one = (
-        str(resolve_precision(device, images=count)).removeprefix("torch.") for count in (None, 1)
-    )
+    many, one = (encoder.number_format("auto", count) for count in (None, 1))
     return many if many == one else f"{many}, single images {one}"
 
 
@@ -217,10 +198,12 @@ def _time_in_turns(
 
 def _disorder(macs: Mapping[str, int], took: Mapping[str, float]) -> str | None:
     """Compare every submodel with the quickest of those that cost no less."""
-    worst, said, quickest = _DISORDER, None, ""
+    worst, said = _DISORDER, None
+    fastest: dict[bool, str] = {}  # in 8 bits, and not: as much compute takes half the time there
     for name in sorted(macs, key=lambda each: (-macs[each], took[each])):
-        if not quickest or took[name] < took[quickest]:
-            quickest = name
+        quickest = fastest.setdefault(is_int8(name), name)
+        if took[name] < took[quickest]:
+            fastest[is_int8(name)] = name
         elif took[name] > worst * took[quickest]:
             worst = took[name] / took[quickest]
             said = (
@@ -252,11 +235,11 @@ def _conditions(encoder: Encoder) -> dict[str, str]:
     return {
         "encoder": encoder.name,
         "weights": encoder.weights_fingerprint,
-        "device": describe_device(encoder.device),
+        "device": encoder.runtime.place,
         "processor": _processor(),
         "cpus": str(os.cpu_count()),
-        "precision": str(resolve_precision(encoder.device, images=1)),
-        "torch": str(torch.__version__),
+        "precision": encoder.number_format("auto", 1),
+        encoder.runtime.library: encoder.runtime.version,
     }
 
 

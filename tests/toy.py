@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from matvit.config import MatViTConfig
+from matvit.encoder import Runtime
 from matvit.preprocess import Preprocess
 from matvit.submodel import Granularity, Submodel
 
@@ -23,16 +23,24 @@ class ToyEncoder:
     fingerprint = weights_fingerprint = "70" * 8
     config = MatViTConfig(img_size=SIDE, patch_size=SIDE, embed_dim=DIM, depth=1, num_heads=1)
     preprocess = Preprocess(img_size=SIDE)
-    training = False
-    device = torch.device("cpu")
+    is_whole = True
+    runtime = Runtime("toy", "1", "cpu", "cpu")
 
     def submodel(self, spec=None):
         return Submodel.uniform(Granularity.XL, depth=1, hidden_dim=self.config.hidden_dim)
 
-    def encode(self, images, submodel=None):
+    def weights_of(self, submodel):
+        return "toy"
+
+    def number_format(self, precision="auto", images=None):
+        return "float32"
+
+    def embed_pixels(self, pixels, submodels, number_format, memory=None):
+        images = (pixels / np.float32(255) - self.preprocess.mean) / self.preprocess.std
+        flat = images.transpose(0, 3, 1, 2).reshape(len(pixels), -1)
         # Sums, not matrix products, whose last bits depend on the batch.
-        vectors = (images.flatten(1)[:, :, None] * torch.from_numpy(MIX)).sum(dim=1)
-        return vectors / vectors.norm(dim=1, keepdim=True)
+        vectors = (flat[:, :, None] * MIX).sum(axis=1)
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True))[None]
 
 
 def photo(path: Path, seed: int) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 import altair as alt
 import pandas as pd
 
+from app.page.looks import spoken
 from matvit import Granularity
 from retrieval import OperatingPoint, ParetoFrontier
 
@@ -104,7 +105,9 @@ def clicked(event: object) -> str | None:
 def in_words(frontier: ParetoFrontier, point: OperatingPoint) -> str:
     """Say in a line what a point costs and finds."""
     form = ".1%" if _is_share(frontier.metric) else ".3f"
-    return f"{point.submodel} · {point.macs / 1e9:.3f} GMACs · {frontier.recall(point):{form}}"
+    return (
+        f"{spoken(point.submodel)} · {point.macs / 1e9:.3f} GMACs · {frontier.recall(point):{form}}"
+    )
 
 
 def describe(metric: str) -> str:
@@ -125,9 +128,9 @@ def _row(
 ) -> dict[str, object]:
     trained = point.submodel in _TRAINED_NAMES
     kind = "frontier" if point.pareto else "other"
-    name = point.submodel if trained or point.submodel in chosen else ""
+    name = spoken(point.submodel) if trained or point.submodel in chosen else ""
     if point.submodel == recommended:
-        name = f"★ {point.submodel}"
+        name = f"★ {spoken(point.submodel)}"
     return {
         "submodel": point.submodel,
         "name": name,

@@ -17,7 +17,7 @@ from app.page.looks import plain
 from app.page.search import ask_button, draw_picture
 from app.page.visit import Shown
 from indexing import Failure, ImageIndex, read_manifest
-from matvit import DEFAULT_ENCODER, MatViT
+from matvit import DEFAULT_ENCODER, load_encoder
 
 FAILURES_PER_PAGE = 20
 
@@ -189,4 +189,4 @@ def _build(demo: Path) -> None:
     """Make the demo, unless another visitor has made it meanwhile: it would be replaced."""
     with _ONE_AT_A_TIME:
         if not is_built(demo / INDEX):
-            run_demo(MatViT.load(DEFAULT_ENCODER), demo, None, progress=False)
+            run_demo(load_encoder(DEFAULT_ENCODER), demo, None, progress=False)

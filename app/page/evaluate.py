@@ -15,7 +15,7 @@ import streamlit as st
 
 from app.options import parse_sizes
 from app.page import chart
-from app.page.looks import plain
+from app.page.looks import plain, spoken
 from app.page.opened import Opened
 from app.page.visit import Shown
 from indexing import Corpus, DecodedBatch, Decoders
@@ -181,7 +181,7 @@ def results_table(frontier: ParetoFrontier) -> pd.DataFrame:
     """Every point as a row; what was not measured is left out."""
     rows = [
         {
-            "submodel": point.submodel,
+            "submodel": spoken(point.submodel),
             "GMACs": round(point.macs / 1e9, 3),
             "of full": point.macs_fraction,
             "hit_rate@1": point.hit_rate_at_1,
@@ -216,7 +216,9 @@ def draw_evaluate(shown: Shown) -> None:
         queries = st.text_input("Folder of query images", placeholder="/home/me/queries")
         left, right = st.columns([3, 1])
         sizes = left.text_input(
-            "Sizes", "S,M,L,XL,mix", help="`mix` adds a dozen Mix'n'Match submodels"
+            "Sizes",
+            "S,M,L,XL,mix",
+            help="`mix` adds a dozen Mix'n'Match submodels; `S:int8` is S in 8 bits",
         )
         k = right.number_input("Hits that count", 1, 100, 10)
         wanted = st.form_submit_button("Evaluate", type="primary")

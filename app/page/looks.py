@@ -49,6 +49,11 @@ def icon() -> Image.Image:
     return image
 
 
+def spoken(submodel: str) -> str:
+    """Write a submodel as the page does: `S:int8` is shown as `S int8`."""
+    return submodel.replace(":", " ")
+
+
 def plain(text: str | BaseException) -> str:
     """Write foreign text so that Markdown shows it as it is, on one line.
 

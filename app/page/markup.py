@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from app.output import readable
 from app.page.comparison import Cell, Cost, Strip
+from app.page.looks import spoken
 from retrieval import OperatingPoint, ParetoFrontier, Step
 
 
@@ -34,7 +35,7 @@ def strip_head(
     """
     answer = strip.answer
     named = "".join(f'<span class="mv-tag">{escape(tag)}</span>' for tag in tags)
-    title = escape(strip.title)
+    title = escape(spoken(strip.title))
     return (
         f'<div class="mv-head"><h3 class="mv-title">{glyph(cost.widths)}<span>{title}</span>'
         f"{named}</h3>{_route(answer.steps)}"
@@ -98,7 +99,7 @@ def cost_card(cost: Cost, point: OperatingPoint | None, frontier: ParetoFrontier
             found += f" · {point.latency_ms_p50:.1f} ms an image"
     return (
         f'<div class="mv-card"><h3 class="mv-title">{glyph(cost.widths)}'
-        f"<span>{escape(cost.submodel)}</span></h3>"
+        f"<span>{escape(spoken(cost.submodel))}</span></h3>"
         f'<div class="mv-fact"><b>{cost.macs / 1e9:.3f}</b> GMACs · {cost.fraction:.0%} of full'
         f" · {cost.params / 1e6:.2f} M parameters</div>"
         f"{_bar('compute', min(1.0, cost.fraction))}"
@@ -170,8 +171,8 @@ def _route(steps: Sequence[Step]) -> str:
     if not steps:
         return ""
     stops = [
-        f'<span class="mv-stop" title="confidence {step.confidence:.2f}">{escape(step.submodel)}'
-        f"<small>{step.confidence:.2f}</small></span>"
+        f'<span class="mv-stop" title="confidence {step.confidence:.2f}">'
+        f"{escape(spoken(step.submodel))}<small>{step.confidence:.2f}</small></span>"
         for step in steps
     ]
     return f'<div class="mv-route">{" → ".join(stops)}</div>'

@@ -20,7 +20,7 @@ from app.options import AUTO
 from app.page.measured import Tuned, read_tuned
 from app.page.pictures import Kept, Pictures, Query, Sights
 from indexing import MANIFEST, ImageIndex, read_manifest
-from matvit import ExtractedViT, ImageLike, MatViT
+from matvit import Encoder, ImageLike
 from retrieval import TUNING, AutoRetriever, Hits, Retriever, Tuning
 
 FEWEST_HITS, MOST_HITS = 1, 12
@@ -164,7 +164,7 @@ class Opened:
         return read_tuned(self.retriever)
 
 
-def open_all(index: ImageIndex, encoder: MatViT | ExtractedViT) -> Opened:
+def open_all(index: ImageIndex, encoder: Encoder) -> Opened:
     """Put an index and an encoder together, with nothing asked yet.
 
     Raises:

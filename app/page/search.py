@@ -9,7 +9,7 @@ import streamlit as st
 from app.output import readable
 from app.page import markup, visit
 from app.page.comparison import Strip, compare, cost_of, scale_of
-from app.page.looks import plain
+from app.page.looks import plain, spoken
 from app.page.opened import FEWEST_HITS, MOST_HITS
 from app.page.pictures import MAX_UPLOAD_BYTES, Query
 from app.page.visit import Shown
@@ -107,6 +107,7 @@ def _draw_controls(shown: Shown) -> None:
         st.pills(
             "Encoder sizes",
             visit.offered(shown),
+            format_func=spoken,
             selection_mode="multi",
             key="sizes",
         )

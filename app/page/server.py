@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,8 +27,11 @@ def serve(port: int, given: Mapping[str, str | Path | None]) -> NoReturn:
         given: Arguments of the page by name; paths from where the command was typed.
 
     Raises:
+        ModuleNotFoundError: If Streamlit is not installed.
         OSError: If the port cannot be had.
     """
+    if find_spec("streamlit") is None:
+        raise ModuleNotFoundError("No module named 'streamlit'", name="streamlit")
     _check_port(port)
     command, environment = command_of(port, given), environment_of(os.environ)
     os.chdir(_PAGE.parent)  # Streamlit obeys a folder `.streamlit` where it is started

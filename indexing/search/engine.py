@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import faiss
 import numpy as np
-import torch
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
@@ -15,13 +14,16 @@ from indexing.search import gpu
 from indexing.search.kinds import split
 from indexing.search.request import TARGET, Effort
 
+Queries: TypeAlias = "Float32[ndarray, 'queries dim'] | torch.Tensor"
+
 _GROWTH = 4
+
+if TYPE_CHECKING:
+    import torch
 
 if hasattr(os, "register_at_fork"):
     # A forked process has none of the threads that OpenMP believes to have: it would wait for ever.
     os.register_at_fork(after_in_child=lambda: faiss.omp_set_num_threads(1))
-
-Queries = Float32[ndarray, "queries dim"] | torch.Tensor
 
 
 class Reach(NamedTuple):
@@ -131,7 +133,7 @@ class Engine:
         if isinstance(queries, ndarray):
             return np.asarray(self._rotation.apply(queries))
         matrix = faiss.vector_to_array(self._rotation.A).reshape(-1, queries.shape[1])
-        return queries @ torch.from_numpy(matrix).to(queries.device).T
+        return queries @ queries.new_tensor(matrix).T
 
 
 def _is_float16(index: faiss.Index) -> bool:

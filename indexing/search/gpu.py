@@ -7,17 +7,20 @@ what is stored is always the CPU's copy.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
-import torch
 from jaxtyping import Float32, Int64
 from numpy import ndarray
+
+if TYPE_CHECKING:
+    import torch
 
 LOCK = threading.RLock()
 """Held by whoever uses the GPU resources."""
@@ -77,7 +80,7 @@ def search(
     every index of the process, those on the CPU too.
     """
     with LOCK:
-        if isinstance(queries, torch.Tensor):
+        if not isinstance(queries, ndarray):
             return _search_tensor(index, queries, fetch)
         scores = np.empty((len(queries), fetch), dtype=np.float32)
         labels = np.empty((len(queries), fetch), dtype=np.int64)
@@ -90,9 +93,10 @@ def _search_tensor(
     index: faiss.Index, queries: torch.Tensor, fetch: int
 ) -> tuple[Float32[ndarray, "queries fetch"], Int64[ndarray, "queries fetch"]]:
     queries = queries.contiguous()
-    scores = torch.empty((len(queries), fetch), dtype=torch.float32, device=queries.device)
-    labels = torch.empty((len(queries), fetch), dtype=torch.int64, device=queries.device)
-    torch.cuda.synchronize(queries.device)  # FAISS works on a stream of its own
+    scores = queries.new_empty((len(queries), fetch))
+    labels = scores.long()
+    torch_cuda = sys.modules["torch.cuda"]  # whoever made the tensor has imported it
+    torch_cuda.synchronize(queries.device)  # FAISS works on a stream of its own
     index.search_c(  # type: ignore[attr-defined]
         len(queries),
         faiss.cast_integer_to_float_ptr(queries.data_ptr()),

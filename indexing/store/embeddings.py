@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float16, Float32, Int64
 from numpy import ndarray
 from numpy.lib.stride_tricks import as_strided
@@ -16,7 +15,9 @@ from indexing.store.arrays import map_file, values_of
 from indexing.store.files import StoredFile, damaged
 
 _NORM_TOLERANCE = 0.01  # float16 leaves about 0.0005
-_WIDENED_AT_ONCE = 32_000  # at 32,768 torch wakes other threads, which costs more than it saves
+_WIDENED_AT_ONCE = 32_000  # values, that stay in a processor's nearest cache
+_SIGN_AND_VALUE = np.int32(-0x7000_2000)  # all bits but the three that a sign was copied into
+_BIAS = np.float32(2.0**112)  # float32 counts exponents from 127, float16 from 15
 
 
 class Embeddings:
@@ -102,14 +103,19 @@ def are_all_in_order(rows: Int64[ndarray, " rows"], count: int) -> bool:
 
 
 def _widened(values: Float16[ndarray, "rows dim"]) -> Float32[ndarray, "rows dim"]:
-    """The same values as float32, by torch, which is ten times as fast as NumPy at this."""
-    if values.size <= _WIDENED_AT_ONCE:
-        return np.asarray(torch.from_numpy(values).float().numpy())
+    """The same values as float32, where they are finite; NumPy's own way takes five times as long.
+
+    Exponent and fraction move to their places, and a product mends the exponent's bias. What is
+    not finite becomes 65,536 or more.
+    """
     wide = np.empty(values.shape, dtype=np.float32)
-    source, target = values.reshape(-1), wide.reshape(-1)
+    source, target = values.reshape(-1).view(np.int16), wide.reshape(-1)
     for start in range(0, len(source), _WIDENED_AT_ONCE):
         run = slice(start, start + _WIDENED_AT_ONCE)
-        torch.from_numpy(target[run]).copy_(torch.from_numpy(source[run]))
+        bits = target[run].view(np.int32)
+        np.left_shift(source[run], 13, out=bits, dtype=np.int32)
+        bits &= _SIGN_AND_VALUE
+        target[run] *= _BIAS
     return wide
 
 

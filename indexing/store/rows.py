@@ -245,8 +245,12 @@ def live_rows(
 
 
 def column(table: pa.Table, name: str) -> Int64[ndarray, " rows"]:
-    """Return an integer column of a table."""
-    return np.asarray(table.column(name).to_numpy(), dtype=np.int64)
+    """Return an integer column of a table.
+
+    Not by Arrow's own way to NumPy, which imports pandas where it is installed.
+    """
+    chunks = [np.from_dlpack(chunk) for chunk in table.column(name).chunks]
+    return np.concatenate([np.empty(0, dtype=np.int64), *chunks], dtype=np.int64)
 
 
 def write_tombstones(

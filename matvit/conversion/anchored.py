@@ -7,6 +7,7 @@ the original stays valid, since the full size is the original still.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from matvit.config import MatViTConfig
 from matvit.identity import without_head
-from matvit.model import MatViT, nested_vit, pool, run
+from matvit.model import MatViT, Memory, nested_vit, pool, run
 from matvit.preprocess import Preprocess
 from matvit.submodel import Submodel
 
@@ -71,7 +72,10 @@ class AnchoredMatViT(MatViT):
         return self.anchor if submodel.is_full else self.backbone
 
     def vectors(
-        self, images: Float[Tensor, "batch 3 height width"], submodels: Sequence[Submodel]
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        submodels: Sequence[Submodel],
+        memory: dict[Any, Memory] | None = None,
     ) -> Float[Tensor, "submodels batch dim"]:
         """Do what `MatViT.vectors` does, each submodel from its own weights.
 
@@ -84,6 +88,7 @@ class AnchoredMatViT(MatViT):
         for weights in (self.anchor, self.backbone):
             rows = [row for row, each in enumerate(submodels) if self.weights_of(each) is weights]
             if rows:
-                tokens = run(weights, images, [submodels[row] for row in rows])
+                states = None if memory is None else memory[weights]
+                tokens = run(weights, images, [submodels[row] for row in rows], states)
                 vectors.update(zip(rows, pool(weights, tokens), strict=True))
         return torch.stack([vectors[row] for row in range(len(submodels))])

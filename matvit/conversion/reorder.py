@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from matvit.conversion.anchored import AnchoredMatViT
-from matvit.embedding import batches
 from matvit.model import MatViT, NestedBlock, NestedMlp
+from matvit.torch_runtime import batches
 
 
 def reorder(

@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize, one_hot
 
-from matvit.embedding import normalize_pixels
+from matvit.torch_runtime import normalize_pixels
 from matvit.training.augment import augment, mix_images
 from matvit.training.data import LabelledPixels
 from matvit.training.losses import Lesson

@@ -20,11 +20,12 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import torch
 
-from matvit.embedding import batches, resolve_device
+from matvit.encoder import resolve_device
 from matvit.files import is_exhaustion, open_regular
 from matvit.mixes import trained_sizes
 from matvit.model import MatViT
 from matvit.progress import progress_of
+from matvit.torch_runtime import batches
 from matvit.training.data import LabelledPixels
 from matvit.training.distributed import Processes
 from matvit.training.recipes import Recipe
@@ -96,7 +97,7 @@ def train(
     if processes.leads:
         check_run_folder(out, resume=resume)
     resume = resume and (out / STATE).exists()
-    with processes.joined(processes.device(resolve_device(device))):
+    with processes.joined(processes.device(torch.device(resolve_device(device)))):
         learned_from: MatViT | Answers | None
         if isinstance(teacher, Teacher):
             check_before_asking(recipe, init, teacher)

@@ -20,10 +20,10 @@ from torch.nn.functional import normalize
 
 from matvit.checkpoint import SETTINGS, bundled_encoders
 from matvit.conversion.from_timm import create_timm
-from matvit.embedding import precision_of, resolve_precision
 from matvit.files import read_json
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
+from matvit.torch_runtime import precision_of, resolve_precision
 from matvit.training.teacher import Said, Teacher
 
 Colour = tuple[float, float, float]

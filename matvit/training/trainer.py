@@ -18,10 +18,11 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from matvit.embedding import resolve_device, resolve_precision
+from matvit.encoder import resolve_device
 from matvit.mixes import random_submodel
 from matvit.model import MatViT
 from matvit.submodel import Submodel
+from matvit.torch_runtime import resolve_precision
 from matvit.training.batches import Batch, Batches, derive_seed
 from matvit.training.data import LabelledPixels
 from matvit.training.distributed import Processes
@@ -80,7 +81,7 @@ class Trainer:
         processes: Processes = _ALONE,
     ) -> None:
         self.recipe, self.data, self.seed, self.processes = recipe, data, seed, processes
-        self.device = processes.device(resolve_device(device))
+        self.device = processes.device(torch.device(resolve_device(device)))
         answers = teacher if isinstance(teacher, Answers) else None
         aligned_to = None if isinstance(teacher, Answers) else teacher
         _check_teacher(recipe, init, teacher)

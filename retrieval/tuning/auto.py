@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from numpy import ndarray
 
 from indexing import IndexMismatchError
-from matvit import ContinuedEmbedding, ImageLike, MatViT
+from matvit import ContinuedEmbedding, Encoder, ImageLike
 from retrieval.retriever import (
     Hits,
     Retriever,
@@ -50,7 +50,7 @@ class AutoRetriever:
         >>> from tempfile import TemporaryDirectory
         >>> from PIL import Image
         >>> from indexing import Corpus, ImageIndex
-        >>> from matvit import MatViTConfig
+        >>> from matvit import MatViT, MatViTConfig
         >>> from retrieval import tune
         >>> shape = dict(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
         >>> folder, encoder = TemporaryDirectory(), MatViT(MatViTConfig(**shape))
@@ -170,7 +170,7 @@ def confidence_of(
 
 def escalate(
     escalation: Escalation,
-    model: MatViT,
+    model: Encoder,
     pixels: UInt8[ndarray, "queries height width 3"],
     search: Search,
     labels_of: LabelsOf | None,
@@ -205,7 +205,7 @@ _Found = tuple[Int64[ndarray, "queries k"], Float32[ndarray, "queries k"]]
 
 def _climb(
     escalation: Escalation,
-    model: MatViT,
+    model: Encoder,
     pixels: UInt8[ndarray, "queries height width 3"],
     search: Search,
     labels_of: LabelsOf | None,

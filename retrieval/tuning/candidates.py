@@ -26,7 +26,7 @@ def ask_candidates(trial: Trial) -> None:
     next larger one, and its neighbour distortion noted. Those of a mix are taken to add up, seen
     from the smaller size and from the larger one, and weighted by how near it is to either. Dynamic
     programming finds the mixes of least distortion for every total width; they ask the index, and
-    so do those of the paper's rule, which sums cannot rule out.
+    so do those of the paper's rule, which sums cannot rule out, and the trained sizes in 8 bits.
     """
     sizes = trained_sizes(trial.config)
     singles = [
@@ -43,7 +43,7 @@ def ask_candidates(trial: Trial) -> None:
         for wide in range(1, trial.config.depth)
         for mix in _best_mixes(small, large, wide, distortion)
     ]
-    trial.ask([*paper_rule(trial.config), *chosen])
+    trial.ask([*paper_rule(trial.config), *chosen, *trial.rounded])
 
 
 def paper_rule(config: MatViTConfig) -> list[Submodel]:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from indexing import lock_file
-from matvit import MatViT, Submodel, parse_json, read_file, write_atomically
+from matvit import Encoder, Submodel, parse_json, read_file, write_atomically
 
 _LOCK = "tuning.lock"
 _SAVE_EVERY_S = 5.0
@@ -54,7 +54,7 @@ class Journal:
         self,
         path: Path,
         settings: dict[str, Any],
-        model: MatViT,
+        model: Encoder,
         told: Callable[[int], object],
     ) -> None:
         self._path, self._told = path, told
@@ -86,7 +86,7 @@ class Journal:
         write_checked(self._path, msgspec.to_builtins(_Progress(key=self._key, scores=scores)))
         self._saved = monotonic()
 
-    def _read(self, model: MatViT) -> dict[Submodel, Score]:
+    def _read(self, model: Encoder) -> dict[Submodel, Score]:
         """Read what an interrupted run with the same settings measured; else nothing."""
         with suppress(ValueError):  # not worth an error: it is measured again
             found = msgspec.convert(read_checked(self._path), _Progress)

@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 
 from indexing import ImageIndex
-from matvit import Encoder, MatViT, Submodel
-from retrieval.frontier import OperatingPoint, ParetoFrontier
+from matvit import Encoder, Submodel
+from retrieval.frontier import OperatingPoint, ParetoFrontier, is_int8
 from retrieval.retriever import Hits
 from retrieval.speed import timed
 from retrieval.tuning.journal import damaged, read_checked, write_checked
@@ -171,7 +171,7 @@ class Tuning:
         >>> from tempfile import TemporaryDirectory
         >>> from PIL import Image
         >>> from indexing import Corpus
-        >>> from matvit import MatViTConfig
+        >>> from matvit import MatViT, MatViTConfig
         >>> from retrieval import Retriever, tune
         >>> shape = dict(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
         >>> folder, encoder = TemporaryDirectory(), MatViT(MatViTConfig(**shape))
@@ -199,7 +199,7 @@ class Tuning:
         scales: How the scores of submodels translate into the full encoder's.
     """
 
-    encoder: MatViT = field(repr=False, compare=False)
+    encoder: Encoder = field(repr=False, compare=False)
     folder: Path = field(compare=False)
     tuned_for: TunedFor
     frontier: ParetoFrontier
@@ -289,18 +289,22 @@ class Tuning:
 
     @property
     def recommended(self) -> OperatingPoint:
-        """The cheapest submodel that was selected to reach the target; else the full one."""
+        """The cheapest submodel that was selected to reach the target; else the full one.
+
+        8 bits cost no less compute, only less time: `choose` by milliseconds takes them.
+        """
+        selection = _without_int8(self.selection)
         try:
-            chosen = self.selection.cheapest(self.target)
+            chosen = selection.cheapest(self.target)
         except ValueError:
-            chosen = max(self.selection, key=self.selection.recall)
+            chosen = max(selection, key=selection.recall)
         return self.frontier.point_of(chosen.submodel)
 
     @property
     def summary(self) -> str:
         """What the recommended submodel saves and what it costs, in one line."""
         chosen, metric = self.recommended, self.frontier.metric
-        if chosen.macs_fraction == 1:
+        if chosen.is_full:
             return (
                 f"recommended: {chosen.submodel}, the full encoder; nothing smaller reaches "
                 f"{metric} {self.target:g}"
@@ -371,16 +375,25 @@ def read_tuning(index: ImageIndex, encoder: Encoder) -> Tuning | None:
         raise damaged(path, str(error)) from error
     if not stored.tuned_for.is_of(model):
         return None
-    return Tuning(encoder=model, folder=index.path, **msgspec.structs.asdict(stored))
+    values = msgspec.structs.asdict(stored)
+    if not model.runtime.has_int8:  # as when it was tuned
+        for name in ("frontier", "selection"):
+            values[name] = _without_int8(values[name])
+    return Tuning(encoder=model, folder=index.path, **values)
 
 
-def whole(encoder: Encoder) -> MatViT:
+def _without_int8(frontier: ParetoFrontier) -> ParetoFrontier:
+    exact = [point for point in frontier if not is_int8(point.submodel)]
+    return ParetoFrontier(exact, metric=frontier.metric, conditions=frontier.conditions)
+
+
+def whole(encoder: Encoder) -> Encoder:
     """Return an encoder if it is a whole one.
 
     Raises:
         ValueError: If it is an extracted submodel, of which nothing can be cut.
     """
-    if not isinstance(encoder, MatViT):
+    if not encoder.is_whole:
         raise ValueError(
             f"{encoder.name} is only the extracted submodel {encoder.submodel(None)}; "
             "choosing among submodels needs the whole encoder"

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from matvit import Granularity, MatViT, Submodel, added_macs, embed_each, trained_sizes
+from matvit import Encoder, Granularity, Submodel, added_macs, embed_each, trained_sizes
 from retrieval import metrics
 from retrieval.ground_truth import find_others
 from retrieval.retriever import Retriever
@@ -35,7 +35,7 @@ class Replies:
         right: Whether its first hit is right, one value per query.
     """
 
-    model: MatViT
+    model: Encoder
     confidence: Mapping[Submodel, Float[ndarray, " queries"]]
     right: Mapping[Submodel, Float[ndarray, " queries"]]
 
@@ -104,7 +104,7 @@ def reply(
     return Replies(model=model, confidence=confidence, right=right)
 
 
-def ladders(model: MatViT, extra: Sequence[Submodel] = ()) -> list[Ladder]:
+def ladders(model: Encoder, extra: Sequence[Submodel] = ()) -> list[Ladder]:
     """List escalations worth trying: from each start to full, directly or over a shared prefix.
 
     Args:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from matvit import MatViTConfig, Submodel, count_macs, embed, embed_each
+from matvit import MatViTConfig, Submodel, count_macs, embed, embed_each, trained_sizes
 from retrieval import metrics
 from retrieval.ground_truth import find_others
 from retrieval.retriever import Retriever
@@ -71,10 +72,17 @@ class Trial:
         return self._model.config
 
     @property
+    def rounded(self) -> list[Submodel]:
+        """The trained sizes in 8 bits; none if what runs the encoder cannot."""
+        if not self._model.runtime.has_int8:
+            return []
+        return [replace(each, int8=True) for each in trained_sizes(self.config)]
+
+    @property
     def searched(self) -> dict[Submodel, Score]:
         """Submodels that have asked the index, cheapest first."""
         asked = [each for each, score in self.scores.items() if score.overlap is not None]
-        asked.sort(key=lambda each: (count_macs(self.config, each), each.widths))
+        asked.sort(key=lambda each: (count_macs(self.config, each), each.widths, each.int8))
         return {submodel: self.scores[submodel] for submodel in asked}
 
     def distortions(self, submodels: Iterable[Submodel]) -> list[float]:

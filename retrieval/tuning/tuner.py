@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from indexing import Corpus
-from matvit import MatViT, Submodel, count_macs, progress_of, trained_sizes
+from matvit import Encoder, Submodel, count_macs, progress_of, trained_sizes
 from retrieval.evaluation import conditions_of, costs_of
 from retrieval.frontier import Conditions, OperatingPoint, ParetoFrontier
 from retrieval.metrics import retained
@@ -54,7 +54,7 @@ def tune(
         >>> from tempfile import TemporaryDirectory
         >>> from PIL import Image
         >>> from indexing import ImageIndex
-        >>> from matvit import MatViTConfig
+        >>> from matvit import MatViT, MatViTConfig
         >>> shape = dict(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
         >>> folder, encoder = TemporaryDirectory(), MatViT(MatViTConfig(**shape))
         >>> for red in range(48):
@@ -142,7 +142,7 @@ def _settings(retriever: Retriever, sample: Sample, k: int) -> dict[str, Any]:
         "wanted": [hashlib.sha256(t.tobytes()).hexdigest() for t in sample.selecting.wanted],
         "k": k,
         "strategy": [STRATEGY, KEPT],
-        "precision": describe_precision(model.device),
+        "precision": describe_precision(model),
         **msgspec.structs.asdict(TunedFor.of(retriever.index, model)),
     }
 
@@ -167,10 +167,11 @@ def _escalation(
 ) -> Escalation | None:
     """Set the thresholds of the per-query choice, with some of the reported submodels to start."""
     labelled = sample.has_labels
+    exact = [each for each in reported if not each.int8]  # 8 bits share nothing to go on with
     return set_thresholds(
         lambda asked, rungs: reply(retriever, asked, rungs, uses_labels=labelled),
         sample,
-        ladders(whole(retriever.encoder), reported[:: max(1, len(reported) // _STARTS)]),
+        ladders(whole(retriever.encoder), exact[:: max(1, len(exact) // _STARTS)]),
         max_loss=_or(max_loss, MAX_LOSS_WITH_LABELS, MAX_LOSS_WITHOUT_LABELS, labelled),
         certainty=certainty,
     )
@@ -203,20 +204,21 @@ def _or(given: float | None, with_labels: float, without: float, labelled: bool)
     return given if given is not None else with_labels if labelled else without
 
 
-def _worth_reporting(model: MatViT, searched: Mapping[Submodel, Score]) -> list[Submodel]:
-    """Return the trained sizes, and of the others those that nothing cheaper matches."""
+def _worth_reporting(model: Encoder, searched: Mapping[Submodel, Score]) -> list[Submodel]:
+    """Return the trained sizes, 8 bits too, and the others that nothing cheaper matches."""
     front, best = [], -1.0
     for submodel, score in searched.items():
         assert score.overlap is not None
-        if score.overlap > best:
+        if score.overlap > best and not submodel.int8:
             front.append(submodel)
             best = score.overlap
-    kept = {*trained_sizes(model.config), *spread(model.config, front, _REPORTED)}
-    return sorted(kept, key=lambda each: (count_macs(model.config, each), each.widths))
+    rounded = [submodel for submodel in searched if submodel.int8]
+    kept = {*trained_sizes(model.config), *spread(model.config, front, _REPORTED), *rounded}
+    return sorted(kept, key=lambda each: (count_macs(model.config, each), each.widths, each.int8))
 
 
 def _report(
-    model: MatViT, trial: Trial, queries: int, submodels: Sequence[Submodel], k: int
+    model: Encoder, trial: Trial, queries: int, submodels: Sequence[Submodel], k: int
 ) -> list[OperatingPoint]:
     """Measure submodels on the queries of a trial."""
     scores = dict(zip(submodels, trial.ask(submodels), strict=True))

@@ -74,7 +74,7 @@ def test_a_query_that_cannot_be_read_does_not_stop_the_others(
 
 
 def test_what_nobody_foresaw_is_one_line_too(matvit, monkeypatch):
-    def broken():
+    def broken(*_):
         raise RuntimeError("CUDA out of memory\nTried to allocate")
 
     monkeypatch.setattr("app.doctor.examine", broken)
@@ -101,7 +101,7 @@ def test_what_nobody_foresaw_is_one_line_too(matvit, monkeypatch):
     ],
 )
 def test_no_exception_escapes_as_a_traceback(matvit, monkeypatch, error, code, line):
-    def broken():
+    def broken(*_):
         raise error
 
     monkeypatch.setattr("app.doctor.examine", broken)

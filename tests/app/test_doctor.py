@@ -18,7 +18,7 @@ def test_both_faiss_builds_at_once_come_with_the_command_that_repairs_it():
     assert "pip uninstall -y faiss-cpu faiss-gpu && pip install faiss-gpu" in problem
     assert doctor.conflicts({"faiss-gpu": "1.15.1", "faiss-cpu": None}) == []
     (problem,) = doctor.conflicts({"faiss-gpu": None, "faiss-cpu": None})
-    assert problem.startswith("FAISS is missing; run: pip install faiss-")
+    assert problem.startswith("faiss is missing; run: pip install 'matvit-retrieval[cpu]'")
 
 
 def test_a_broken_part_becomes_a_problem_not_a_crash(monkeypatch):

@@ -4,10 +4,9 @@ import pytest
 
 from app.options import MIXES, load_encoder_for, parse_sizes
 from indexing import Corpus, ImageIndex
-from matvit.checkpoint import save_encoder
 from matvit.config import MatViTConfig
-from matvit.extraction import ExtractedViT, extract
-from matvit.model import MatViT
+from matvit.extraction import extract
+from matvit.torch_checkpoint import save_encoder
 
 
 @pytest.fixture
@@ -18,9 +17,9 @@ def index(tiny_model, photo_folder, tmp_path) -> ImageIndex:
 def test_a_named_encoder_is_loaded_whole_or_extracted(index, tiny_model, tmp_path):
     whole = tiny_model.save(tmp_path / "whole")
     small = save_encoder(extract(tiny_model, "S"), tmp_path / "small")
-    assert isinstance(load_encoder_for(index, str(whole)), MatViT)
+    assert load_encoder_for(index, str(whole)).is_whole
     loaded = load_encoder_for(index, str(small))
-    assert isinstance(loaded, ExtractedViT)
+    assert not loaded.is_whole
     assert loaded.fingerprint == tiny_model.fingerprint
 
 

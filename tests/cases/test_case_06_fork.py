@@ -17,12 +17,12 @@ import multiprocessing, sys
 from pathlib import Path
 import faiss, numpy as np, torch
 from indexing import Corpus, ImageIndex
-from matvit import MatViT, embed
+from matvit import embed, load_encoder
 from retrieval import Retriever
 
 torch.set_num_threads(4)
 faiss.omp_set_num_threads(4)
-model = MatViT.load("matvit-tiny64")
+model = load_encoder("matvit-tiny64", runtime=sys.argv[3], threads=4)
 index = ImageIndex.build(model, Corpus.open(sys.argv[1]), sys.argv[2])
 many = np.random.default_rng(0).integers(0, 256, (64, 64, 64, 3), dtype=np.uint8)
 
@@ -47,12 +47,13 @@ forked.join(60)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_forked_process_answers_what_its_parent_does(photo_folder, tmp_path):
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+def test_forked_process_answers_what_its_parent_does(photo_folder, tmp_path, runtime):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", script, photo_folder, tmp_path / "index"],
+        [sys.executable, "-W", "ignore", script, photo_folder, tmp_path / "index", runtime],
         capture_output=True, text=True, check=False, timeout=200, cwd=root,
         env={**os.environ, "PYTHONPATH": root},
     )  # fmt: skip

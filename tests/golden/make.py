@@ -137,14 +137,14 @@ def _stopping(encoder: MatViT) -> Iterator[None]:
     """Interrupt what is done when the encoder is called for the third time."""
     calls = []
 
-    def encode(*arguments: Any, **options: Any) -> torch.Tensor:
+    def embed_pixels(*arguments: Any, **options: Any) -> np.ndarray:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return MatViT.encode(encoder, *arguments, **options)
+        return MatViT.embed_pixels(encoder, *arguments, **options)
 
     try:
-        with mock.patch.object(encoder, "encode", encode):
+        with mock.patch.object(encoder, "embed_pixels", embed_pixels):
             yield
     except KeyboardInterrupt:
         return
@@ -173,7 +173,7 @@ def _facts(encoder: MatViT, home: Path) -> None:
     encoders: dict[str, Any] = {
         "encoder": encoder,
         "converted": converted,
-        "extracted": load_encoder(world.EXTRACTED),
+        "extracted": load_encoder(world.EXTRACTED, runtime="torch"),
         "bundled": bundled,
     }
     arrays = {}

@@ -270,7 +270,7 @@ def test_update_that_outgrows_its_memory_takes_the_smallest_kind_and_says_so():
 def test_what_cannot_be_built_is_refused_before_anything_is_embedded(
     original, tmp_path, monkeypatch, asked, message
 ):
-    monkeypatch.delattr(ToyEncoder, "encode")
+    monkeypatch.delattr(ToyEncoder, "embed_pixels")
     corpus = Corpus.open(original).subset(range(5))
     with pytest.raises(ValueError, match=message):
         ImageIndex.build(ToyEncoder(), corpus, tmp_path / "i", **asked)

@@ -12,13 +12,14 @@ from msgspec.structs import replace
 
 from indexing import Corpus, ImageIndex
 from matvit import checkpoint
-from matvit.checkpoint import load_encoder, save_encoder
+from matvit.checkpoint import load_encoder
 from matvit.config import MatViTConfig
 from matvit.conversion.anchored import AnchoredMatViT
 from matvit.cost import count_macs
 from matvit.extraction import extract
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
+from matvit.torch_checkpoint import save_encoder
 from retrieval import Retriever
 
 BASE = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2)
@@ -158,7 +159,7 @@ def test_extraction_takes_each_size_from_its_own_weights(converted, original, im
     assert torch.equal(whole(images), extract(original)(images))
     torch.testing.assert_close(small(images), converted(images, "S"), rtol=0, atol=1e-6)
     assert whole.fingerprint == small.fingerprint == original.fingerprint
-    loaded = load_encoder(save_encoder(small, tmp_path / "small"))
+    loaded = load_encoder(save_encoder(small, tmp_path / "small"), runtime="torch")
     assert loaded.fingerprint == original.fingerprint
     assert loaded.weights_fingerprint == small.weights_fingerprint != whole.weights_fingerprint
     assert torch.equal(loaded.encode(images), small(images))

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 
+import matvit
 from matvit import checkpoint
 from matvit.config import MatViTConfig
 from matvit.model import MatViT
@@ -150,7 +151,7 @@ def test_settings_that_ask_for_more_than_there_are_weights_are_refused_unbuilt(
     values["fingerprint"] = values["weights"] = checkpoint.fingerprint_of(config, tensors)
     del values["sha256"]
     path.write_text(json.dumps(values))
-    monkeypatch.setattr(checkpoint, "_build", None)
+    monkeypatch.setattr(matvit, "torch_encoder", None, raising=False)
     with pytest.raises(
         ValueError, match=r"do not fit its settings: model.safetensors has .* values"
     ):

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from matvit.embedding import embed, normalize_pixels, resolve_device, resolve_precision, to_input
+from matvit.embedding import embed
+from matvit.encoder import resolve_device
 from matvit.extraction import extract
 from matvit.preprocess import Preprocess
+from matvit.torch_runtime import normalize_pixels, resolve_precision, to_input
 
 
 def pixels(count: int = 7) -> np.ndarray:
@@ -85,7 +87,7 @@ def test_precision_and_device_are_resolved_or_refused():
     cpu = torch.device("cpu")
     assert resolve_precision(cpu, "float32") == torch.float32
     assert resolve_precision(cpu, "bfloat16") == torch.bfloat16
-    assert resolve_device("cpu") == cpu
+    assert resolve_device("cpu") == "cpu"
     with pytest.raises(ValueError, match="precision must be auto, float32 or bfloat16, got 'f8'"):
         resolve_precision(cpu, "f8")
     with pytest.raises(ValueError, match="device must be auto, cpu or cuda, got 'tpu'"):

@@ -4,10 +4,11 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from matvit.checkpoint import load_encoder, save_encoder
+from matvit.checkpoint import load_encoder
 from matvit.config import MatViTConfig
 from matvit.extraction import ExtractedViT, extract
 from matvit.model import MatViT
+from matvit.torch_checkpoint import save_encoder
 
 CONFIG = MatViTConfig(
     img_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2, num_classes=4, reg_tokens=1
@@ -74,7 +75,7 @@ def test_extracted_encoder_refuses_other_sizes(model, images):
 
 def test_saved_extracted_encoder_loads_to_the_same(model, images, tmp_path):
     small = extract(model.float(), "1xS,2xM")
-    loaded = load_encoder(save_encoder(small, tmp_path / "small"))
+    loaded = load_encoder(save_encoder(small, tmp_path / "small"), runtime="torch")
     assert isinstance(loaded, ExtractedViT)
     assert torch.equal(loaded(images.float()), small(images.float()))
     assert loaded.fingerprint == model.fingerprint
@@ -83,12 +84,12 @@ def test_saved_extracted_encoder_loads_to_the_same(model, images, tmp_path):
     assert (tmp_path / "small" / "model.safetensors").stat().st_size < whole.stat().st_size
     with pytest.raises(ValueError, match="holds the extracted submodel 1xS,2xM"):
         MatViT.load(tmp_path / "small")
-    assert isinstance(load_encoder(tmp_path / "whole"), MatViT)
+    assert isinstance(load_encoder(tmp_path / "whole", runtime="torch"), MatViT)
 
 
 def test_an_extracted_encoder_in_half_precision_loads_too(model, images, tmp_path):
     small = extract(model.float(), "S")
-    loaded = load_encoder(save_encoder(small, tmp_path, dtype=torch.float16))
+    loaded = load_encoder(save_encoder(small, tmp_path, dtype=torch.float16), runtime="torch")
     assert loaded.fingerprint == model.fingerprint
     assert loaded.weights_fingerprint != small.weights_fingerprint
     torch.testing.assert_close(

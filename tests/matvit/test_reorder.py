@@ -10,9 +10,10 @@ from msgspec.structs import replace
 from matvit.config import MatViTConfig
 from matvit.conversion.anchored import AnchoredMatViT
 from matvit.conversion.reorder import output_energy, reorder
-from matvit.embedding import embed, to_input
+from matvit.embedding import embed
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
+from matvit.torch_runtime import to_input
 
 CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
 

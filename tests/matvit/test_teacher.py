@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from tiny_training import RECIPE, colours
 from torch.nn.functional import normalize
 
-from matvit.embedding import normalize_pixels
 from matvit.model import MatViT
+from matvit.torch_runtime import normalize_pixels
 from matvit.training.augment import crop
 from matvit.training.teacher import Answers, Said, Teacher, ask
 from matvit.training.teachers import open_teacher

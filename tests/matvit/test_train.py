@@ -12,8 +12,9 @@ from tiny_training import RECIPE, colours, same_weights
 
 from matvit import writing
 from matvit.config import MatViTConfig
-from matvit.embedding import embed, to_input
+from matvit.embedding import embed
 from matvit.model import MatViT
+from matvit.torch_runtime import to_input
 from matvit.training.data import LabelledPixels
 from matvit.training.recipes import Phase
 from matvit.training.run import LOG, STATE, load_state, log, save_state, top1_per_size, train

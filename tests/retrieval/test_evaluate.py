@@ -17,9 +17,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from indexing import Corpus, ImageIndex
 from matvit.cost import count_macs, count_params
-from matvit.embedding import cpu_has_bfloat16, embed
+from matvit.embedding import embed
 from matvit.extraction import extract
 from matvit.mixes import mix_n_match
+from matvit.torch_runtime import cpu_has_bfloat16
 from retrieval import Retriever, evaluate, evaluation
 
 K = 5
