@@ -8,8 +8,10 @@ so that finding a place again is no matter of comparing pixels.
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,10 +42,10 @@ _PLACE = 200  # pixels of a photograph per side of a place
 _SPACING = 150  # pixels from a place to the next, about
 _QUALITY = 90
 
-_SHIFT, _ZOOM, _SLANT = 0.08, 0.15, 0.08  # in sides of a place, at most
-_GAMMA, _TINT, _SHADE = 0.4, 0.06, 0.4  # exponent, as its logarithm; colour; light across a view
-_BLUR, _NOISE = 1.5, 0.04  # pixels of a view; of its brightest value
-_HIDDEN, _OFTEN_HIDDEN = 0.35, 0.5  # of the side, at most; of the views
+_SHIFT, _ZOOM, _SLANT = 0.05, 0.1, 0.05  # in sides of a place, at most
+_GAMMA, _TINT, _SHADE = 0.3, 0.06, 0.3  # exponent, as its logarithm; colour; light across a view
+_BLUR, _NOISE = 1.5, 0.03  # pixels of a view; of its brightest value
+_HIDDEN, _OFTEN_HIDDEN = 0.3, 0.5  # of the side, at most; of the views
 _SQUARE = np.array([(-0.5, -0.5), (-0.5, 0.5), (0.5, 0.5), (0.5, -0.5)])
 
 
@@ -62,19 +64,27 @@ def write_places(
         FileNotFoundError: If scikit-image is not installed.
     """
     source = _find_photographs()
-    with progress_of("cutting", len(photographs), unit="photographs", shown=progress) as bar:
-        for name in photographs:
-            with Image.open(source / PHOTOGRAPHS[name]) as opened:
-                photograph = opened.convert("RGB")
-            photograph.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
-            for number, place in enumerate(places_of(photograph.size), start=1):
-                for view in range(views):
-                    rng = np.random.default_rng([zlib.crc32(name.encode()), number, view])
-                    _write_view(
-                        folder / f"{name} {number}" / f"{view:02}.jpg", photograph, place, rng
-                    )
-            bar.update(1)
+
+    def write(name: str) -> None:
+        _write_photograph(source / PHOTOGRAPHS[name], name, folder, views)
+
+    with (
+        progress_of("cutting up", len(photographs), unit="photographs", shown=progress) as told,
+        ThreadPoolExecutor(os.cpu_count()) as pool,  # Pillow lets go of the interpreter
+    ):
+        for _ in pool.map(write, photographs):
+            told.update()
     return folder
+
+
+def _write_photograph(file: Path, name: str, folder: Path, views: int) -> None:
+    with Image.open(file) as opened:
+        photograph = opened.convert("RGB")
+    photograph.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
+    for number, place in enumerate(places_of(photograph.size), start=1):
+        for view in range(views):
+            rng = np.random.default_rng([zlib.crc32(name.encode()), number, view])
+            _write_view(folder / f"{name} {number}" / f"{view:02}.jpg", photograph, place, rng)
 
 
 def _write_view(

@@ -5,6 +5,7 @@ python benchmarks/demo.py
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -17,15 +18,21 @@ from matvit import DEFAULT_ENCODER, MatViT
 
 
 def main() -> None:
-    """Run the demo in a temporary folder and keep what it measured."""
+    """Run the demo and keep what it measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="Folder to keep the demo in.")
+    parser.add_argument("--note", default="", help="What else was going on.")
+    given = parser.parse_args()
     start = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        made = run_demo(MatViT.load(DEFAULT_ENCODER), Path(folder) / "demo", None, progress=True)
+        out = given.out or Path(folder) / "demo"
+        made = run_demo(MatViT.load(DEFAULT_ENCODER), out, None, progress=True)
     conditions = made.frontier.conditions
     write_result(
         "demo",
         {
             **provenance("python benchmarks/demo.py"),
+            "note": given.note,
             "seconds": round(perf_counter() - start, 1),
             "conditions": None if conditions is None else asdict(conditions),
             "recommended": made.recommended,
