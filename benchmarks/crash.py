@@ -52,7 +52,6 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)  # a forked process has no other threads to wake
-    torch.manual_seed(0)
     write.SHARD_SIZE = compact.SHARD_SIZE = SHARD_SIZE
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), given.moments, np.random.default_rng(given.seed))
@@ -87,13 +86,16 @@ def measure(work: Path, moments: int, chance: np.random.Generator) -> list[dict[
     return rows
 
 
+def tiny_model() -> MatViT:
+    """An untrained encoder that costs nearly nothing."""
+    torch.manual_seed(0)
+    config = MatViTConfig(img_size=SIDE, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+    return MatViT(config, Preprocess(img_size=SIDE), "tiny")
+
+
 def prepare(work: Path) -> dict[str, tuple[Path, Action]]:
     """For each operation, the index it starts from and what it does."""
-    model = MatViT(
-        MatViTConfig(img_size=SIDE, patch_size=8, embed_dim=16, depth=2, num_heads=2),
-        Preprocess(img_size=SIDE),
-        "tiny",
-    )
+    model = tiny_model()
     few, many = work / "few", work / "many"
     for number in range(PHOTOS):
         pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)

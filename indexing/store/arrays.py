@@ -16,7 +16,7 @@ from indexing.store.files import StoredFile, check_size, damaged
 
 # What NumPy writes; its own reader takes any Python literal, and makes room for what that says.
 _HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '([^']{1,9})', 'fortran_order': (True|False), "
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<>|=]?[A-Za-z]\d{0,9})', 'fortran_order': (True|False), "
     rb"'shape': \(([\d, ]{0,60})\), \} *\n",
     re.DOTALL,
 )

@@ -97,7 +97,7 @@ def _acquire(path: Path, done: str) -> tuple[Lock, int]:
             refuse_other_than_files(path)
             _take(descriptor)
         except (BlockingIOError, PermissionError):
-            holder = os.read(descriptor, _MOST_OF_A_NOTE).decode(errors="replace").strip()
+            holder = _note(descriptor)
             os.close(descriptor)
             raise BlockingIOError(
                 f"{path.parent} is being {done} by {holder or 'another process'}; "
@@ -110,3 +110,9 @@ def _acquire(path: Path, done: str) -> tuple[Lock, int]:
         if lock.is_at_its_place():
             return lock, descriptor
         os.close(descriptor)  # it was deleted while we were about to lock it
+
+
+def _note(descriptor: int) -> str:
+    """Who says to hold the lock; whoever wrote that may have written anything."""
+    text = os.read(descriptor, _MOST_OF_A_NOTE).decode(errors="replace").strip()
+    return text if text.isprintable() else ""

@@ -32,6 +32,8 @@ SHARD_SIZE = 16_384
 _TABLE_BYTES, _TABLE_TIMES = 1 << 26, 64
 """A table takes no more memory than this, or so many times what its file has."""
 
+_TABLE_MOST_BYTES = 1 << 30
+
 METADATA = pa.schema([("id", pa.int64()), *RECORDS])
 """One row per embedding; label is -1 where there is none."""
 
@@ -129,8 +131,10 @@ def _store_table(folder: Path, name: str, table: pa.Table) -> StoredFile:
 
 
 def _read_table(folder: Path, file: StoredFile, schema: pa.Schema) -> pa.Table:
-    check_hash(folder, file)  # the file is read whole anyway
     path = folder / file.name
+    if file.bytes > _TABLE_MOST_BYTES:
+        raise damaged(path, f"it has {file.bytes:,} bytes, more than any table of ours")
+    check_hash(folder, file)  # the file is read whole anyway
     texts = [field.name for field in schema if field.type == pa.string()]
     try:
         with pq.ParquetFile(path) as parquet:
@@ -276,8 +280,8 @@ def read_tombstones(folder: Path, file: StoredFile | None) -> Int64[ndarray, " i
     """
     if file is None:
         return np.empty(0, dtype=np.int64)
-    check_hash(folder, file)
     ids = np.asarray(read_array(folder, file, (file.rows,), np.int64), dtype=np.int64)
+    check_hash(folder, file)
     if (np.diff(ids) <= 0).any():
         raise damaged(folder / file.name, "it holds ids that do not ascend")
     return ids

@@ -123,3 +123,10 @@ def test_folder_of_a_new_index_is_synced_into_the_one_above(photos, tmp_path, mo
     monkeypatch.setattr(folder, "sync_folder", lambda path: (synced.append(path), sync(path)))
     ImageIndex.build(ToyEncoder(), Corpus.open(photos), tmp_path / "a/b/index")
     assert synced[:3] == [tmp_path / "a/b", tmp_path / "a", tmp_path]
+
+
+def test_note_in_a_lock_that_would_write_to_the_terminal_is_not_shown(index):
+    with writer_lock(index.path):
+        (index.path / "LOCK").write_text("\x1b]0;gone\x07 process 1")
+        with pytest.raises(BlockingIOError, match="is being written by another process; wait"):
+            index.remove([1])

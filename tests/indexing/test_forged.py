@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from msgspec.structs import replace
 
 from indexing.store.files import StoredFile, store
 from indexing.store.folder import read_manifest
@@ -57,6 +58,16 @@ def test_table_of_very_many_equal_rows_is_refused(tmp_path):
         read_tables(tmp_path, [file], METADATA)
 
 
+def test_table_that_says_to_be_huge_is_not_even_hashed(tmp_path, monkeypatch):
+    name = "metadata/metadata_000000.parquet"
+    file = store(tmp_path, name, 1, lambda stream: stream.write(b"x"))
+    with (tmp_path / name).open("r+b") as stream:
+        stream.truncate(1 << 40)  # sparse: it takes no room, but an hour to read
+    monkeypatch.setattr("indexing.store.rows.check_hash", None)
+    with pytest.raises(ValueError, match="it has 1,099,511,627,776 bytes, more than any table"):
+        read_tables(tmp_path, [replace(file, bytes=1 << 40)], METADATA)
+
+
 def test_table_of_long_names_is_none(tmp_path):
     file = forged_table(tmp_path, METADATA, 1_000, "x" * 4_000)
     assert read_tables(tmp_path, [file], METADATA).column("path")[999].as_py() == "x" * 4_000
@@ -69,6 +80,15 @@ def test_array_that_says_to_be_larger_than_its_file_is_refused(tmp_path, shape):
     rows = 1 << 40
     file = store(tmp_path, "tombstones_g3.npy", rows, lambda stream: stream.write(content))
     with pytest.raises(ValueError, match=r"tombstones_g3.npy is damaged: (it h|its header)"):
+        read_tombstones(tmp_path, file)
+
+
+@pytest.mark.parametrize("kind", [",f2", "<f2,", "<f9", "(2,)f2", "<i99999999", "", "V9999999"])
+def test_array_of_a_type_that_is_none_is_refused(tmp_path, kind):
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': (2,), }}".ljust(117) + "\n"
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(16)
+    file = store(tmp_path, "tombstones_g3.npy", 2, lambda stream: stream.write(content))
+    with pytest.raises(ValueError, match=r"tombstones_g3.npy is damaged: (it holds|its header)"):
         read_tombstones(tmp_path, file)
 
 
