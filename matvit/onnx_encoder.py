@@ -154,7 +154,9 @@ class OnnxEncoder:
         key = (weights, widths, first)
         with self._lock:
             if key not in self._sessions:
-                graph = self._build(weights, widths, first, OPSET, portable=False)
+                build = self._build(weights, widths, first, OPSET, portable=False)
+                graph = build.SerializeToString()
+                del build  # as large again
                 # Many pieces have many pools of threads, that must not spin while others work.
                 whole = first is None and len(widths) == self.config.depth
                 self._sessions[key] = _Session(graph, self._threads, spins=whole)
@@ -198,17 +200,17 @@ if hasattr(os, "register_at_fork"):
 class _Session:
     """A graph, ready to run; it takes one array and gives one."""
 
-    def __init__(self, graph: ModelProto, threads: int, *, spins: bool) -> None:
+    def __init__(self, graph: bytes, threads: int, *, spins: bool) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # they keep what they had
         if not spins:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.size = graph.ByteSize()
-        self._input = graph.graph.input[0].name
+        self.size = len(graph)
         self._session = onnxruntime.InferenceSession(
-            graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            graph, options, providers=["CPUExecutionProvider"]
         )
+        (self._input,) = (each.name for each in self._session.get_inputs())
 
     def run(self, values: ndarray) -> Float32[ndarray, "..."]:
         (outcome,) = self._session.run(None, {self._input: values})

@@ -7,6 +7,7 @@ somebody else cleared or built into; remains of a failed build; a submodel that 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import sys
 
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from building import SAME, assert_refused, assert_rows_are_their_own_images
+from toy import ToyEncoder
 
 from indexing import write
 from indexing.corpus.corpus import Corpus
@@ -203,6 +205,15 @@ def test_submodel_cut_from_an_encoder_cannot_build(tiny_model, corpus, tmp_path)
     small = extract(tiny_model, tiny_model.submodel("S"))
     message = "embedded at full size, but .* is only the submodel S; build it with the whole"
     assert_refused(small, corpus, tmp_path / "index", ValueError, message)
+
+
+def test_nothing_in_8_bits_builds_an_index(photo_folder, tmp_path):
+    class Rounded(ToyEncoder):
+        def submodel(self, spec=None):
+            return dataclasses.replace(super().submodel(spec), int8=True)
+
+    with pytest.raises(ValueError, match="at full size, but toy is only the submodel XL:int8"):
+        ImageIndex.build(Rounded(), Corpus.open(photo_folder), tmp_path / "i")
 
 
 def test_images_are_embedded_at_full_size(tiny_model, corpus, tmp_path):
