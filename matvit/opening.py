@@ -17,15 +17,17 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from threading import Condition, Lock
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from matvit.files import is_exhaustion, read_file
+from matvit.files import MAX_BYTES, is_exhaustion, read_file
 
-ImageLike = str | Path | bytes | Image.Image
+ImageLike = str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[np.uint8]
+"""A path, the bytes of a file, a file open for reading bytes, a Pillow image, or an array of uint8
+in (height, width) or (height, width, 3 or 4)."""
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused before they are decoded (Pillow's own limit for an error)."""
@@ -46,6 +48,7 @@ _SUFFIXES = {  # of formats worth trusting with unknown files (no EPS: it starts
     "JPEG2000": (".jp2",),
     "ICO": (".ico",),
 }
+_WANTED = "expected a path, the bytes of a file, a file, a Pillow image or an array"
 _WHITE = (255, 255, 255, 255)
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -101,7 +104,7 @@ def opened_upright(source: ImageLike, side: int) -> Iterator[Upright]:
     Only for as long as it is open does its memory count among what all threads may take up.
 
     Args:
-        source: Path, the bytes of a file, or an opened Pillow image, which is left as it is.
+        source: An image, in any of these ways; a Pillow image is left as it is.
         side: A large JPEG is decoded at a fraction of its size, with at least so many pixels a
             side.
 
@@ -113,9 +116,12 @@ def opened_upright(source: ImageLike, side: int) -> Iterator[Upright]:
     if isinstance(source, (str, Path)) and not Path(source).exists():
         raise FileNotFoundError(f"no such image: {source}")
     with _readable(), _QUIET_PILLOW:
-        data = b"" if isinstance(source, Image.Image) else _bytes_of(source)
-        image = source if isinstance(source, Image.Image) else _open(data)
+        data = b"" if isinstance(source, (Image.Image, np.ndarray)) else _bytes_of(source)
+        image = _of_array(source) if isinstance(source, np.ndarray) else source
+        image = image if isinstance(image, Image.Image) else _open(data)
         width, height = image.size
+        if not width * height:
+            raise ValueError("it has no pixels")
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
         if image is not source:
@@ -173,11 +179,36 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _SUFFIXES if name in Image.OPEN)
 
 
-def _bytes_of(source: str | Path | bytes) -> bytes:
-    data = source if isinstance(source, bytes) else read_file(source).data
+def _bytes_of(source: str | Path | bytes | bytearray | memoryview | BinaryIO) -> bytes:
+    """Read a file, whichever way it was named.
+
+    Raises:
+        ValueError: If it is empty, or nothing that names a file.
+    """
+    if isinstance(source, (str, Path)):
+        data = read_file(source).data
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+    elif callable(getattr(source, "read", None)):
+        data = source.read(MAX_BYTES)
+    else:
+        raise ValueError(f"{_WANTED}, got {type(source).__name__}")
+    if not isinstance(data, bytes):
+        raise ValueError("the file is open for text; open it with mode 'rb'")
     if not data:
         raise ValueError("the file is empty")
     return data
+
+
+def _of_array(pixels: NDArray[Any]) -> Image.Image:
+    if pixels.dtype != np.uint8 or not (
+        pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    ):
+        raise ValueError(
+            "expected an array of uint8, (height, width) or (height, width, 3 or 4), got "
+            f"{pixels.dtype} {pixels.shape}"
+        )
+    return Image.fromarray(pixels)
 
 
 def _open(data: bytes) -> Image.Image:

@@ -94,7 +94,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Read an image: upright, in sRGB, transparency on white, first frame, resized.
 
         Args:
-            source: Path, the bytes of a file, or an opened Pillow image.
+            source: Path, the bytes of a file, a file open for reading bytes, a Pillow image, or an
+                array of uint8 in (height, width, 3).
 
         Raises:
             FileNotFoundError: If `source` is a path where nothing is.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
+from pathlib import Path
 from time import perf_counter
 from typing import Any, overload
 
@@ -156,7 +157,8 @@ class Retriever:
         """Find the k most similar images of each query, all embedded together.
 
         Args:
-            images: Paths, bytes of image files, or Pillow images.
+            images: Paths, bytes of image files, files open for reading bytes, Pillow images or
+                arrays of uint8 in (height, width, 3).
             submodel: What embeds the queries, such as `"S"` or `"4xS,2xXL"`; None for the full
                 encoder. `Tuning.choose` picks one for a budget.
             k: Hits per query; an index with fewer images returns all it has.
@@ -240,6 +242,7 @@ def look_up(
 
 def name_of(image: ImageLike) -> str | None:
     """What to call a query: the path it was read from, if there is one."""
-    if isinstance(image, Image.Image):
-        return str(getattr(image, "filename", "")) or None
-    return None if isinstance(image, bytes) else str(image)
+    if isinstance(image, (str, Path)):
+        return str(image)
+    name = getattr(image, "filename" if isinstance(image, Image.Image) else "name", None)
+    return name if name and isinstance(name, str) else None
