@@ -71,6 +71,7 @@ _LARGE = 1 << 25
 _STRIP_PIXELS = 1 << 20
 
 _MOST_SCANS = 100  # of a JPEG; encoders make 10
+_MOST_SEGMENTS, _MOST_FILLING = 1 << 16, 1 << 20  # before the first scan, and bytes between them
 _MOST_CHUNKS = 1 << 18  # of a PNG
 _MOST_SLOW_BYTES = 1 << 24  # of what Pillow decodes in Python, or puts together piece by piece
 _SLOW = ("ppm_plain", "bmp_rle")
@@ -214,6 +215,8 @@ def _of_array(pixels: NDArray[Any]) -> Image.Image:
 def _open(data: bytes) -> Image.Image:
     if data.startswith(b"\x89PNG") and _has_more_chunks(data, _MOST_CHUNKS):
         raise ValueError(f"the PNG has more than {_MOST_CHUNKS:,} chunks")
+    if data.startswith(b"\xff\xd8") and _is_hollow(data):
+        raise ValueError("the JPEG has no image for too long")
     return Image.open(io.BytesIO(data), formats=_formats())
 
 
@@ -339,6 +342,19 @@ def _has_more_scans(data: bytes, most: int) -> bool:
         scans += found[0] == _SCAN
         at += int.from_bytes(data[at : at + 2], "big")
     return scans > most
+
+
+def _is_hollow(data: bytes) -> bool:
+    """Whether so much is between the start of a JPEG and its image that it takes long to skip."""
+    at = 2
+    for _ in range(_MOST_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None or found[0] == _SCAN:
+            return False
+        if found.start() - at > _MOST_FILLING:
+            return True
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return True
 
 
 def _has_more_chunks(data: bytes, most: int) -> bool:

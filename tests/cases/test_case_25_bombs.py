@@ -67,6 +67,8 @@ BOMBS = {
     "icon.ico": icon(png(SIDE, SIDE, colour=6)),
     "scans.jpg": scans((64, 64), 200),
     "sketch.jpg": scans((64, 64), 200, comment=b"\xff\xd9"),
+    "segments.jpg": b"\xff\xd8" + b"\xff\xe5\0\2" * (1 << 20),
+    "filling.jpg": b"\xff\xd8" + b"\xff" * (1 << 22) + b"\xd9" * 9,
     "chunks.png": png(8, 8, chunks=[(b"teXt", b"")] * (1 << 18)),
     "text.png": png(8, 8, chunks=[(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26)))]),
     "profile.png": png(8, 8, chunks=[(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 26)))]),
@@ -93,6 +95,8 @@ def test_bombs_say_what_they_would_cost():
         "float.tif": "it takes 1.9 GB to decode",
         "scans.jpg": "the JPEG has more than 100 scans",
         "sketch.jpg": "the JPEG has more than 100 scans",
+        "segments.jpg": "the JPEG has no image for too long",
+        "filling.jpg": "the JPEG has no image for too long",
         "chunks.png": "the PNG has more than 262,144 chunks",
         "plain.ppm": "in a form that takes minutes to decode",
     }.items():
