@@ -147,5 +147,5 @@ def test_large_picture_is_converted_as_a_small_one_is(monkeypatch):
     profile = matrix_profile(*P3)
     data = encoded(stored_in(picture(), profile, "RGB"), icc_profile=profile)
     whole = EXACT.pixels(data)
-    monkeypatch.setattr("matvit.opening._STRIP_PIXELS", 64 * 7)
+    monkeypatch.setattr("matvit.upright._STRIP_PIXELS", 64 * 7)
     assert np.array_equal(EXACT.pixels(data), whole)

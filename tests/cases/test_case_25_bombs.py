@@ -16,7 +16,7 @@ from PIL import Image
 from toy import ToyEncoder, photo
 
 from indexing import Corpus, ImageIndex
-from matvit import Preprocess, opening
+from matvit import Preprocess, bounds, opening, upright
 
 SMALL = Preprocess(img_size=8)
 SIDE = 13_300  # below the limit of pixels
@@ -139,16 +139,16 @@ def test_strips_of_a_large_image_make_the_same_pixels(monkeypatch, mode):
     else:
         image = image.convert(mode)
     whole = SMALL.pixels(image)
-    monkeypatch.setattr(opening, "_STRIP_PIXELS", 77)
+    monkeypatch.setattr(upright, "_STRIP_PIXELS", 77)
     assert np.array_equal(SMALL.pixels(image), whole)
 
 
 def test_threads_share_the_memory_and_wait_for_each_other(monkeypatch):
     data = encoded(Image.effect_noise((100, 100), 80).convert("RGBA"), "PNG")
     needed = len(data) + 100 * 100 * 8
-    monkeypatch.setattr(opening, "MAX_MEMORY", 2 * needed + 5)
+    monkeypatch.setattr(bounds, "MAX_MEMORY", 2 * needed + 5)
     inside, most, lock = [0], [0], threading.Lock()
-    upright = opening.upright_rgb
+    whole = opening.upright_rgb
 
     def counted(image):
         with lock:
@@ -156,7 +156,7 @@ def test_threads_share_the_memory_and_wait_for_each_other(monkeypatch):
             most[0] = max(most[0], inside[0])
         time.sleep(0.005)
         try:
-            return upright(image)
+            return whole(image)
         finally:
             with lock:
                 inside[0] -= 1
@@ -165,14 +165,14 @@ def test_threads_share_the_memory_and_wait_for_each_other(monkeypatch):
     with ThreadPoolExecutor(8) as pool:
         assert len(list(pool.map(SMALL.pixels, [data] * 24))) == 24
     assert most[0] == 2
-    assert opening._MEMORY._held == 0
+    assert bounds.MEMORY._held == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forked_process_does_not_wait_for_threads_that_it_does_not_have():
-    with opening._MEMORY.hold(opening.MAX_MEMORY):
+    with bounds.MEMORY.hold(bounds.MAX_MEMORY):
         child = os.fork()
         if child == 0:
-            with opening._MEMORY.hold(opening.MAX_MEMORY):
+            with bounds.MEMORY.hold(bounds.MAX_MEMORY):
                 os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
