@@ -28,6 +28,7 @@ _LARGE = 1 << 25
 _MOST_SCANS = 100  # of a JPEG; encoders make 10
 _MOST_SEGMENTS, _MOST_FILLING = 1 << 16, 1 << 20  # before the first scan, and bytes between them
 _MOST_CHUNKS = 1 << 18  # of a PNG
+_MOST_ICON_PIXELS = 1 << 22  # Pillow decodes icons when it opens them
 _MOST_SLOW_BYTES = 1 << 24  # of what Pillow decodes in Python, or puts together piece by piece
 _SLOW = ("ppm_plain", "bmp_rle")
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
@@ -81,7 +82,7 @@ def memory_to_decode(image: Image.Image, original: int, data: bytes) -> int:
         original: Pixels in the file; `image` may be drafted at fewer.
         data: The file.
     """
-    pixels = max(image.width * image.height, _pixels_in_icon(image, data))
+    pixels = image.width * image.height
     stored = _STORED.get(image.mode, _RGB)
     each = stored + _DECODERS.get(image.format or "", 0)
     if image.mode != "RGB" or image.info.get("icc_profile"):
@@ -98,19 +99,6 @@ def memory_to_decode(image: Image.Image, original: int, data: bytes) -> int:
     return len(data) + pixels * each + original * coefficients
 
 
-def _pixels_in_icon(image: Image.Image, data: bytes) -> int:
-    """How large the largest picture in an icon is, whatever the list of them says."""
-    most = 0
-    for entry in image.ico.entry if image.format == "ICO" else ():  # type: ignore[attr-defined]
-        head = data[entry.offset : entry.offset + 24]
-        if head.startswith(b"\x89PNG"):
-            sides = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-        else:
-            sides = int.from_bytes(head[4:8], "little"), int.from_bytes(head[8:12], "little")
-        most = max(most, sides[0] * sides[1])
-    return most
-
-
 def check_beginning(data: bytes) -> None:
     """Refuse a file that takes long to open.
 
@@ -121,6 +109,8 @@ def check_beginning(data: bytes) -> None:
         raise ValueError(f"the PNG has more than {_MOST_CHUNKS:,} chunks")
     if data.startswith(b"\xff\xd8") and _is_hollow(data):
         raise ValueError("the JPEG has no image for too long")
+    if data.startswith(b"\0\0\1\0") and _pixels_in_icon(data) > _MOST_ICON_PIXELS:
+        raise ValueError(f"the icon has more than {_MOST_ICON_PIXELS:,} pixels")
 
 
 def check_time(image: Image.Image, data: bytes) -> None:
@@ -153,6 +143,18 @@ def _has_more_scans(data: bytes, most: int) -> bool:
         scans += found[0] == _SCAN
         at += int.from_bytes(data[at : at + 2], "big")
     return scans > most
+
+
+def _pixels_in_icon(data: bytes) -> int:
+    """How large the largest picture in an icon is, whatever the list of them says."""
+    most, entries = 0, int.from_bytes(data[4:6], "little")
+    for entry in range(6, 6 + 16 * entries, 16):
+        start = int.from_bytes(data[entry + 12 : entry + 16], "little")
+        is_png = data[start : start + 4] == b"\x89PNG"
+        order, at = ("big", start + 16) if is_png else ("little", start + 4)
+        width, height = (int.from_bytes(data[i : i + 4], order) for i in (at, at + 4))
+        most = max(most, width * height)
+    return most
 
 
 def _is_hollow(data: bytes) -> bool:
