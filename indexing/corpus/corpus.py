@@ -313,7 +313,9 @@ class Corpus:
             if not self.source.is_there():
                 raise FileNotFoundError(f"{self.root} went away while it was read") from error
             kind = error.kind if isinstance(error, DecodeError) else type(error).__name__
-            return Failure(path, kind, " ".join(str(error).split()), position, size, mtime_ns)
+            # What the system says, without the name, which is said beside it.
+            said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            return Failure(path, kind, " ".join(said.split()), position, size, mtime_ns)
         row[:] = pixels
         digest = hashlib.sha256(data).hexdigest()
         labels = self.source.labels if self.labelled else None

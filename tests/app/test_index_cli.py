@@ -122,6 +122,15 @@ def test_bad_images_are_named_and_counted_and_the_exit_code_says_so(
     assert "apple/letter.jpg" in out
 
 
+def test_image_that_is_not_there_is_named_once(matvit, photo_folder, encoder, tmp_path):
+    (photo_folder / "gone.png").symlink_to("nowhere")
+    code, _, err = matvit(
+        "index", "build", photo_folder, "--out", tmp_path / "i", "--encoder", encoder
+    )
+    assert code == 3
+    assert "skipped gone.png: No such file or directory\n" in err
+
+
 def test_images_that_could_not_be_read_are_counted_by_reason(
     matvit, photo_folder, encoder, tmp_path
 ):
