@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition
+from typing import Literal
 
 from PIL import Image
 
@@ -148,10 +149,13 @@ def _has_more_scans(data: bytes, most: int) -> bool:
 def _pixels_in_icon(data: bytes) -> int:
     """How large the largest picture in an icon is, whatever the list of them says."""
     most, entries = 0, int.from_bytes(data[4:6], "little")
+    order: Literal["little", "big"]
     for entry in range(6, 6 + 16 * entries, 16):
         start = int.from_bytes(data[entry + 12 : entry + 16], "little")
         is_png = data[start : start + 4] == b"\x89PNG"
-        order, at = ("big", start + 16) if is_png else ("little", start + 4)
+        order, at = "little", start + 4
+        if is_png:
+            order, at = "big", start + 16
         width, height = (int.from_bytes(data[i : i + 4], order) for i in (at, at + 4))
         most = max(most, width * height)
     return most
