@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition
-from typing import Literal
 
 from PIL import Image
 
@@ -149,14 +149,12 @@ def _has_more_scans(data: bytes, most: int) -> bool:
 def _pixels_in_icon(data: bytes) -> int:
     """How large the largest picture in an icon is, whatever the list of them says."""
     most, entries = 0, int.from_bytes(data[4:6], "little")
-    order: Literal["little", "big"]
     for entry in range(6, 6 + 16 * entries, 16):
         start = int.from_bytes(data[entry + 12 : entry + 16], "little")
         is_png = data[start : start + 4] == b"\x89PNG"
-        order, at = "little", start + 4
-        if is_png:
-            order, at = "big", start + 16
-        width, height = (int.from_bytes(data[i : i + 4], order) for i in (at, at + 4))
+        at = start + (16 if is_png else 4)
+        sides = data[at : at + 8].ljust(8, b"\0")
+        width, height = struct.unpack(">II" if is_png else "<II", sides)
         most = max(most, width * height)
     return most
 

@@ -245,4 +245,4 @@ def name_of(image: ImageLike) -> str | None:
     if isinstance(image, (str, Path)):
         return str(image)
     name = getattr(image, "filename" if isinstance(image, Image.Image) else "name", None)
-    return name if name and isinstance(name, str) else None
+    return str(name) if name and isinstance(name, (str, Path)) else None

@@ -131,7 +131,7 @@ def test_ordinary_images_with_odd_parts_are_read():
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "CMYK"])
 def test_strips_of_a_large_image_make_the_same_pixels(monkeypatch, mode):
     levels = np.random.default_rng(0).integers(0, 256, (40, 30, 4), dtype=np.uint8)
-    image = Image.fromarray(levels, "RGBA")
+    image = Image.fromarray(levels)
     if mode == "I;16":
         image = Image.fromarray(levels[..., 0].astype(np.uint16) * 257)
     elif mode == "CMYK":

@@ -58,6 +58,7 @@ def test_what_is_no_image_is_refused_in_one_line(source, message):
 
 
 def test_a_plug_in_is_asked_for_formats_that_pillow_does_not_read(monkeypatch):
+    Image.init()
     asked = []
     plug_in = types.ModuleType("pillow_heif")
     plug_in.register_heif_opener = lambda: (
