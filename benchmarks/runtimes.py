@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from matvit import DEFAULT_ENCODER, MatViT, embed, extract, load_encoder
+import matvit  # torch comes with the first name that needs it, and counts in the memory of those
+from matvit import DEFAULT_ENCODER, embed, load_encoder
 
 SIZES = ("S", "XL")
 _MANY = 64
@@ -116,7 +117,7 @@ def _torch(encoder: str, size: str, threads: int) -> tuple[Run, int]:
     import torch
 
     torch.set_num_threads(threads)
-    model = MatViT.load(encoder)
+    model = matvit.MatViT.load(encoder)
     submodel = model.submodel(size)
     return (
         lambda pixels: embed(model, pixels, submodel, precision="float32")
@@ -129,7 +130,7 @@ def _timm(encoder: str, size: str, threads: int) -> tuple[Run, int]:
     from matvit.torch_runtime import to_input
 
     torch.set_num_threads(threads)
-    model = extract(MatViT.load(encoder), size)
+    model = matvit.extract(matvit.MatViT.load(encoder), size)
 
     def run(pixels: np.ndarray) -> object:
         with torch.inference_mode():
@@ -143,7 +144,7 @@ def _torch_onnx(encoder: str, size: str, threads: int) -> tuple[Run, int]:
 
     from matvit.torch_runtime import to_input
 
-    model = extract(MatViT.load(encoder), size)
+    model = matvit.extract(matvit.MatViT.load(encoder), size)
     side = model.config.img_size
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         torch.onnx.export(
@@ -163,10 +164,8 @@ def _onnx(encoder: str, size: str, threads: int, end: str = "") -> tuple[Run, in
 def _openvino(encoder: str, size: str, threads: int, **hint: str) -> tuple[Run, int]:
     import openvino
 
-    from matvit import OnnxEncoder
-
     model = load_encoder(encoder, runtime="onnx")
-    assert isinstance(model, OnnxEncoder)
+    assert isinstance(model, matvit.OnnxEncoder)
     core = openvino.Core()
     graph = core.read_model(model.graph(model.submodel(size)).SerializeToString())
     compiled = core.compile_model(graph, "CPU", {"INFERENCE_NUM_THREADS": threads, **hint})
@@ -205,7 +204,7 @@ def judge(encoder: str, images: str | None, queries: str | None) -> list[dict[st
             database, asked = split(Corpus.open(write_digits(Path(work) / "digits")))
         else:
             database, asked = Corpus.open(images), Corpus.open(queries)
-        by_torch, by_onnx = MatViT.load(encoder), load_encoder(encoder, runtime="onnx")
+        by_torch, by_onnx = matvit.MatViT.load(encoder), load_encoder(encoder, runtime="onnx")
         index = ImageIndex.build(by_torch, database, Path(work) / "index", kind="Flat")
         rounded = [f"{size}:int8" for size in SIZES]
         return [
