@@ -29,6 +29,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": costs.memory,
     "verify": costs.verify,
     "crash": costs.crash,
+    "hostile": costs.hostile,
     "metrics": costs.metrics,
     "page": costs.page,
     "recipes": costs.recipes,

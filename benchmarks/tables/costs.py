@@ -141,6 +141,23 @@ def crash() -> str:
     return table(columns, result["operations"]) + source(result)
 
 
+def hostile() -> str:
+    """What became of indexes that somebody hostile had, or a machine in trouble."""
+    columns = {
+        "tried": "{tried}",
+        "times": "{times}",
+        "answered as before": "{answered}",
+        "refused in a line": "{refused}",
+        "another answer": "{other_answer}",
+        "a hang": "{hung}",
+        "much memory": "{memory}",
+        "called damage": "{called_damage}",
+        "a file elsewhere changed": "{elsewhere}",
+    }
+    result = read("hostile")
+    return table(columns, result["rows"]) + source(result)
+
+
 def metrics() -> str:
     """How long judging takes."""
     result = read("metrics")

@@ -109,7 +109,7 @@ def test_keys_are_those_of_the_published_format(values):
         *["shards", "staged", "plan", "adding", "tombstones", "failures", "index"],
     ]
     assert list(values["encoder"]) == ["name", "fingerprint", "dim", "macs"]
-    assert list(values["preprocess"]) == ["spec", "fingerprint"]
+    assert list(values["preprocess"]) == ["spec", "fingerprint", "colours"]
     search = ["kind", "factory", "calibration", "request", "note", "file"]
     assert list(values["index"]) == search
     assert list(values["index"]["request"]) == ["kind", "factory", "max_memory_bytes", "device"]
