@@ -146,7 +146,7 @@ class Batches:
         """
         batch, phase = self.schedule.batch_size, self.schedule.phase(step)
         # A smaller input needs less memory, in proportion to its patches.
-        size = phase.micro_batch * phase.img_size**2 // self.img_size(step) ** 2
+        size = max(1, phase.micro_batch * phase.img_size**2 // self.img_size(step) ** 2)
         if self._processes > 1:
             size = min(size, -(-batch // self._processes))
             size += size % 2

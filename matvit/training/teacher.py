@@ -61,6 +61,7 @@ class Teacher:
         img_size: Side of its input in pixels; images are enlarged or reduced to it.
         dim: Dimension of its vectors.
         classes: How many classes it tells apart; 0 if it knows none.
+        device: Where it looks at images.
         look: Maps pixels on the scale 0..255, shape (images, 3, img_size, img_size), to what it
             says.
     """
@@ -70,6 +71,7 @@ class Teacher:
     img_size: int
     dim: int
     classes: int
+    device: torch.device
     look: Callable[[Float[Tensor, "images 3 side side"]], Said]
 
 
@@ -238,7 +240,7 @@ def _look(
     teacher: Teacher, pixels: NDArray[np.uint8], crops: Float[Tensor, "images 2 3"]
 ) -> NDArray[np.float16]:
     """Show a teacher some views."""
-    images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.array(pixels)).to(teacher.device).permute(0, 3, 1, 2)
     said = teacher.look(crop(images, crops, teacher.img_size, "bicubic").clamp(0, 255))
     parts = [part for part in said if part is not None]
     row = torch.cat(parts, dim=1).float().cpu().numpy().astype(np.float16)

@@ -101,12 +101,12 @@ def _from_timm(
 
     def look(images: Tensor) -> Said:
         with torch.inference_mode(), precision_of(device, precision):
-            features = model.forward_features(to_input(images.to(device)))
+            features = model.forward_features(to_input(images))
             vectors = model.forward_head(features, pre_logits=True)
             return _said(vectors, model.forward_head(features) if model.num_classes else None)
 
     side = img_size or settings["input_size"][-1]
-    return _teacher(name, _hash(name, to_input, model.state_dict()), side, look)
+    return _teacher(name, _hash(name, to_input, model.state_dict()), side, device, look)
 
 
 def _from_encoder(encoder: MatViT, img_size: int | None) -> Teacher:
@@ -115,13 +115,14 @@ def _from_encoder(encoder: MatViT, img_size: int | None) -> Teacher:
 
     def look(images: Tensor) -> Said:
         with torch.inference_mode(), precision_of(encoder.device, precision):
-            given = to_input(images.to(encoder.device))
-            vectors = encoder.vectors(given, [encoder.submodel()])[0]
+            vectors = encoder.vectors(to_input(images), [encoder.submodel()])[0]
             return _said(vectors, encoder.classify(vectors) if encoder.config.num_classes else None)
 
     # An encoder's own fingerprint says nothing of its head.
     fingerprint = _hash(encoder.fingerprint, to_input, encoder.state_dict())
-    return _teacher(encoder.name, fingerprint, img_size or encoder.preprocess.img_size, look)
+    return _teacher(
+        encoder.name, fingerprint, img_size or encoder.preprocess.img_size, encoder.device, look
+    )
 
 
 def _from_onnx(
@@ -153,7 +154,7 @@ def _from_onnx(
 
     side = img_size or (fixed if isinstance(fixed, int) else spec.img_size)
     fingerprint = _hash(hashlib.sha256(path.read_bytes()).hexdigest(), to_input, {})
-    return _teacher(path.stem, fingerprint, side, look)
+    return _teacher(path.stem, fingerprint, side, torch.device("cpu"), look)
 
 
 class _GraphSettings(msgspec.Struct):
@@ -205,21 +206,27 @@ def _said(vectors: Tensor, scores: Tensor | None) -> Said:
     return Said(unit, None if scores is None else scores.float())
 
 
-def _teacher(name: str, fingerprint: str, img_size: int, look: Callable[[Tensor], Said]) -> Teacher:
+def _teacher(
+    name: str,
+    fingerprint: str,
+    img_size: int,
+    device: torch.device,
+    look: Callable[[Tensor], Said],
+) -> Teacher:
     """Show a teacher a first image, to find out what it says.
 
     Raises:
         ValueError: If it cannot look at it.
     """
     try:
-        said = look(torch.zeros(1, 3, img_size, img_size))
+        said = look(torch.zeros(1, 3, img_size, img_size, device=device))
     except Exception as error:  # whatever a network has against the size of its input
         raise ValueError(
             f"teacher {name} cannot look at images of {img_size} px: {_reason(error)}; "
             "choose another side with --teacher-size"
         ) from error
     classes = 0 if said.scores is None else said.scores.shape[1]
-    return Teacher(name, fingerprint, img_size, said.vectors.shape[1], classes, look)
+    return Teacher(name, fingerprint, img_size, said.vectors.shape[1], classes, device, look)
 
 
 def _hash(what: str, to_input: _Colours, tensors: Mapping[str, Tensor]) -> str:

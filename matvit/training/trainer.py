@@ -9,7 +9,6 @@ import copy
 import json
 import random
 import re
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -24,11 +23,12 @@ from matvit.model import MatViT
 from matvit.submodel import Submodel
 from matvit.torch_runtime import resolve_precision
 from matvit.training.batches import Batch, Batches, derive_seed
+from matvit.training.checks import check_sizes, check_teacher
 from matvit.training.data import LabelledPixels
 from matvit.training.distributed import Processes
 from matvit.training.losses import alignment, distillation, joint_cross_entropy
 from matvit.training.recipes import RANDOM, Phase, Recipe
-from matvit.training.teacher import Answers, Teacher
+from matvit.training.teacher import Answers
 
 _ALONE = Processes()
 _BANK = 4096
@@ -84,7 +84,7 @@ class Trainer:
         self.device = processes.device(torch.device(resolve_device(device)))
         answers = teacher if isinstance(teacher, Answers) else None
         aligned_to = None if isinstance(teacher, Answers) else teacher
-        _check_teacher(recipe, init, teacher)
+        check_teacher(recipe, init, teacher)
         self._batches = Batches(
             recipe, data, seed, self.device,
             workers=workers, process=(processes.rank, processes.count), answers=answers,
@@ -99,7 +99,7 @@ class Trainer:
         self.model = MatViT(
             config, recipe.preprocess(), recipe.name, drop_path_rate=recipe.drop_path_rate
         ).to(self.device)
-        _check_sizes(recipe, self.model, aligned_to or init)
+        check_sizes(recipe, self.model, aligned_to or init)
         if init is not None:
             self.model.start_from(init)
         self._aligned_to: MatViT | None = None
@@ -294,68 +294,6 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         dtype = resolve_precision(self.device, "auto")
         return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
-
-
-def check_before_asking(recipe: Recipe, init: MatViT | None, teacher: Teacher) -> None:
-    """Find out before a teacher is asked, which may take hours, what a trainer would refuse.
-
-    Raises:
-        ValueError: If there is anything.
-    """
-    _check_teacher(recipe, init, teacher)
-    model = MatViT(recipe.model, recipe.preprocess(), recipe.name)
-    _check_sizes(recipe, model, init)
-    if init is not None:
-        model.check_alike(init, "start from")
-
-
-def _check_teacher(
-    recipe: Recipe, init: MatViT | None, teacher: MatViT | Teacher | Answers | None
-) -> None:
-    """Make sure that a recipe has what it goes on from and learns from, and nothing else.
-
-    Raises:
-        ValueError: If not.
-    """
-    only_aligns = recipe.aligns and not recipe.aligns_to_itself
-    if (recipe.needs_init or only_aligns) and init is None:
-        raise ValueError(f"recipe {recipe.name} goes on from an encoder; name it with init")
-    if isinstance(teacher, MatViT) and not recipe.aligns:
-        raise ValueError(f"recipe {recipe.name} aligns nothing; leave the teacher out")
-    if recipe.distills and (teacher is None or isinstance(teacher, MatViT)):
-        raise ValueError(f"recipe {recipe.name} learns from a teacher; name it with --teacher")
-    if isinstance(teacher, (Teacher, Answers)):
-        if not recipe.distills:
-            raise ValueError(
-                f"recipe {recipe.name} learns from no teacher; leave it out, or take a recipe "
-                "that distils, such as distill64"
-            )
-        wanted = [phase for phase in recipe.phases if phase.objective == "distill"]
-        if not teacher.classes and not all(p.vector_weight or p.neighbour_weight for p in wanted):
-            raise ValueError(
-                f"recipe {recipe.name} learns from class scores alone, and the teacher knows no "
-                "classes; take another teacher, or give vector_weight"
-            )
-
-
-def _check_sizes(recipe: Recipe, model: MatViT, aligned_to: MatViT | None) -> None:
-    """Find out before the first step what a later phase would stumble over.
-
-    Raises:
-        ValueError: If there is anything.
-    """
-    for phase in recipe.phases:
-        for size in set(phase.sizes) - {RANDOM}:
-            model.submodel(size)
-        taught_by = [aligned_to] if phase.objective == "align" else []
-        for encoder, side in product([model, *filter(None, taught_by)], phase.sides):
-            model.config.tokens(side)
-            fixed = encoder.config.img_size
-            if side != fixed and not encoder.config.dynamic_img_size:
-                raise ValueError(
-                    f"recipe {recipe.name} trains at {side} px, but {encoder.name} "
-                    f"takes {fixed} px only; set dynamic_img_size=True or train at {fixed} px"
-                )
 
 
 def _difference(key: str, was: int | str, now: int | str) -> str:

@@ -215,7 +215,9 @@ def test_a_recipe_and_its_teacher_must_go_together(tmp_path):
     scores_only = replace(DISTILL, phases=(replace(PHASE, vector_weight=0, neighbour_weight=0),))
     without = replace(TEACHER, classes=0, look=lambda images: Said(look(images).vectors, None))
     mute = asked(tmp_path / "mute", without)
-    with pytest.raises(ValueError, match="class scores alone, and the teacher knows no classes"):
+    with pytest.raises(
+        ValueError, match="class scores of a teacher, and this one knows no classes"
+    ):
         Trainer(scores_only, colours(), teacher=mute, device="cpu")
     trainer = Trainer(DISTILL, colours(), teacher=mute, device="cpu")
     trainer.train_step()

@@ -38,7 +38,7 @@ def look(images: torch.Tensor) -> Said:
     return Said(normalize(quarters + 1, dim=1), images.mean(dim=(2, 3)) / 50)
 
 
-TEACHER = Teacher("colours", "0123456789abcdef", 24, 12, 3, look)
+TEACHER = Teacher("colours", "0123456789abcdef", 24, 12, 3, torch.device("cpu"), look)
 
 
 def asked(folder, teacher=TEACHER, **options) -> Answers:
