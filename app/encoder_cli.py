@@ -95,7 +95,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state.")] = False,
 ) -> None:
-    """Train a MatViT on labelled images, from scratch or from the weights of another.
+    """Train a MatViT on labels, a teacher or both, from scratch or the weights of another.
 
     On several GPUs: torchrun --nproc-per-node 2 --no-python matvit train ...
     """

@@ -206,6 +206,21 @@ def test_the_guide_is_kept_to_resume_with(tmp_path):
     assert state["guide"]["weight"].shape == (3, 16)
 
 
+def test_the_guide_is_trained_as_a_head_is(tmp_path):
+    trainer = Trainer(DISTILL, colours(), teacher=asked(tmp_path), device="cpu")
+    muon, adamw = trainer.optimizers
+    of_blocks = {id(p) for p in trainer.model.backbone.blocks.parameters() if p.ndim == 2}
+    assert {id(p) for group in muon.param_groups for p in group["params"]} == of_blocks
+    (weight,) = (
+        group for group in adamw.param_groups
+        if any(p is trainer.guide.weight for p in group["params"])
+    )  # fmt: skip
+    assert (weight["weight_decay"], weight["lr_scale"]) == (DISTILL.weight_decay, 1.0)
+    before = trainer.guide.weight.clone()
+    trainer.train_step()
+    assert not torch.equal(trainer.guide.weight, before)
+
+
 def test_a_recipe_and_its_teacher_must_go_together(tmp_path):
     answers = asked(tmp_path)
     with pytest.raises(ValueError, match="test learns from a teacher; name it with --teacher"):
