@@ -217,7 +217,7 @@ def test_extract_makes_a_small_encoder_that_asks_the_same_index(
         (["train", "{photos}", "--out", "run", "--epochs", "nan"], 2, "than or equal to 0.001"),
         (["train", "{photos}", "--out", "run", "--epochs", "0"], 2, "greater than or equal to"),
         (["train", "{photos}", "--out", "run", "--max-steps", "0"], 2, "than or equal to 1"),
-        (["train", "{photos}", "--out", "run", "--recipe", "align"], 2, "name it with --init"),
+        (["train", "{photos}", "--out", "run", "--recipe", "align"], 1, "goes on from an encoder"),
         (["train", "{photos}", "--out", "{photos}"], 1, "is not empty; choose another folder"),
         (["train", "{photos}", "--out", "run", "--epochs", "0.01"], 1, "it takes 13,056 images"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
