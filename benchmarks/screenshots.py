@@ -26,7 +26,7 @@ _COLOURS = 256
 def main() -> None:
     """Make the demo and take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--query", type=int, default=87, help="Id of the image to ask with.")
+    parser.add_argument("--query", type=int, default=384, help="Id of the image to ask with.")
     parser.add_argument("--work", type=Path, help="Folder to keep the demo in.")
     given = parser.parse_args()
     with TemporaryDirectory() as folder:
