@@ -32,6 +32,7 @@ from torch.nn.functional import normalize
 from matvit.progress import progress_of
 from matvit.training.augment import crop, random_crops
 from matvit.training.data import UNLABELLED, LabelledPixels
+from matvit.writing import naming
 
 ANSWERS = "answers"
 """Folder, within that of a run, that keeps what a teacher said."""
@@ -220,7 +221,7 @@ def _write(
 ) -> None:
     """Append to a file what is missing: a row for each image of a view, view after view."""
     total = crops.shape[0] * crops.shape[1]
-    with path.open("ab") as file:
+    with naming(path), path.open("ab") as file:
         done = file.tell() // row_bytes
         file.truncate(done * row_bytes)  # a row that was cut off by a kill
         asking = f"asking {teacher.name}"
