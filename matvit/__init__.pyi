@@ -1,17 +1,16 @@
 from .checkpoint import DEFAULT_ENCODER as DEFAULT_ENCODER
 from .checkpoint import bundled_encoders as bundled_encoders
-from .checkpoint import load_encoder as load_encoder
 from .config import MatViTConfig as MatViTConfig
 from .cost import count_macs as count_macs
 from .cost import count_params as count_params
+from .device import has_torch as has_torch
+from .device import resolve_device as resolve_device
 from .embedding import ContinuedEmbedding as ContinuedEmbedding
 from .embedding import added_macs as added_macs
 from .embedding import embed as embed
 from .embedding import embed_each as embed_each
 from .encoder import Encoder as Encoder
 from .encoder import Runtime as Runtime
-from .encoder import has_torch as has_torch
-from .encoder import resolve_device as resolve_device
 from .extraction import ExtractedViT as ExtractedViT
 from .extraction import extract as extract
 from .files import FileContent as FileContent
@@ -24,6 +23,7 @@ from .files import parse_json as parse_json
 from .files import read_file as read_file
 from .files import read_json as read_json
 from .files import read_part as read_part
+from .loading import load_encoder as load_encoder
 from .mixes import mix_n_match as mix_n_match
 from .mixes import neighbouring_mixes as neighbouring_mixes
 from .mixes import trained_sizes as trained_sizes

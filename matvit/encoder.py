@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
-from shutil import which
 from typing import Any, Literal, NamedTuple, Protocol
 
 from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
-import matvit
 from matvit.config import MatViTConfig
 from matvit.cost import check_submodel
 from matvit.preprocess import Preprocess
@@ -22,8 +18,6 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 Memory = dict[Hashable, dict[tuple[int, ...], Any]]
 """Hidden states of the same images, by weights, and by the widths that made them."""
-
-_GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 class Runtime(NamedTuple):
@@ -138,34 +132,3 @@ def resolve_submodel(
         return Submodel.uniform(Granularity.XL, depth=depth, hidden_dim=hidden_dim)
     check_submodel(config, wanted)
     return wanted
-
-
-def has_torch() -> bool:
-    """Whether torch is installed; it is not imported."""
-    try:
-        return find_spec("torch") is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def resolve_device(device: str) -> Literal["cpu", "cuda"]:
-    """Turn `auto`, `cpu` or `cuda` into a device.
-
-    Torch takes seconds to import: it is asked only on a machine that looks like it had a GPU.
-
-    Raises:
-        ValueError: If the name is unknown, or `cuda` is asked for where there is none.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
-    if device == "cpu" or (device == "auto" and not (has_torch() and _looks_like_gpu())):
-        return "cpu"
-    if matvit.sees_gpu():
-        return "cuda"
-    if device == "cuda":
-        raise ValueError("device cuda was asked for, but torch sees no GPU; use auto or cpu")
-    return "cpu"
-
-
-def _looks_like_gpu() -> bool:
-    return any(Path(each).exists() for each in _GPU_FILES) or which("nvidia-smi") is not None

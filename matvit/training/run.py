@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import torch
 
-from matvit.encoder import resolve_device
+from matvit.device import resolve_device
 from matvit.files import is_exhaustion, open_regular
 from matvit.mixes import trained_sizes
 from matvit.model import MatViT

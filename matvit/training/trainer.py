@@ -17,7 +17,7 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from matvit.encoder import resolve_device
+from matvit.device import resolve_device
 from matvit.mixes import random_submodel
 from matvit.model import MatViT
 from matvit.submodel import Submodel

@@ -279,7 +279,7 @@ def test_five_steps_of_training_have_the_losses_they_had(objective, encoder, tmp
 def told(tmp_path_factory) -> dict[str, str]:
     """Everything that the command says and writes today."""
     # Torch wrote the diary: the encoders run in it where ONNX Runtime is not installed.
-    with mock.patch("matvit.checkpoint.find_spec", return_value=None):
+    with mock.patch("matvit.loading.find_spec", return_value=None):
         return world.spend_a_day(tmp_path_factory.mktemp("golden") / "day")
 
 

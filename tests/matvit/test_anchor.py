@@ -12,11 +12,11 @@ from msgspec.structs import replace
 
 from indexing import Corpus, ImageIndex
 from matvit import checkpoint
-from matvit.checkpoint import load_encoder
 from matvit.config import MatViTConfig
 from matvit.conversion.anchored import AnchoredMatViT
 from matvit.cost import count_macs
 from matvit.extraction import extract
+from matvit.loading import load_encoder
 from matvit.model import MatViT
 from matvit.preprocess import Preprocess
 from matvit.torch_checkpoint import save_encoder

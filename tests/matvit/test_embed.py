@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from matvit.device import resolve_device
 from matvit.embedding import embed
-from matvit.encoder import resolve_device
 from matvit.extraction import extract
 from matvit.preprocess import Preprocess
 from matvit.torch_runtime import normalize_pixels, resolve_precision, to_input

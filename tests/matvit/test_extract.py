@@ -4,9 +4,9 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from matvit.checkpoint import load_encoder
 from matvit.config import MatViTConfig
 from matvit.extraction import ExtractedViT, extract
+from matvit.loading import load_encoder
 from matvit.model import MatViT
 from matvit.torch_checkpoint import save_encoder
 

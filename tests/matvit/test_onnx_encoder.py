@@ -9,12 +9,12 @@ import onnx
 import pytest
 import torch
 
-from matvit.checkpoint import load_encoder
 from matvit.config import MatViTConfig
 from matvit.conversion.anchored import AnchoredMatViT
 from matvit.cost import count_macs
 from matvit.embedding import ContinuedEmbedding, embed, embed_each
 from matvit.extraction import extract
+from matvit.loading import load_encoder
 from matvit.model import MatViT
 from matvit.torch_checkpoint import save_encoder
 

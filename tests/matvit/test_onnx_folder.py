@@ -6,8 +6,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from matvit.checkpoint import load_encoder
 from matvit.embedding import embed
+from matvit.loading import load_encoder
 from matvit.onnx_folder import check_onnx, export_onnx
 
 
