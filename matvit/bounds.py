@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition
 
-from PIL import Image
-
-from matvit.upright import ORIENTATION, TURNS
+from PIL import ExifTags, Image
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused before they are decoded (Pillow's own limit for an error)."""
@@ -20,6 +18,7 @@ MAX_MEMORY = 1_000_000_000
 """Bytes that may be taken up by decoding, by all threads together; what needs more is refused."""
 
 # Bytes per pixel: of an image in memory, and, measured, of decoders beside it.
+_TURNED = range(2, 9)  # orientations of EXIF that are not upright already
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2}
 _DECODERS = {"WEBP": 14, "AVIF": 12, "HEIF": 12, "JPEG2000": 12}
 _RGB, _FLOAT = 4, 16
@@ -88,7 +87,7 @@ def memory_to_decode(image: Image.Image, original: int, data: bytes) -> int:
     each = stored + _DECODERS.get(image.format or "", 0)
     if image.mode != "RGB" or image.info.get("icc_profile"):
         each += _RGB
-    if image.getexif().get(ORIENTATION, 1) in TURNS:
+    if image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED:
         each += _RGB
     if image.mode == "F":
         each += _FLOAT

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
 from matvit.config import MatViTConfig
 from matvit.cost import check_submodel
-from matvit.preprocess import Preprocess
 from matvit.submodel import Granularity, Submodel
+
+if TYPE_CHECKING:
+    from matvit.preprocess import Preprocess
 
 Precision = Literal["auto", "float32", "bfloat16"]
 

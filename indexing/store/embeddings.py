@@ -11,8 +11,7 @@ from jaxtyping import Float16, Float32, Int64
 from numpy import ndarray
 from numpy.lib.stride_tricks import as_strided
 
-from indexing.store.arrays import map_file, values_of
-from indexing.store.files import StoredFile, damaged
+from indexing.store.files import StoredFile, damaged, map_file, values_of
 
 _NORM_TOLERANCE = 0.01  # float16 leaves about 0.0005
 _WIDENED_AT_ONCE = 32_000  # values, that stay in a processor's nearest cache

@@ -21,9 +21,8 @@ from msgspec.structs import replace
 from numpy import ndarray
 
 from indexing.records import RECORDS, Failure
-from indexing.store.arrays import read_array
 from indexing.store.embeddings import Embeddings, are_all_in_order
-from indexing.store.files import StoredFile, check_hash, damaged, is_of_machine, store
+from indexing.store.files import StoredFile, check_hash, damaged, is_of_machine, read_array, store
 from indexing.store.manifest import MANIFEST, Manifest, Shard
 
 SHARD_SIZE = 16_384

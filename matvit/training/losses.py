@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +12,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize
 from matvit.model import MatViT
 from matvit.submodel import Submodel
 from matvit.training.recipes import Phase
+from matvit.training.teacher import Lesson
 
 _TEMPERATURE = 0.1
 
@@ -158,22 +158,6 @@ def distillation(
         divergence = neighbour_divergence(unit, lesson.vectors, _TEMPERATURE, bank)
         losses = losses + terms.neighbour_weight * divergence
     return _weigh(losses, weights)
-
-
-class Lesson(NamedTuple):
-    """What a teacher says about the images of a batch, mixed as they are.
-
-    Attributes:
-        vectors: Of length one, in the dimensions of the encoder that is trained.
-        shares: Probability of each of its classes; None if it knows none.
-    """
-
-    vectors: Float[Tensor, "batch dim"]
-    shares: Float[Tensor, "batch classes"] | None
-
-    def part(self, rows: slice) -> Lesson:
-        """Return what it says about some of the images."""
-        return Lesson(self.vectors[rows], None if self.shares is None else self.shares[rows])
 
 
 def neighbour_divergence(

@@ -40,6 +40,22 @@ ANSWERS = "answers"
 _PCA_SAMPLE = 20_000
 
 
+class Lesson(NamedTuple):
+    """What a teacher says about the images of a batch, mixed as they are.
+
+    Attributes:
+        vectors: Of length one, in the dimensions of the encoder that is trained.
+        shares: Probability of each of its classes; None if it knows none.
+    """
+
+    vectors: Float[Tensor, "batch dim"]
+    shares: Float[Tensor, "batch classes"] | None
+
+    def part(self, rows: slice) -> Lesson:
+        """Return what it says about some of the images."""
+        return Lesson(self.vectors[rows], None if self.shares is None else self.shares[rows])
+
+
 class Said(NamedTuple):
     """What a teacher says about some images.
 
