@@ -87,7 +87,8 @@ def memory_to_decode(image: Image.Image, original: int, data: bytes) -> int:
     each = stored + _DECODERS.get(image.format or "", 0)
     if image.mode != "RGB" or image.info.get("icc_profile"):
         each += _RGB
-    if image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED:
+    # A PNG would be decoded to look for what may stand behind its pixels.
+    if Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in _TURNED:
         each += _RGB
     if image.mode == "F":
         each += _FLOAT

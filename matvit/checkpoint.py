@@ -10,22 +10,25 @@ So `config.json` also has the SHA-256 of each file, and one of itself. Older enc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Float32
 from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import replace
 from numpy import ndarray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from matvit.config import MatViTConfig
+from matvit.cost import count_params, resolve_submodel
 from matvit.files import open_regular, read_json
 from matvit.identity import fingerprint_of
 from matvit.preprocess import Preprocess
-from matvit.writing import SEAL, is_whole, sealed, sha256_of
+from matvit.writing import SEAL, is_whole, sealed, sha256_of, write_atomically
 
 FORMAT_VERSION: Final = 1
 WEIGHTS = "model.safetensors"
@@ -115,16 +118,61 @@ def read_settings(source: str | Path) -> Settings:
     return settings
 
 
-def read_tensors(folder: Path, settings: Settings) -> dict[str, Tensors]:
-    """Read the tensors of each file of an encoder.
+def read_encoder(source: str | Path) -> tuple[Settings, dict[str, Tensors]]:
+    """Read what is known of an encoder, and the tensors of each of its files.
 
     Raises:
-        ValueError: If a file is damaged, or not the one that the settings describe.
+        FileNotFoundError: If there is no such encoder.
+        ValueError: If a file is damaged or of another version, or the files do not fit together.
     """
+    folder, settings = locate(source), read_settings(source)
     expected = {WEIGHTS: settings.weights}
     if settings.anchor is not UNSET:
         expected[ANCHOR] = settings.fingerprint
-    return {name: _read(folder / name, settings, known) for name, known in expected.items()}
+    tensors = {name: _read(folder / name, settings, known) for name, known in expected.items()}
+    with fitting(source):
+        _check_amount(settings, tensors)
+    return settings, tensors
+
+
+@contextmanager
+def fitting(source: str | Path) -> Iterator[None]:
+    """Say of an error within that weights do not fit their settings."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the weights in {locate(source)} do not fit its settings: {reason}"
+        ) from error
+
+
+def write_encoder(folder: str | Path, settings: Settings, files: Mapping[str, bytes]) -> Path:
+    """Write weights and settings into a folder; weights first, settings last.
+
+    Each file appears in one step. An interrupted write leaves files whose fingerprints disagree,
+    which `read_encoder` refuses.
+
+    Args:
+        folder: Created if missing; an earlier encoder in it is replaced.
+        settings: All but the hashes.
+        files: Content of each file of weights.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    hashes = {name: _write(folder / name, content) for name, content in files.items()}
+    _write(folder / SETTINGS, replace(settings, files=hashes).to_json())
+    if ANCHOR not in files:
+        (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier encoder in this folder
+    return folder
+
+
+def _write(path: Path, content: bytes) -> str:
+    """Write a file and return its SHA-256."""
+    return write_atomically(path, lambda stream: stream.write(content)).sha256
 
 
 def _read(path: Path, settings: Settings, expected: str) -> Tensors:
@@ -147,3 +195,21 @@ def _read(path: Path, settings: Settings, expected: str) -> Tensors:
             "restore both files from where they came"
         )
     return tensors
+
+
+def _check_amount(settings: Settings, tensors: Mapping[str, Tensors]) -> None:
+    """Make sure that there are weights for all that the settings describe, before it is made.
+
+    Raises:
+        ValueError: If there are not.
+    """
+    config = settings.model
+    wanted = count_params(config, resolve_submodel(config, settings.submodel))
+    classes = config.num_classes if settings.submodel is None else 0
+    for name, stored in tensors.items():
+        found = sum(tensor.size for tensor in stored.values())
+        if found < wanted + classes:
+            raise ValueError(
+                f"{name} has {found:,} values, the settings describe {wanted:,} and "
+                f"{classes:,} classes"
+            )

@@ -15,10 +15,11 @@ costs 44 % of the full encoder. The classification head is no part of the encode
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 
 from matvit.config import MatViTConfig
-from matvit.submodel import Submodel
+from matvit.submodel import Granularity, Submodel
 
 
 def count_macs(config: MatViTConfig, submodel: Submodel, img_size: int | None = None) -> int:
@@ -116,3 +117,40 @@ def _attention_params(config: MatViTConfig) -> int:
     norms = 4 * dim + (4 * (dim // config.num_heads) if config.qk_norm else 0)
     layer_scale = 2 * dim if config.init_values else 0
     return qkv + output + norms + layer_scale
+
+
+def resolve_submodel(
+    config: MatViTConfig,
+    spec: Submodel | Granularity | str | None,
+    cut: Submodel | None = None,
+    *,
+    has_int8: bool = False,
+) -> Submodel:
+    """Read what a caller wrote as a submodel of an encoder; None is its largest size.
+
+    Args:
+        config: Architecture.
+        spec: As written.
+        cut: The one size that there is, of an extracted submodel.
+        has_int8: Whether what runs the encoder can compute in 8 bits.
+
+    Raises:
+        ValueError: If it cannot be read, or is none of the encoder's.
+    """
+    depth, hidden_dim = config.depth, config.hidden_dim
+    wanted = (
+        Submodel.parse(spec, depth=depth, hidden_dim=hidden_dim) if isinstance(spec, str) else spec
+    )
+    if wanted is not None and wanted.int8 and not has_int8:
+        raise ValueError(f"{wanted} needs ONNX Runtime; load the encoder with runtime onnx")
+    if cut is not None:
+        if wanted is not None and replace(wanted, int8=False) != cut:
+            raise ValueError(
+                f"this encoder is the extracted submodel {cut} and holds no {wanted}; "
+                "use the full model for other sizes"
+            )
+        return wanted or cut
+    if wanted is None:
+        return Submodel.uniform(Granularity.XL, depth=depth, hidden_dim=hidden_dim)
+    check_submodel(config, wanted)
+    return wanted

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
 from matvit.config import MatViTConfig
-from matvit.cost import check_submodel
 from matvit.submodel import Granularity, Submodel
 
 if TYPE_CHECKING:
@@ -97,40 +95,3 @@ class Encoder(Protocol):
             memory: Of earlier runs on the same images, to go on from; it is added to. An
                 extracted submodel has nothing to go on with, and takes None alone.
         """
-
-
-def resolve_submodel(
-    config: MatViTConfig,
-    spec: Submodel | Granularity | str | None,
-    cut: Submodel | None = None,
-    *,
-    has_int8: bool = False,
-) -> Submodel:
-    """Read what a caller wrote as a submodel of an encoder; None is its largest size.
-
-    Args:
-        config: Architecture.
-        spec: As written.
-        cut: The one size that there is, of an extracted submodel.
-        has_int8: Whether what runs the encoder can compute in 8 bits.
-
-    Raises:
-        ValueError: If it cannot be read, or is none of the encoder's.
-    """
-    depth, hidden_dim = config.depth, config.hidden_dim
-    wanted = (
-        Submodel.parse(spec, depth=depth, hidden_dim=hidden_dim) if isinstance(spec, str) else spec
-    )
-    if wanted is not None and wanted.int8 and not has_int8:
-        raise ValueError(f"{wanted} needs ONNX Runtime; load the encoder with runtime onnx")
-    if cut is not None:
-        if wanted is not None and replace(wanted, int8=False) != cut:
-            raise ValueError(
-                f"this encoder is the extracted submodel {cut} and holds no {wanted}; "
-                "use the full model for other sizes"
-            )
-        return wanted or cut
-    if wanted is None:
-        return Submodel.uniform(Granularity.XL, depth=depth, hidden_dim=hidden_dim)
-    check_submodel(config, wanted)
-    return wanted

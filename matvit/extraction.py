@@ -7,6 +7,8 @@ was cut from, so it may ask that model's indexes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +20,24 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from matvit.checkpoint import FORMAT_VERSION, WEIGHTS, Settings, write_encoder
 from matvit.config import MatViTConfig
-from matvit.cost import check_submodel
-from matvit.encoder import Memory, Precision, Runtime, resolve_submodel
+from matvit.cost import check_submodel, resolve_submodel
+from matvit.encoder import Memory, Precision, Runtime
 from matvit.identity import fingerprint_of, without_head
 from matvit.model import ACTIVATIONS, MatViT, timm_arguments
 from matvit.preprocess import Preprocess
 from matvit.submodel import Granularity, Submodel
-from matvit.torch_runtime import arrays_of, number_format, running, runtime_on, weights_version
+from matvit.torch_runtime import (
+    arrays_of,
+    file_of,
+    number_format,
+    running,
+    runtime_on,
+    stored,
+    tensors_of,
+    weights_version,
+)
 
 
 class ExtractedViT(VisionTransformer):
@@ -88,6 +100,40 @@ class ExtractedViT(VisionTransformer):
         """Load the weights cut out of the full encoder; from now on a change is noticed."""
         self.load_state_dict(dict(tensors))
         self._weights = fingerprint_of(self.config, arrays_of(self.state_dict()))
+
+    @classmethod
+    def of(cls, settings: Settings, files: Mapping[str, Mapping[str, Any]]) -> ExtractedViT:
+        """Make the submodel that the settings of a checkpoint describe, of its arrays.
+
+        Raises:
+            RuntimeError: If they do not fit.
+        """
+        config = settings.model
+        cut = resolve_submodel(config, settings.submodel)
+        small = cls(config, cut, settings.preprocess, settings.name, settings.fingerprint)
+        small.take_weights(tensors_of(files[WEIGHTS]))
+        return small
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        training: dict[str, Any] | None = None,
+    ) -> Path:
+        """Write weights, settings and fingerprints into a folder; see `MatViT.save`."""
+        tensors = stored(self.state_dict(), dtype)
+        settings = Settings(
+            format_version=FORMAT_VERSION,
+            name=self.name,
+            fingerprint=self.fingerprint,
+            weights=fingerprint_of(self.config, arrays_of(tensors)),
+            submodel=str(self._cut),
+            model=self.config,
+            preprocess=self.preprocess,
+            training=training or {},
+        )
+        return write_encoder(folder, settings, {WEIGHTS: file_of(tensors)})
 
     @property
     def device(self) -> torch.device:

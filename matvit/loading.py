@@ -1,16 +1,14 @@
-"""Loading an encoder, for whatever is to run it."""
+"""Encoders to and from disk, whatever runs them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import matvit
-from matvit.checkpoint import Settings, Tensors, locate, read_settings, read_tensors
-from matvit.cost import count_params
-from matvit.encoder import Encoder, resolve_submodel
+from matvit.checkpoint import fitting, read_encoder
+from matvit.encoder import Encoder
 
 if TYPE_CHECKING:
     import torch
@@ -51,34 +49,25 @@ def load_encoder(
         raise ValueError(f"runtime must be auto, torch or onnx, got {runtime!r}")
     if runtime == "onnx" and str(device) != "cpu":
         raise ValueError(f"runtime onnx computes on cpu, not {device}; use torch or auto")
-    folder, settings = locate(source), read_settings(source)
-    tensors = read_tensors(folder, settings)
+    settings, tensors = read_encoder(source)
     by_onnx = runtime == "onnx" or (
         runtime == "auto" and str(device) == "cpu" and find_spec("onnxruntime") is not None
     )
-    try:
-        _check_amount(settings, tensors)
+    with fitting(source):
         if by_onnx:
             return matvit.OnnxEncoder(settings, tensors, threads=threads)
-        return matvit.torch_encoder(settings, tensors).to(device)
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the weights in {folder} do not fit its settings: {reason}") from error
+        if settings.submodel is None:
+            return matvit.whole_encoder(settings, tensors).to(device)
+        return matvit.ExtractedViT.of(settings, tensors).to(device)
 
 
-def _check_amount(settings: Settings, tensors: Mapping[str, Tensors]) -> None:
-    """Make sure that there are weights for all that the settings describe, before it is made.
-
-    Raises:
-        ValueError: If there are not.
-    """
-    config = settings.model
-    wanted = count_params(config, resolve_submodel(config, settings.submodel))
-    classes = config.num_classes if settings.submodel is None else 0
-    for name, stored in tensors.items():
-        found = sum(tensor.size for tensor in stored.values())
-        if found < wanted + classes:
-            raise ValueError(
-                f"{name} has {found:,} values, the settings describe {wanted:,} and "
-                f"{classes:,} classes"
-            )
+def save_encoder(
+    encoder: matvit.MatViT | matvit.ExtractedViT,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    training: dict[str, Any] | None = None,
+) -> Path:
+    """Write a whole encoder, or an extracted submodel, into a folder; see `MatViT.save`."""
+    chosen = {} if dtype is None else {"dtype": dtype}
+    return encoder.save(folder, training=training, **chosen)

@@ -13,13 +13,15 @@ References:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Float32, UInt8
+from msgspec import UNSET
+from msgspec.structs import replace
 from numpy import ndarray
 from timm.layers.activations import GELUTanh, QuickGELU
 from timm.layers.mlp import Mlp
@@ -28,14 +30,31 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-import matvit
+from matvit.checkpoint import (
+    ANCHOR,
+    FORMAT_VERSION,
+    WEIGHTS,
+    Settings,
+    fitting,
+    read_encoder,
+    write_encoder,
+)
 from matvit.config import MatViTConfig
-from matvit.cost import check_submodel
-from matvit.encoder import Precision, Runtime, resolve_submodel
+from matvit.cost import check_submodel, resolve_submodel
+from matvit.encoder import Precision, Runtime
 from matvit.identity import fingerprint_of, without_head
 from matvit.preprocess import Preprocess
 from matvit.submodel import Granularity, Submodel
-from matvit.torch_runtime import arrays_of, number_format, running, runtime_on, weights_version
+from matvit.torch_runtime import (
+    arrays_of,
+    file_of,
+    number_format,
+    running,
+    runtime_on,
+    stored,
+    tensors_of,
+    weights_version,
+)
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
@@ -374,19 +393,20 @@ class MatViT(nn.Module):
 
     @staticmethod
     def load(source: str | Path, *, device: str | torch.device = "cpu") -> MatViT:
-        """Load a bundled encoder by name, or from a folder; see `load_encoder`.
+        """Load a bundled encoder by name, or from a folder that `save` wrote.
 
         Raises:
             FileNotFoundError: If there is neither; the message lists the bundled names.
             ValueError: If it is damaged, or an extracted submodel.
         """
-        encoder = matvit.load_encoder(source, device=device, runtime="torch")
-        if not isinstance(encoder, MatViT):
+        settings, files = read_encoder(source)
+        if settings.submodel is not None:
             raise ValueError(
-                f"{source} holds the extracted submodel {encoder.submodel()}, not a whole MatViT; "
+                f"{source} holds the extracted submodel {settings.submodel}, not a whole MatViT; "
                 "load it with load_encoder"
             )
-        return encoder
+        with fitting(source):
+            return whole_encoder(settings, files).to(device)
 
     def save(
         self,
@@ -395,8 +415,41 @@ class MatViT(nn.Module):
         dtype: torch.dtype = torch.float32,
         training: dict[str, Any] | None = None,
     ) -> Path:
-        """Write weights, settings and fingerprint into `folder`; see `save_encoder`."""
-        return matvit.save_encoder(self, folder, dtype=dtype, training=training)
+        """Write weights, settings and fingerprints into a folder.
+
+        Args:
+            folder: Created if missing; an earlier encoder in it is replaced.
+            dtype: Stored precision. With float16 the file is half as large, and the encoder it
+                loads as (float32 values rounded to float16) has its own fingerprint. An anchor is
+                never rounded.
+            training: Anything worth remembering about how the weights came to be.
+
+        Returns:
+            The folder.
+        """
+        files = self._files(dtype)
+        weights = fingerprint_of(self.config, arrays_of(files[WEIGHTS]))
+        settings = Settings(
+            format_version=FORMAT_VERSION,
+            name=self.name,
+            # Rounding may have changed the weights, but not those of an anchor.
+            fingerprint=self.fingerprint if ANCHOR in files else weights,
+            weights=weights,
+            submodel=None,
+            model=self.config,
+            preprocess=self.preprocess,
+            training=training or {},
+            anchor=ANCHOR if ANCHOR in files else UNSET,
+        )
+        return write_encoder(folder, settings, {name: file_of(files[name]) for name in files})
+
+    def take_weights(self, files: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Load the tensors of the files of a checkpoint."""
+        self.backbone.load_state_dict(dict(files[WEIGHTS]))
+
+    def _files(self, dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors of each file, as they are stored."""
+        return {WEIGHTS: stored(self.backbone.state_dict(), dtype)}
 
     def _hash(self, weights: VisionTransformer) -> str:
         """Hash weights, unless they are as they were when they were hashed before."""
@@ -405,3 +458,108 @@ class MatViT(nn.Module):
             found = fingerprint_of(self.config, arrays_of(weights.state_dict()))
             self._hashes[weights] = (version, found)
         return self._hashes[weights][1]
+
+
+class AnchoredMatViT(MatViT):
+    """A `MatViT` whose full size is another encoder's, bit for bit: it has two sets of weights.
+
+    That is what a conversion makes: the smaller sizes are trained, and an index that was made
+    with the original stays valid, since the full size is the original still. It has the
+    fingerprint of the encoder that its full size comes from.
+
+    Args:
+        config: Architecture.
+        preprocess: How images become its input.
+        name: What to call the encoder.
+
+    Attributes:
+        backbone: Weights of the smaller sizes, which is what training works on.
+        anchor: Weights of the full size, without a head; never trained.
+    """
+
+    def __init__(
+        self, config: MatViTConfig, preprocess: Preprocess | None = None, name: str = "unnamed"
+    ) -> None:
+        super().__init__(config, preprocess, name)
+        self.anchor = nested_vit(replace(config, num_classes=0)).requires_grad_(False).eval()
+
+    @classmethod
+    def join(cls, nested: MatViT, original: MatViT, name: str | None = None) -> AnchoredMatViT:
+        """Return an encoder of copies: the full size of one model, the smaller ones of another.
+
+        Classification heads are left behind.
+
+        Args:
+            nested: Where the smaller sizes come from.
+            original: Where the full size comes from. If it has an anchor, that is its full size.
+            name: What to call the encoder; None takes over that of `nested`.
+
+        Raises:
+            ValueError: If the two differ in architecture or preprocessing.
+        """
+        nested.check_alike(original, "serve the full size from")
+        config = replace(nested.config, num_classes=0)
+        model = cls(config, nested.preprocess, name or nested.name)
+        weights = next(nested.parameters())
+        model.to(weights.device, weights.dtype)
+        model.start_from(nested)
+        full = original.weights_of(original.submodel())
+        model.anchor.load_state_dict(without_head(full.state_dict()))
+        return model
+
+    def weights_of(self, submodel: Submodel) -> VisionTransformer:
+        """Return the weights that a submodel runs from: the anchor for the full size."""
+        return self.anchor if submodel.is_full else self.backbone
+
+    def vectors(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        submodels: Sequence[Submodel],
+        memory: dict[Any, Memory] | None = None,
+    ) -> Float[Tensor, "submodels batch dim"]:
+        """Do what `MatViT.vectors` does, each submodel from its own weights.
+
+        Raises:
+            ValueError: If the images have another size than the model takes, or a submodel is not
+                one of this model's.
+        """
+        self.check(images, submodels)
+        vectors: dict[int, Tensor] = {}
+        for weights in (self.anchor, self.backbone):
+            rows = [row for row, each in enumerate(submodels) if self.weights_of(each) is weights]
+            if rows:
+                states = None if memory is None else memory[weights]
+                tokens = run(weights, images, [submodels[row] for row in rows], states)
+                vectors.update(zip(rows, pool(weights, tokens), strict=True))
+        return torch.stack([vectors[row] for row in range(len(submodels))])
+
+    def take_weights(self, files: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Load the tensors of the files of a checkpoint."""
+        super().take_weights(files)
+        self.anchor.load_state_dict(dict(files[ANCHOR]))
+
+    def _files(self, dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors of each file, as they are stored."""
+        exact = stored(self.anchor.state_dict(), torch.float32)
+        anchor = {key: _lossless(value, dtype) for key, value in exact.items()}
+        return {**super()._files(dtype), ANCHOR: anchor}
+
+
+def whole_encoder(
+    settings: Settings, files: Mapping[str, Mapping[str, Float32[ndarray, "..."]]]
+) -> MatViT:
+    """Make the encoder that the settings describe, of the tensors of each file.
+
+    Raises:
+        RuntimeError: If they do not fit.
+    """
+    kind = MatViT if settings.anchor is UNSET else AnchoredMatViT
+    model = kind(settings.model, settings.preprocess, settings.name)
+    model.take_weights({name: tensors_of(arrays) for name, arrays in files.items()})
+    return model
+
+
+def _lossless(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert to a smaller type where that changes no value."""
+    rounded = tensor.to(dtype)
+    return (rounded if torch.equal(rounded.float(), tensor) else tensor).contiguous()

@@ -21,8 +21,8 @@ from numpy import ndarray
 from onnx import ModelProto
 
 from matvit.checkpoint import ANCHOR, WEIGHTS, Settings, Tensors
-from matvit.cost import count_params
-from matvit.encoder import Memory, Precision, Runtime, resolve_submodel
+from matvit.cost import count_params, resolve_submodel
+from matvit.encoder import Memory, Precision, Runtime
 from matvit.identity import without_head
 from matvit.onnx_graph import OPSET, build_graph
 from matvit.submodel import Granularity, Submodel

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
 from numpy import ndarray
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from matvit.config import MatViTConfig
 from matvit.encoder import Precision, Runtime
-from matvit.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from matvit.preprocess import Preprocess
 
 _FEW = 4
 
@@ -143,3 +146,21 @@ def weights_version(module: nn.Module) -> tuple[tuple[int, int], ...]:
     counted, and cannot be trained either.
     """
     return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())
+
+
+def stored(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights of a state dict as they are stored in a precision."""
+    return {
+        key: value.detach().to("cpu", torch.float32).to(dtype).contiguous()
+        for key, value in tensors.items()
+    }
+
+
+def file_of(tensors: dict[str, Tensor]) -> bytes:
+    """Return tensors as a safetensors file."""
+    return save(tensors, metadata={"format": "pt"})
+
+
+def tensors_of(arrays: Mapping[str, Float32[ndarray, "..."]]) -> dict[str, Tensor]:
+    """Return arrays as tensors that share their memory."""
+    return {key: torch.from_numpy(value) for key, value in arrays.items()}

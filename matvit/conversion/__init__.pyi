@@ -1,4 +1,3 @@
-from .anchored import AnchoredMatViT as AnchoredMatViT
 from .conversion import CUT as CUT
 from .conversion import REORDERED as REORDERED
 from .conversion import TRAINED as TRAINED

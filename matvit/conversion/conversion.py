@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 
 from matvit.checkpoint import SETTINGS, read_settings
 from matvit.config import MatViTConfig
-from matvit.conversion.anchored import AnchoredMatViT
 from matvit.conversion.reorder import reorder
 from matvit.embedding import embed
 from matvit.identity import without_head
 from matvit.mixes import trained_sizes
-from matvit.model import MatViT
+from matvit.model import AnchoredMatViT, MatViT
 from matvit.preprocess import Preprocess
 from matvit.training.data import LabelledPixels
 from matvit.training.recipes import Phase, Recipe, Schedule

@@ -17,8 +17,7 @@ from timm.layers.layer_scale import LayerScale
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from matvit.conversion.anchored import AnchoredMatViT
-from matvit.model import MatViT, NestedBlock, NestedMlp
+from matvit.model import AnchoredMatViT, MatViT, NestedBlock, NestedMlp
 from matvit.torch_runtime import batches
 
 

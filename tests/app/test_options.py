@@ -6,7 +6,7 @@ from app.options import MIXES, load_encoder_for, parse_sizes
 from indexing import Corpus, ImageIndex
 from matvit.config import MatViTConfig
 from matvit.extraction import extract
-from matvit.torch_checkpoint import save_encoder
+from matvit.loading import save_encoder
 
 
 @pytest.fixture

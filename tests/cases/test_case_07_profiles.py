@@ -12,7 +12,7 @@ from toy import ToyEncoder
 
 from indexing import Corpus, ImageIndex
 from matvit import Preprocess
-from matvit.opening import opened_upright
+from matvit.preprocess import opened_upright
 
 SRGB = ImageCms.createProfile("sRGB")
 EXACT = Preprocess(img_size=64)

@@ -16,7 +16,7 @@ from PIL import Image
 from toy import ToyEncoder, photo
 
 from indexing import Corpus, ImageIndex
-from matvit import Preprocess, bounds, opening, upright
+from matvit import Preprocess, bounds, preprocess, upright
 
 SMALL = Preprocess(img_size=8)
 SIDE = 13_300  # below the limit of pixels
@@ -148,7 +148,7 @@ def test_threads_share_the_memory_and_wait_for_each_other(monkeypatch):
     needed = len(data) + 100 * 100 * 8
     monkeypatch.setattr(bounds, "MAX_MEMORY", 2 * needed + 5)
     inside, most, lock = [0], [0], threading.Lock()
-    whole = opening.upright_rgb
+    whole = preprocess.upright_rgb
 
     def counted(image):
         with lock:
@@ -161,7 +161,7 @@ def test_threads_share_the_memory_and_wait_for_each_other(monkeypatch):
             with lock:
                 inside[0] -= 1
 
-    monkeypatch.setattr(opening, "upright_rgb", counted)
+    monkeypatch.setattr(preprocess, "upright_rgb", counted)
     with ThreadPoolExecutor(8) as pool:
         assert len(list(pool.map(SMALL.pixels, [data] * 24))) == 24
     assert most[0] == 2

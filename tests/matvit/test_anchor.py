@@ -13,13 +13,11 @@ from msgspec.structs import replace
 from indexing import Corpus, ImageIndex
 from matvit import checkpoint
 from matvit.config import MatViTConfig
-from matvit.conversion.anchored import AnchoredMatViT
 from matvit.cost import count_macs
 from matvit.extraction import extract
-from matvit.loading import load_encoder
-from matvit.model import MatViT
+from matvit.loading import load_encoder, save_encoder
+from matvit.model import AnchoredMatViT, MatViT
 from matvit.preprocess import Preprocess
-from matvit.torch_checkpoint import save_encoder
 from retrieval import Retriever
 
 BASE = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2)

@@ -6,7 +6,6 @@ import os
 import pytest
 import torch
 
-import matvit
 from matvit import checkpoint
 from matvit.config import MatViTConfig
 from matvit.model import MatViT
@@ -92,7 +91,7 @@ def test_a_truncated_weights_file_is_named(model, tmp_path):
             "config.json is not the description of an encoder: Expected `int`",
         ),
         ({"surprise": 1}, "is not the description of an encoder: .* unknown field `surprise`"),
-        ({"submodel": "S"}, "do not fit its settings: .*size mismatch"),
+        ({"submodel": "S"}, "holds the extracted submodel S, not a whole MatViT"),
         ({"submodel": "huge"}, "do not fit its settings: unknown size 'huge'"),
         ({"fingerprint": "0" * 15}, "Expected `str` matching regex"),
         ({"anchor": "/etc/passwd"}, "Invalid enum value '/etc/passwd'"),
@@ -151,7 +150,7 @@ def test_settings_that_ask_for_more_than_there_are_weights_are_refused_unbuilt(
     values["fingerprint"] = values["weights"] = checkpoint.fingerprint_of(config, tensors)
     del values["sha256"]
     path.write_text(json.dumps(values))
-    monkeypatch.setattr(matvit, "torch_encoder", None, raising=False)
+    monkeypatch.setattr("matvit.model.whole_encoder", None)
     with pytest.raises(
         ValueError, match=r"do not fit its settings: model.safetensors has .* values"
     ):

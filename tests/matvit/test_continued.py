@@ -9,10 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from matvit.config import MatViTConfig
-from matvit.conversion.anchored import AnchoredMatViT
 from matvit.cost import count_macs
 from matvit.embedding import ContinuedEmbedding, added_macs, embed
-from matvit.model import MatViT
+from matvit.model import AnchoredMatViT, MatViT
 from matvit.submodel import Submodel
 
 CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=4, num_heads=2)

@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from matvit.config import MatViTConfig
-from matvit.conversion.anchored import AnchoredMatViT
 from matvit.embedding import embed, embed_each
 from matvit.mixes import mix_n_match
-from matvit.model import MatViT
+from matvit.model import AnchoredMatViT, MatViT
 
 CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2)
 

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from matvit.checkpoint import SETTINGS
 from matvit.config import MatViTConfig
 from matvit.extraction import ExtractedViT, extract
-from matvit.loading import load_encoder
+from matvit.loading import load_encoder, save_encoder
 from matvit.model import MatViT
-from matvit.torch_checkpoint import save_encoder
 
 CONFIG = MatViTConfig(
     img_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2, num_classes=4, reg_tokens=1
@@ -95,3 +97,12 @@ def test_an_extracted_encoder_in_half_precision_loads_too(model, images, tmp_pat
     torch.testing.assert_close(
         loaded.encode(images.float()), small(images.float()), atol=1e-2, rtol=0
     )
+
+
+def test_weights_of_another_size_than_the_settings_say_are_refused(model, tmp_path):
+    path = model.save(tmp_path) / SETTINGS
+    values = json.loads(path.read_text()) | {"submodel": "S"}
+    del values["sha256"]  # else the change itself would be noticed
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"do not fit its settings: .*size mismatch"):
+        load_encoder(tmp_path, runtime="torch")

@@ -10,13 +10,11 @@ import pytest
 import torch
 
 from matvit.config import MatViTConfig
-from matvit.conversion.anchored import AnchoredMatViT
 from matvit.cost import count_macs
 from matvit.embedding import ContinuedEmbedding, embed, embed_each
 from matvit.extraction import extract
-from matvit.loading import load_encoder
-from matvit.model import MatViT
-from matvit.torch_checkpoint import save_encoder
+from matvit.loading import load_encoder, save_encoder
+from matvit.model import AnchoredMatViT, MatViT
 
 SHAPE = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
 MIXES = ["S", "M", "L", "XL", "1xS,1xXL,1xM", "3x5"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from matvit import Preprocess, opening, readable_suffixes
+from matvit import Preprocess, preprocess, readable_suffixes
 
 SMALL = Preprocess(img_size=8)
 
@@ -67,13 +67,13 @@ def test_a_plug_in_is_asked_for_formats_that_pillow_does_not_read(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", plug_in)
     monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
     for name in ("_formats", "readable_suffixes"):
-        getattr(opening, name).cache_clear()
+        getattr(preprocess, name).cache_clear()
     try:
         assert {".heic", ".heif", ".hif"} <= readable_suffixes()
         assert asked
     finally:
         for name in ("_formats", "readable_suffixes"):
-            getattr(opening, name).cache_clear()
+            getattr(preprocess, name).cache_clear()
 
 
 def test_heic_is_read_where_its_plug_in_is(tmp_path):

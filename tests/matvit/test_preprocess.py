@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from matvit import opening
+from matvit import preprocess
 from matvit import preprocess as module
-from matvit.opening import QuietPillow
-from matvit.preprocess import Preprocess
+from matvit.preprocess import Preprocess, QuietPillow
 
 SMALL = Preprocess(img_size=8, fit="squash")
 
@@ -150,7 +149,7 @@ def test_unreadable_images_say_why(data, reason):
 
 
 def test_images_over_the_limit_are_refused_before_decoding(monkeypatch):
-    monkeypatch.setattr(opening, "MAX_PIXELS", 63)
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 63)
     with pytest.raises(ValueError, match="8 x 8 pixels, more than the limit of 63"):
         SMALL.pixels(encoded(noise()))
 

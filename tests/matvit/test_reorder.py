@@ -8,10 +8,9 @@ import torch
 from msgspec.structs import replace
 
 from matvit.config import MatViTConfig
-from matvit.conversion.anchored import AnchoredMatViT
 from matvit.conversion.reorder import output_energy, reorder
 from matvit.embedding import embed
-from matvit.model import MatViT
+from matvit.model import AnchoredMatViT, MatViT
 from matvit.preprocess import Preprocess
 from matvit.torch_runtime import to_input
 

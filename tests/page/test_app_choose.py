@@ -14,10 +14,10 @@ from streamlit.testing.v1 import AppTest
 
 from app.page.opened import open_all
 from indexing import Corpus, ImageIndex
-from matvit.conversion import AnchoredMatViT
+from matvit import AnchoredMatViT
 from matvit.extraction import extract
+from matvit.loading import save_encoder
 from matvit.model import MatViT
-from matvit.torch_checkpoint import save_encoder
 from retrieval import ParetoFrontier, Retriever
 
 

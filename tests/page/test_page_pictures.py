@@ -134,7 +134,7 @@ def test_every_pixel_the_encoder_sees_becomes_one_square():
 def test_what_is_no_image_or_too_large_has_no_thumbnail(monkeypatch):
     with pytest.raises(ValueError, match="not a readable image"):
         thumbnail(b"%!PS-Adobe-3.0 EPSF-3.0", SPEC)
-    monkeypatch.setattr("matvit.opening.MAX_PIXELS", 99)
+    monkeypatch.setattr("matvit.preprocess.MAX_PIXELS", 99)
     with pytest.raises(ValueError, match="10 x 10 pixels, more than the limit of 99"):
         thumbnail(png(Image.new("L", (10, 10))), SPEC)
 

@@ -8,7 +8,7 @@ from filelock import FileLock
 from tuned import colourful, photos, picture, small_encoder, small_retriever
 
 from indexing import Corpus, ImageIndex
-from matvit.conversion import AnchoredMatViT
+from matvit import AnchoredMatViT
 from retrieval import Retriever, format_conditions, read_tuning, tune
 from retrieval.speed import Speed
 from retrieval.tuning import journal
