@@ -125,7 +125,8 @@ def test_reader_that_has_seen_enough_is_no_error():
     os.close(reading)
     done = matvit("doctor", stdout=writing)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (1, "")
+    told = [line for line in done.stderr.splitlines() if not line.startswith("still working")]
+    assert (done.returncode, told) == (1, [])
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])

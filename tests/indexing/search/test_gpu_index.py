@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -104,6 +105,7 @@ def test_kind_that_runs_on_a_cpu_only_says_so(tmp_path, name):
 
 
 @pytest.mark.skipif(gpu_count() > 0, reason="there is a GPU")
+@pytest.mark.skipif(not hasattr(faiss, "StandardGpuResources"), reason="FAISS for CPUs")
 @pytest.mark.parametrize("name", ["Flat16", "IVFFlat", "IVFPQ"])
 def test_gpu_that_fails_is_left_for_the_cpu_unless_it_was_asked_for(tmp_path, monkeypatch, name):
     embeddings = stored_embeddings(tmp_path, clustered(ROWS, seed=2))
