@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks.imports import PACKAGES, measure_imports, read_modules
@@ -55,3 +57,10 @@ def test_who_imports_a_file_is_seen_through_its_face(measured):
 def test_names_of_a_face_are_not_past_it(measured):
     # past it: matvit.model, and retrieval.ask as a module
     assert measured["between_packages"] == {"imports": 5, "past_the_face": 2}
+
+
+def test_the_house_has_no_circle_no_ninth_floor_and_nobody_goes_past_a_face():
+    found = measure_imports(read_modules(Path(__file__).parents[2]))
+    assert found["circles"] == []
+    assert max(found["floors"].values()) <= 8
+    assert found["between_packages"]["past_the_face"] == 0
