@@ -33,7 +33,7 @@ from matvit import (
     resolve_precision,
     trained_sizes,
 )
-from matvit.model import NestedBlock
+from matvit.nested import NestedBlock
 from matvit.training.losses import joint_cross_entropy
 from matvit.training.trainer import use_trainable_attention
 

@@ -34,7 +34,7 @@ from indexing import Corpus
 from matvit import MatViT, MatViTConfig, Submodel, count_macs, embed, resolve_device
 from matvit.mixes import random_submodel
 from matvit.training import LabelledPixels, train
-from matvit.training.recipes import RANDOM, Phase, Recipe
+from matvit.training.schedule import RANDOM, Phase, Recipe
 
 _SIZES = ("S", "M", "L", "XL")
 _SANDWICH = ("S", "XL", RANDOM, RANDOM)

@@ -25,7 +25,8 @@ from matvit.config import MatViTConfig
 from matvit.cost import check_submodel, resolve_submodel
 from matvit.encoder import Memory, Precision, Runtime
 from matvit.identity import fingerprint_of, without_head
-from matvit.model import ACTIVATIONS, MatViT, timm_arguments
+from matvit.model import MatViT
+from matvit.nested import ACTIVATIONS, timm_arguments
 from matvit.preprocess import Preprocess
 from matvit.submodel import Granularity, Submodel
 from matvit.torch_runtime import (

@@ -1,34 +1,19 @@
-"""MatFormer: one Vision Transformer that holds many encoders, each nested in the next.
-
-The blocks of a ViT alternate attention and a feed-forward network. Here the first `width` hidden
-units of every feed-forward network are a network of their own, so that one set of weights runs at
-any width, block by block: a `Submodel` is one width per block. All of them share the attention,
-the embedding of the patches and the space that their vectors are in.
-
-References:
-    MatFormer: Nested Transformer for Elastic Inference, section 3 (MatViT in section 4.2).
-    https://arxiv.org/abs/2310.07707
-"""
+"""Encoders that run at any of their sizes: what they compute, who they are, how they are kept."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float32, UInt8
 from msgspec import UNSET
 from msgspec.structs import replace
 from numpy import ndarray
-from timm.layers.activations import GELUTanh, QuickGELU
-from timm.layers.mlp import Mlp
-from timm.layers.norm import LayerNorm
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import normalize
 
 from matvit.checkpoint import (
     ANCHOR,
@@ -43,6 +28,7 @@ from matvit.config import MatViTConfig
 from matvit.cost import check_submodel, resolve_submodel
 from matvit.encoder import Precision, Runtime
 from matvit.identity import fingerprint_of, without_head
+from matvit.nested import Memory, nested_vit, pool, run
 from matvit.preprocess import Preprocess
 from matvit.submodel import Granularity, Submodel
 from matvit.torch_runtime import (
@@ -55,150 +41,6 @@ from matvit.torch_runtime import (
     tensors_of,
     weights_version,
 )
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "gelu": nn.GELU,
-    "gelu_tanh": GELUTanh,
-    "quick_gelu": QuickGELU,
-}
-
-if hasattr(os, "register_at_fork"):
-    # A forked process has none of the threads that torch believes to have: it would wait for ever.
-    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
-
-Memory = dict[tuple[int, ...], Tensor]
-"""Hidden states by the widths that made them; see `run`."""
-
-
-class NestedMlp(Mlp):
-    """Feed-forward network whose first `width` hidden units are a network of their own.
-
-    Sliced, not masked: a masked network still multiplies the zeros, so its smaller sizes would
-    be no cheaper to run. Parameters are named and shaped as in timm's `Mlp`, so a plain ViT's
-    weights load unchanged.
-
-    References:
-        MatFormer, section 3.1.
-    """
-
-    def forward(
-        self, x: Float[Tensor, "*batch tokens dim"], width: int | None = None
-    ) -> Float[Tensor, "*batch tokens dim"]:
-        """Run the nested network that keeps the first `width` hidden units (None: all).
-
-        Raises:
-            ValueError: If `width` is outside 1..hidden_dim.
-        """
-        hidden_dim = len(self.fc1.weight)
-        width = hidden_dim if width is None else width
-        # A Python slice would clip in silence and the cost reported would be wrong.
-        if not 1 <= width <= hidden_dim:
-            raise ValueError(f"width must be within 1..{hidden_dim}, got {width}")
-        bias = self.fc1.bias
-        hidden = linear(x, self.fc1.weight[:width], None if bias is None else bias[:width])
-        hidden = self.drop1(self.act(hidden))
-        out: Tensor = self.drop2(linear(hidden, self.fc2.weight[:, :width], self.fc2.bias))
-        return out
-
-
-class NestedBlock(Block):
-    """A timm ViT block whose two halves run apart, the second one at any width."""
-
-    def attend(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Self-attention with its residual: the part that all submodels share."""
-        out: Tensor = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
-        return out
-
-    def feed_forward(
-        self, x: Float[Tensor, "batch tokens dim"], width: int | None = None
-    ) -> Float[Tensor, "batch tokens dim"]:
-        """Feed-forward network of `width` hidden units, with its residual.
-
-        Raises:
-            ValueError: If `width` is outside 1..hidden_dim.
-        """
-        out: Tensor = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x), width)))
-        return out
-
-
-def timm_arguments(config: MatViTConfig) -> dict[str, Any]:
-    """Return the arguments that make timm's `VisionTransformer` the plain ViT of these settings."""
-    arguments = {**config.to_dict(), "act_layer": ACTIVATIONS[config.act_layer]}
-    if (eps := arguments.pop("norm_eps", None)) is not None:
-        arguments["norm_layer"] = partial(LayerNorm, eps=eps)
-    return arguments
-
-
-def nested_vit(config: MatViTConfig, drop_path_rate: float = 0.0) -> VisionTransformer:
-    """Build a timm ViT whose feed-forward networks run at any width."""
-    return VisionTransformer(
-        **timm_arguments(config),
-        drop_path_rate=drop_path_rate,
-        block_fn=NestedBlock,
-        mlp_layer=NestedMlp,
-    )
-
-
-def run(
-    weights: VisionTransformer,
-    images: Float[Tensor, "batch 3 height width"],
-    submodels: Sequence[Submodel],
-    memory: Memory | None = None,
-) -> Float[Tensor, "submodels batch tokens dim"]:
-    """Run several submodels of one set of weights, computing what they share only once.
-
-    Submodels whose first k widths are the same have the same hidden states up to there, and the
-    attention of the block after them is the same too. So a state is known by the widths that made
-    it: it is the tokens after those blocks and after the next one's attention. The attention of
-    different states runs as one batch.
-
-    Args:
-        weights: What `nested_vit` made.
-        images: Normalised images.
-        submodels: What runs, one row of the outcome each.
-        memory: States of earlier runs on the same images, to go on from; those of this run are
-            added to it. None keeps no state longer than the next block needs it.
-
-    Returns:
-        Tokens after the last block and norm.
-    """
-    blocks = cast("list[NestedBlock]", list(weights.blocks))
-    states: Memory = {} if memory is None else memory
-    if () not in states:
-        states[()] = blocks[0].attend(_embed_patches(weights, images))
-    for depth, block in enumerate(blocks, start=1):
-        prefixes = dict.fromkeys(submodel.widths[:depth] for submodel in submodels)
-        new = {
-            prefix: block.feed_forward(states[prefix[:-1]], prefix[-1])
-            for prefix in prefixes
-            if prefix not in states
-        }
-        if new and depth < len(blocks):
-            attended = blocks[depth].attend(torch.cat(list(new.values())))
-            new = dict(zip(new, attended.chunk(len(new)), strict=True))
-        if memory is None:
-            states = new
-        else:
-            states.update(new)
-    tokens: Tensor = weights.norm(torch.stack([states[each.widths] for each in submodels]))
-    return tokens
-
-
-def _embed_patches(
-    weights: VisionTransformer, images: Float[Tensor, "batch 3 height width"]
-) -> Float[Tensor, "batch tokens dim"]:
-    """Run everything before the first block: patches, positions, prefix tokens."""
-    patches = weights.patch_drop(weights._pos_embed(weights.patch_embed(images)))
-    tokens: Tensor = weights.norm_pre(patches)
-    return tokens
-
-
-def pool(
-    weights: VisionTransformer, tokens: Float[Tensor, "submodels batch tokens dim"]
-) -> Float[Tensor, "submodels batch dim"]:
-    """Reduce what `run` returned to one vector per image, not normalised."""
-    pooled: Tensor = weights.forward_head(tokens.flatten(0, 1), pre_logits=True)
-    return pooled.view(*tokens.shape[:2], pooled.shape[-1])
 
 
 class MatViT(nn.Module):

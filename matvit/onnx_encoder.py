@@ -132,7 +132,7 @@ class OnnxEncoder:
         submodels: list[Submodel],
         memory: Memory | None,
     ) -> Float32[ndarray, "submodels batch dim"]:
-        """Do what `matvit.model.run` does, piece by piece; last come the vectors."""
+        """Do what `matvit.nested.run` does, piece by piece; last come the vectors."""
         states: Memory = defaultdict(dict) if memory is None else memory
         for weights in {self.weights_of(submodel) for submodel in submodels}:
             if () not in states[weights]:

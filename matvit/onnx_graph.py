@@ -41,7 +41,7 @@ def build_graph(
 ) -> ModelProto:
     """Write the graph of some feed-forward networks and all that is between and after them.
 
-    The hidden states before block k are those after its attention, as in `matvit.model.run`: that
+    The hidden states before block k are those after its attention, as in `matvit.nested.run`: that
     is what submodels share whose widths are the same before block k.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from matvit.config import MatViTConfig
 from matvit.model import MatViT
 from matvit.training.data import LabelledPixels
-from matvit.training.recipes import Phase, Recipe
+from matvit.training.schedule import Phase, Recipe
 
 RECIPE = Recipe(
     name="test",

@@ -30,9 +30,9 @@ from matvit.mixes import trained_sizes
 from matvit.model import AnchoredMatViT, MatViT
 from matvit.preprocess import Preprocess
 from matvit.training.data import LabelledPixels
-from matvit.training.recipes import Phase, Recipe, Schedule
 from matvit.training.recipes import recipe as find_recipe
 from matvit.training.run import LOG, RECIPE, STATE, train
+from matvit.training.schedule import Phase, Recipe, Schedule
 
 CUT, REORDERED, TRAINED = "cut", "reordered", "trained"
 """Stages of a conversion: the original cut as it is, with sorted hidden units, and trained."""

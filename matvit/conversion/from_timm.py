@@ -32,7 +32,8 @@ from torch.nn.functional import normalize
 
 from matvit.config import Activation, MatViTConfig
 from matvit.identity import without_head
-from matvit.model import ACTIVATIONS, MatViT, timm_arguments
+from matvit.model import MatViT
+from matvit.nested import ACTIVATIONS, timm_arguments
 from matvit.preprocess import Preprocess
 
 _INACTIVE = (nn.Identity, nn.Dropout, DropPath, PatchDropout)

@@ -17,7 +17,8 @@ from timm.layers.layer_scale import LayerScale
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from matvit.model import AnchoredMatViT, MatViT, NestedBlock, NestedMlp
+from matvit.model import AnchoredMatViT, MatViT
+from matvit.nested import NestedBlock, NestedMlp
 from matvit.torch_runtime import batches
 
 

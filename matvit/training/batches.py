@@ -20,7 +20,7 @@ from torch.nn.functional import normalize, one_hot
 from matvit.torch_runtime import normalize_pixels
 from matvit.training.augment import augment, mix_images
 from matvit.training.data import LabelledPixels
-from matvit.training.recipes import Recipe, Schedule
+from matvit.training.schedule import Recipe, Schedule
 from matvit.training.teacher import Answers, Lesson
 
 _ALONE = (0, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 from matvit.model import MatViT
-from matvit.training.recipes import RANDOM, Recipe
+from matvit.training.schedule import RANDOM, Recipe
 from matvit.training.teacher import Answers, Teacher
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize
 
 from matvit.model import MatViT
 from matvit.submodel import Submodel
-from matvit.training.recipes import Phase
+from matvit.training.schedule import Phase
 from matvit.training.teacher import Lesson
 
 _TEMPERATURE = 0.1

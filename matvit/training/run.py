@@ -29,7 +29,7 @@ from matvit.torch_runtime import batches
 from matvit.training.checks import check_before_asking
 from matvit.training.data import LabelledPixels
 from matvit.training.distributed import Processes
-from matvit.training.recipes import Recipe
+from matvit.training.schedule import Recipe
 from matvit.training.teacher import ANSWERS, Answers, Teacher, ask
 from matvit.training.trainer import Trainer
 from matvit.writing import naming, write_atomically

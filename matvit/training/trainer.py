@@ -27,7 +27,7 @@ from matvit.training.checks import check_sizes, check_teacher
 from matvit.training.data import LabelledPixels
 from matvit.training.distributed import Processes
 from matvit.training.losses import alignment, distillation, joint_cross_entropy
-from matvit.training.recipes import RANDOM, Phase, Recipe
+from matvit.training.schedule import RANDOM, Phase, Recipe
 from matvit.training.teacher import Answers
 
 _ALONE = Processes()

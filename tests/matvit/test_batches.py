@@ -9,7 +9,7 @@ import torch
 from matvit.config import MatViTConfig
 from matvit.training.batches import Batches
 from matvit.training.data import LabelledPixels
-from matvit.training.recipes import Phase, Recipe
+from matvit.training.schedule import Phase, Recipe
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(

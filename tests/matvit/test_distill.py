@@ -15,8 +15,8 @@ from matvit.training import trainer as trainer_module
 from matvit.training.augment import crop
 from matvit.training.batches import Batches
 from matvit.training.data import UNLABELLED
-from matvit.training.recipes import Phase
 from matvit.training.run import STATE, load_state, save_state, train
+from matvit.training.schedule import Phase
 from matvit.training.teacher import ANSWERS, Said
 from matvit.training.trainer import Trainer
 

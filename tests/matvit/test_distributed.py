@@ -20,8 +20,8 @@ from matvit.config import MatViTConfig
 from matvit.training import trainer as trainer_module
 from matvit.training.data import LabelledPixels
 from matvit.training.distributed import Processes
-from matvit.training.recipes import Phase, Recipe
 from matvit.training.run import STATE, load_state, train
+from matvit.training.schedule import Phase, Recipe
 from matvit.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent.parent

@@ -14,7 +14,7 @@ from matvit.training.losses import (
     joint_cross_entropy,
     neighbour_divergence,
 )
-from matvit.training.recipes import Phase
+from matvit.training.schedule import Phase
 
 CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3)
 SIZES = ("S", "M", "L", "XL")

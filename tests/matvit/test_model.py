@@ -17,7 +17,8 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 
 from matvit.config import MatViTConfig
-from matvit.model import MatViT, NestedBlock, NestedMlp, run
+from matvit.model import MatViT
+from matvit.nested import NestedBlock, NestedMlp, run
 from matvit.preprocess import Preprocess
 from matvit.submodel import Submodel
 

@@ -9,7 +9,8 @@ from tiny_training import RECIPE
 
 from matvit.mixes import trained_sizes
 from matvit.submodel import Submodel
-from matvit.training.recipes import RANDOM, RECIPES, Phase, Schedule, of_length, recipe
+from matvit.training.recipes import RECIPES, recipe
+from matvit.training.schedule import RANDOM, Phase, Schedule, of_length
 
 
 @pytest.mark.parametrize("name", RECIPES)

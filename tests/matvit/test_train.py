@@ -16,8 +16,8 @@ from matvit.embedding import embed
 from matvit.model import MatViT
 from matvit.torch_runtime import to_input
 from matvit.training.data import LabelledPixels
-from matvit.training.recipes import Phase
 from matvit.training.run import LOG, STATE, load_state, log, save_state, top1_per_size, train
+from matvit.training.schedule import Phase
 from matvit.training.trainer import Trainer
 
 

@@ -10,7 +10,7 @@ from tiny_training import RECIPE, colours, same_weights
 from matvit.config import MatViTConfig
 from matvit.model import MatViT
 from matvit.training import trainer as trainer_module
-from matvit.training.recipes import Phase
+from matvit.training.schedule import Phase
 from matvit.training.trainer import Trainer, build_optimizers
 
 
