@@ -5,17 +5,27 @@ from __future__ import annotations
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from served import answers, hostile_folder, serving
 
 
+@contextmanager
+def by_default(number: signal.Signals) -> Iterator[None]:
+    """Have processes that start now obey a signal, even under `nohup`, which has it ignored."""
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signal_to_the_command_ends_the_server(tmp_path, number):
-    if signal.getsignal(number) == signal.SIG_IGN:
-        pytest.skip("whoever started the tests has it ignored, as nohup does")
-    with serving(hostile_folder(tmp_path)) as (server, port):
+    with by_default(number), serving(hostile_folder(tmp_path)) as (server, port):
         server.send_signal(number)
         server.wait(timeout=20)
         assert not answers(port)

@@ -14,7 +14,7 @@ refuses to write over goldens that are there. What can be read of them:
     data/answers.npz          what they answer
     data/vectors.npz          embeddings and pixels
     data/facts.json           fingerprints, mixes, hits of photos, losses
-    data/session.txt          what the command said and wrote in `world.session`
+    data/session.txt          what the command said and wrote in `diary.session`
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import diary
 import faiss
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder).resolve()
         _facts(encoder, home)
-        world.write_diary(world.spend_a_day(home / "day"))
+        diary.write_diary(diary.spend_a_day(home / "day"))
     _write_json("machine", world.machine())
 
 
@@ -75,9 +76,9 @@ def _encoders() -> MatViT:
         home = Path(folder)
         photos = world.write_photos(home / "photos", 60)
         options = ["--images", photos, "--epochs", 2, "--batch-size", 16, "--device", "cpu"]
-        world.run(["convert", world.ENCODER, "--out", home / "converted", *options], home)
+        diary.run(["convert", world.ENCODER, "--out", home / "converted", *options], home)
         _copy(home / "converted", world.CONVERTED)
-        world.run(["extract", world.CONVERTED, "--submodel", "S", "--out", world.EXTRACTED], home)
+        diary.run(["extract", world.CONVERTED, "--submodel", "S", "--out", world.EXTRACTED], home)
     return MatViT.load(world.ENCODER)
 
 
@@ -97,7 +98,7 @@ def _indexes(encoder: MatViT) -> None:
     _build("tuned", encoder, world.FEW)
     home = world.INDEXES / "tuned"
     tune = ["--encoder", world.ENCODER, "--size", 80, "--max-loss", 0.4, "--certainty", 0.6]
-    world.run(["tune", home, *tune], Path(tempfile.mkdtemp()))
+    diary.run(["tune", home, *tune], Path(tempfile.mkdtemp()))
     _unfinished(encoder)
     told, arrays = {}, {}
     for path in sorted(world.INDEXES.iterdir()):

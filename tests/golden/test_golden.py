@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import diary
 import numpy as np
 import pytest
 import world
@@ -29,7 +30,7 @@ FACTS = json.loads((world.DATA / "facts.json").read_text())
 OPENED = json.loads((world.DATA / "indexes.json").read_text())
 ANSWERS = dict(np.load(world.DATA / "answers.npz"))
 VECTORS = dict(np.load(world.DATA / "vectors.npz"))
-DIARY = world.read_diary()
+DIARY = diary.read_diary()
 
 UNFINISHED = ("unfinished-build", "unfinished-add")
 WHOLE = sorted(set(OPENED) - set(UNFINISHED))
@@ -280,12 +281,12 @@ def told(tmp_path_factory) -> dict[str, str]:
     """Everything that the command says and writes today."""
     # Torch wrote the diary: the encoders run in it where ONNX Runtime is not installed.
     with mock.patch("matvit.loading.find_spec", return_value=None):
-        return world.spend_a_day(tmp_path_factory.mktemp("golden") / "day")
+        return diary.spend_a_day(tmp_path_factory.mktemp("golden") / "day")
 
 
 @pytest.mark.parametrize("name", DIARY)
 def test_the_command_says_and_writes_what_it_did(name, told):
-    if name in world.FILES and name.endswith(".json"):
+    if name in diary.FILES and name.endswith(".json"):
         assert_says(json.loads(told[name]), json.loads(DIARY[name]))
         return
     found, golden = read_lines(told[name]), read_lines(DIARY[name])
