@@ -121,6 +121,11 @@ def train(
     corpus = indexing.Corpus.open(data)
     # A set without labels is fine where there is a teacher.
     labels = not no_labels and (taught_by is None or corpus.labels is not None)
+    if validation is not None and not labels:
+        raise ValueError(
+            "--validation counts right classes, and no class is learned here; leave it out, or "
+            f"give {data} labels and leave --no-labels out"
+        )
     images = training.LabelledPixels.load(
         corpus, stored, labels=labels, cache=cache, progress=processes.leads
     )

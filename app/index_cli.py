@@ -91,7 +91,7 @@ def index_build(
     as_json: JsonOption = False,
 ) -> None:
     """Embed all images once, at full size, into a new index; or finish one that was stopped."""
-    _check_request(kind, factory, max_memory)
+    _check_request(kind, factory, max_memory, include, exclude)
     decoders = _decoders(batch_size, workers, processes=processes)
     model = load_to_build(encoder, device)
     corpus = indexing.Corpus.open(
@@ -346,7 +346,13 @@ def index_info(
         show(f"note        {remark}")
 
 
-def _check_request(kind: str, factory: str | None, max_memory: str | None) -> None:
+def _check_request(
+    kind: str,
+    factory: str | None,
+    max_memory: str | None,
+    include: list[str] | None,
+    exclude: list[str] | None,
+) -> None:
     """Refuse what cannot be meant before an encoder is loaded for it."""
     try:
         most = None if max_memory is None else indexing.parse_bytes(max_memory)
@@ -355,6 +361,7 @@ def _check_request(kind: str, factory: str | None, max_memory: str | None) -> No
             raise ValueError(
                 f"unknown kind {kind!r}; known: {indexing.AUTO}, {', '.join(indexing.KINDS)}"
             )
+        indexing.Selection.of(include, exclude, labels=True)
     except ValueError as error:
         bad_usage(error)
 

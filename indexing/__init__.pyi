@@ -7,6 +7,7 @@ from .index import ImageIndex as ImageIndex
 from .compact import CompactReport as CompactReport
 from .corpus.corpus import DecodedBatch as DecodedBatch
 from .corpus.decoding import Decoders as Decoders
+from .corpus.selection import Selection as Selection
 from .merge import AddReport as AddReport
 from .records import Failure as Failure
 from .records import ImageRecord as ImageRecord

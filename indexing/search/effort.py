@@ -12,13 +12,12 @@ from msgspec.structs import replace
 from numpy import ndarray
 
 from indexing.search.request import TARGET, Effort
-from indexing.search.scoring import SPARE
+from indexing.search.scoring import RANKS, SPARE
 
 if TYPE_CHECKING:
     from indexing.search.searcher import Searcher
 
 _QUERIES = 512
-_RANKS = 10
 _RESCORES = (1, 2, 4, 8, 16, 32)
 _MOST_PLACES = 2_048  # of a walk through a graph
 _DEVIATIONS = 2.0
@@ -48,7 +47,7 @@ def measure_effort(searcher: Searcher, *, target: float = TARGET, seed: int = 0)
         raise ValueError(f"target must be above 0 and at most 1, got {target}")
     chosen = replace(searcher.engine.everything, target=float(target))
     images = len(searcher.ids)
-    ranks = min(_RANKS, images - 1)
+    ranks = min(RANKS, images - 1)
     if searcher.engine.is_exact or ranks < 1:
         return chosen
     rows = np.random.default_rng(seed).choice(images, min(_QUERIES, images), replace=False)
@@ -113,7 +112,7 @@ def _efforts(searcher: Searcher) -> Iterator[tuple[int, int]]:
     for step in (*(step for step in steps if step < most), most):
         if engine.lists:
             yield step, 0
-        elif step >= min(_RANKS, most):
+        elif step >= min(RANKS, most):
             yield 0, step
 
 

@@ -19,6 +19,9 @@ from numpy import ndarray
 
 from indexing.store.embeddings import Embeddings
 
+RANKS = 10
+"""How many of the nearest images a search is measured by."""
+
 SPARE = 16
 """Candidates beyond k, so that a tie at rank k rarely needs a second search."""
 

@@ -12,7 +12,7 @@ from numpy import ndarray
 from indexing.search.engine import Engine, Queries, Reach
 from indexing.search.faiss_file import write_faiss
 from indexing.search.request import Effort
-from indexing.search.scoring import SPARE, ExactScores, Found, best_first, rounding
+from indexing.search.scoring import RANKS, SPARE, ExactScores, Found, best_first, rounding
 from indexing.store.embeddings import Embeddings
 
 _PAIRS = 1 << 16  # of queries and candidates, searched for at a time
@@ -81,7 +81,9 @@ class Searcher:
             return np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32)
         if k > self.engine.max_fetch:
             return self._scores.nearest(_on_cpu(queries), k, self.ids)
-        fetch = max(k + SPARE, k * self.effort.rescore)
+        # The effort was measured with that many; fewer would find less than it promises.
+        wanted = k if self.engine.is_exact else max(k, RANKS)
+        fetch = max(wanted + SPARE, wanted * self.effort.rescore)
         reach = self._reach(fetch, self.effort.nprobe, self.effort.ef_search)
         ids, scores, settled = self._best(queries, k, reach)
         while not settled.all():

@@ -250,6 +250,29 @@ class Schedule:
         return round(phase.epochs * self.steps_per_epoch)
 
 
+def may_go_on_as(was: Recipe, now: Recipe, images: int, step: int) -> bool:
+    """Whether a run may change its recipe: in length alone, and in no step that it has taken.
+
+    That is while the learning rate is at the peak where it stays, in the first phase, by both.
+
+    References:
+        A length that need not be known beforehand: MiniCPM, section 4.2.
+        https://arxiv.org/abs/2404.06395
+    """
+
+    def regardless(recipe: Recipe) -> Recipe:
+        return replace(recipe, phases=tuple(replace(each, epochs=1) for each in recipe.phases))
+
+    if was.cooldown is None or regardless(was) != regardless(now):
+        return False
+    schedules = Schedule(was, images), Schedule(now, images)
+    return all(
+        schedule.phase(step) == schedule.recipe.phases[0]
+        and schedule.learning_rate(step) == schedule.recipe.learning_rate
+        for schedule in schedules
+    )
+
+
 def of_length(
     recipe: Recipe, images: int, *, epochs: float | None = None, max_steps: int | None = None
 ) -> Recipe:

@@ -11,6 +11,7 @@ import random
 import re
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from msgspec import structs
 from timm.layers.attention import Attention
@@ -27,7 +28,7 @@ from matvit.training.checks import check_sizes, check_teacher
 from matvit.training.data import LabelledPixels
 from matvit.training.distributed import Processes
 from matvit.training.losses import alignment, distillation, joint_cross_entropy
-from matvit.training.schedule import RANDOM, Phase, Recipe
+from matvit.training.schedule import RANDOM, Phase, Recipe, may_go_on_as
 from matvit.training.teacher import Answers
 
 _ALONE = Processes()
@@ -176,14 +177,15 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state.
+        """Go on from a saved state, for longer or less long if the recipe has a cooldown.
 
         Raises:
-            ValueError: If it belongs to another recipe, seed or data set.
+            ValueError: If it belongs to another recipe, seed or data set, or it is too late to
+                change the length.
         """
         mine = self.identity()
         for key in ("recipe", "seed", "images", "init", "teacher"):
-            if state[key] != mine[key]:
+            if state[key] != mine[key] and not (key == "recipe" and self._may_go_on_from(state)):
                 raise ValueError(
                     f"cannot resume: {_difference(key, state[key], mine[key])}; "
                     "resume with what the run was started with"
@@ -198,6 +200,10 @@ class Trainer:
         for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
         self.step = state["step"]
+
+    def _may_go_on_from(self, state: dict[str, Any]) -> bool:
+        was = msgspec.json.decode(state["recipe"], type=Recipe)
+        return may_go_on_as(was, self.recipe, len(self.data), state["step"])
 
     def _trained(self, phase: Phase) -> list[_Trained]:
         """Return what this step trains: the name of a size, the submodel and its weight."""

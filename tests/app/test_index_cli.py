@@ -78,6 +78,8 @@ def test_factory_string_is_built(matvit, photo_folder, encoder, tmp_path):
         (["--max-memory", "lots"], 2, "must be a size such as 4GB or 512MiB, got 'lots'"),
         (["--max-memory", "0GB"], 2, "max_memory must be at least 1 byte, got 0"),
         (["--kind", "HNSW", "--factory", "SQ8"], 2, "are both given; leave one out"),
+        (["--exclude", "[z-a]*"], 2, "'[z-a]*' is no pattern; write something such as '*.gif'"),
+        (["--include", "/"], 2, "'/' is no pattern; write something such as '*.gif'"),
         (["--factory", "PCA8,Flat"], 1, "factory string 'PCA8,Flat' is not accepted"),
         (["--kind", "IVFPQ"], 1, "needs at least 256 images, there are 12; use Flat"),
         (["--kind", "Flat", "--max-memory", "800B"], 1, "needs 864 bytes for 12 images"),

@@ -70,6 +70,11 @@ def test_a_teacher_is_enough_to_learn_from_photos_without_labels(matvit, photos,
         (["--teacher", "{teacher}"], 2, "joint64 learns from no teacher; leave --teacher out"),
         (["--no-labels"], 2, "--no-labels go with --teacher NAME"),
         (
+            ["--recipe", "distill64", "--teacher", "{teacher}", "--validation", "{photos}"],
+            1,
+            "counts right classes, and no class is learned here; leave it out",
+        ),
+        (
             ["--recipe", "distill64", "--teacher", "resnet_9000"],
             1,
             "timm cannot load 'resnet_9000': Unknown model",

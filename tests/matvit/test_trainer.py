@@ -10,7 +10,7 @@ from tiny_training import RECIPE, colours, same_weights
 from matvit.config import MatViTConfig
 from matvit.model import MatViT
 from matvit.training import trainer as trainer_module
-from matvit.training.schedule import Phase
+from matvit.training.schedule import Phase, Recipe
 from matvit.training.trainer import Trainer, build_optimizers
 
 
@@ -84,6 +84,39 @@ def test_resuming_another_run_is_refused():
     other = Trainer(replace(RECIPE, learning_rate=1.0), colours(), seed=1, device="cpu")
     with pytest.raises(ValueError, match="cannot resume: learning_rate was 0.002 and is now 1.0"):
         other.restore(state)
+
+
+def of_epochs(first: float, cooldown: float | None = 0.25) -> Recipe:
+    phases = (replace(RECIPE.phases[0], epochs=first), RECIPE.phases[1])
+    return replace(RECIPE, phases=phases, cooldown=cooldown, warmup_steps=2)
+
+
+def test_a_run_at_its_peak_may_become_longer_or_less_long():
+    short = Trainer(of_epochs(6), colours(), device="cpu")
+    for _ in range(4):
+        short.train_step()
+    for epochs in (5.0, 20.0):
+        other = Trainer(of_epochs(epochs), colours(), device="cpu")
+        other.restore(short.state())
+        assert other.step == 4
+        assert same_weights(other.model, short.model)
+        other.train_step()
+
+
+def test_a_run_that_is_cooling_down_keeps_its_length():
+    message = "cannot resume: phases was .*; resume with what the run was started with"
+    for begun, step in ((of_epochs(6), 19), (of_epochs(6), 0), (of_epochs(6, None), 4)):
+        state = Trainer(begun, colours(), device="cpu").state() | {"step": step}
+        longer = replace(of_epochs(20), cooldown=begun.cooldown)
+        with pytest.raises(ValueError, match=message):
+            Trainer(longer, colours(), device="cpu").restore(state)
+
+
+def test_a_run_at_its_peak_changes_nothing_but_its_length():
+    state = Trainer(of_epochs(6), colours(), device="cpu").state() | {"step": 4}
+    other = replace(of_epochs(20), mixup=0.5)
+    with pytest.raises(ValueError, match=r"mixup was 0.0 and is now 0.5"):
+        Trainer(other, colours(), device="cpu").restore(state)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():

@@ -223,6 +223,17 @@ def test_duplicates_do_not_count_as_missed_in_calibration(tmp_path):
     assert (chosen.nprobe, chosen.recall) == (1, 1.0)
 
 
+@pytest.mark.parametrize("name", ["IVFPQ", "IVFSQ8", "HNSW"])
+def test_few_hits_are_those_that_many_would_begin_with(embeddings, ids, name):
+    index = make_searcher(embeddings, ids, named_kind(name, ROWS, DIM))
+    queries = clustered(64, seed=16)
+    many, scores = index.search(queries, 10)
+    for k in (1, 3, 9):
+        found, its_scores = index.search(queries, k)
+        assert (found == many[:, :k]).all()
+        assert (its_scores == scores[:, :k]).all()
+
+
 def test_calibration_survives_json():
     chosen = Effort(nprobe=4, ef_search=0, rescore=2, target=0.9, recall=0.97, queries=512)
     assert msgspec.json.decode(msgspec.json.encode(chosen), type=Effort) == chosen
