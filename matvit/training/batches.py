@@ -88,7 +88,8 @@ class Batches:
     def fetch(self, step: int) -> list[Tensor]:
         """Return the pixels of a step as they are stored, and have the next steps fetched.
 
-        Where a step distils, the view of each image and what the teacher said of it follow.
+        Where a step distils, the view of each image and what the teacher said of it follow; the
+        view is left out if it was the only one.
         """
         if self._pool is None:
             return self._read(step).wait()
@@ -103,7 +104,8 @@ class Batches:
         """Augment, mix and normalise the pixels of a step; see `load`."""
         part = self._part(step)
         pixels, *taught = fetched
-        crops, said = taught or (None, None)
+        said = taught[-1] if taught else None
+        crops = taught[0] if len(taught) > 1 else None
         randomness = Generator().manual_seed(derive_seed(self.seed, step, 3))
         images = augment(
             pixels.permute(0, 3, 1, 2),
@@ -180,7 +182,9 @@ class Batches:
         if self.schedule.phase(step).objective == "distill":
             assert self._answers is not None
             views = self._answers.views(rows, step // self.schedule.steps_per_epoch)
-            tensors += [self._answers.crops[views, rows], self._answers.of(rows, views)]
+            if self.recipe.views > 1:
+                tensors.append(self._answers.crops[views, rows])
+            tensors.append(self._answers.of(rows, views))
         if self._copying is None:
             return _Fetched([tensor.to(self.device) for tensor in tensors], None)
         with torch.cuda.stream(self._copying):

@@ -150,19 +150,17 @@ _DISTILL = Phase(
 DISTILL64 = Recipe(
     name="distill64",
     model=_VIT,
-    phases=(
-        replace(_DISTILL, epochs=36),
-        replace(_ALIGN, epochs=4, resolutions=_DISTILL.resolutions),
-    ),
+    phases=(replace(_DISTILL, epochs=24, vector_weight=0.0),),
     learning_rate=1e-3,
     warmup_steps=100,
-    cooldown=0.3,
+    cooldown=0.25,
     jitter=0.3,
     grayscale=0.1,
     mixup=0.2,
     cutmix=1.0,
+    views=1,
 )
-"""Labels and a teacher, one size a step, then all sizes aligned to the full one.
+"""Labels and a teacher's class scores, one size a step; `align` goes on from here.
 
     matvit train DATA --recipe distill64 --init matvit-tiny64 --teacher tf_efficientnet_lite2 \\
         --teacher-size 192

@@ -119,7 +119,8 @@ class Recipe:
         mixup: Parameter of mixup's beta distribution; 0 for no mixup.
         cutmix: The same for CutMix; with both, each step draws one.
         views: When distilling, how many views of each image the teacher is asked about: the whole
-            of it, then random crops, half of them mirrored. Each epoch shows one of them.
+            of it, then random crops, half of them mirrored. Each epoch shows one of them. If it is
+            the whole alone, the encoder sees random crops of what the teacher speaks of.
         whitening: When distilling, to what power of their deviation the principal components of
             the teacher's vectors are divided: 0 keeps cosines, 1 makes all directions equal.
         ema_decay: Decay of the averaged weights, which are the ones that are kept.
