@@ -150,8 +150,22 @@ _DISTILL = Phase(
 DISTILL64 = Recipe(
     name="distill64",
     model=_VIT,
-    phases=(replace(_DISTILL, epochs=24, vector_weight=0.0),),
-    learning_rate=1e-3,
+    phases=(
+        replace(
+            _DISTILL,
+            epochs=7.5,
+            vector_weight=0.0,
+            resolutions=((32, 0.8), (48, 0.1), (64, 0.1)),
+        ),
+        replace(
+            _DISTILL,
+            epochs=2.5,
+            vector_weight=0.0,
+            resolutions=((32, 0.3), (48, 0.3), (64, 0.4)),
+        ),
+    ),
+    batch_size=512,
+    learning_rate=1.5e-3,
     warmup_steps=100,
     cooldown=0.25,
     jitter=0.3,
