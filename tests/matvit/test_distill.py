@@ -79,6 +79,18 @@ def test_teacher_and_student_see_the_same_crop_and_their_lessons_are_mixed_alike
         torch.testing.assert_close(found, wanted)
 
 
+def test_asked_about_whole_images_alone_a_teacher_lets_the_encoder_see_its_own_crops(tmp_path):
+    answers, data = asked(tmp_path, views=1), colours()
+    recipe = replace(DISTILL, views=1, mixup=0.0, cutmix=0.0)
+    batches = Batches(recipe, data, 0, CPU, answers=answers)
+    rows = batches._rows(4)
+    pixels, said = batches.fetch(4)
+    assert torch.equal(said, torch.from_numpy(answers.said[0, rows.numpy()]))
+    shown = batches.change(4, [pixels, said], 16).images
+    without = Batches(replace(recipe, phases=RECIPE.phases), data, 0, CPU)
+    assert torch.equal(shown, without.change(4, [pixels], 16).images)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_parts_of_all_processes_are_the_whole_batch(count, tmp_path):
     answers, recipe = asked(tmp_path), replace(DISTILL, batch_size=12)
