@@ -13,7 +13,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,11 +67,11 @@ def build_graph(
             x = _attend(graph, config, block + 1, x)
     x = _pool(graph, config, x) if end == config.depth else x
     side, dim = config.img_size, config.embed_dim
-    between = partial(_array, shape=(config.tokens(), dim))
-    source = (
-        _array(IMAGES, (side, side, 3), TensorProto.UINT8) if first is None else between(STATES)
-    )
-    target = _array(VECTORS, (dim,)) if end == config.depth else between("next_states")
+    source, target = _array(IMAGES, (side, side, 3), TensorProto.UINT8), _array(VECTORS, (dim,))
+    if first is not None:
+        source = _array(STATES, (_tokens(config, first), dim))
+    if end < config.depth:
+        target = _array("next_states", (_tokens(config, end), dim))
     graph.nodes.append(helper.make_node("Identity", [x], [target.name]))
     return helper.make_model(
         helper.make_graph(graph.nodes, "matvit", [source], [target], graph.constants),
@@ -81,6 +80,15 @@ def build_graph(
         ir_version=max(8, helper.find_min_ir_version_for([helper.make_opsetid("", opset)])),
         producer_name="matvit",
     )
+
+
+def _tokens(config: MatViTConfig, block: int) -> int:
+    """Tokens that go through the feed-forward network of a block.
+
+    Where the class token is the vector, nobody looks at what the last block makes of the others.
+    """
+    is_last = block == config.depth - 1
+    return 1 if is_last and config.global_pool == "token" else config.tokens()
 
 
 def _array(name: str, shape: tuple[int, ...], kind: int = TensorProto.FLOAT) -> ValueInfoProto:
@@ -193,12 +201,23 @@ def _attend(graph: _Graph, config: MatViTConfig, block: int, x: str) -> str:
     if not config.qk_norm:
         scale = np.repeat(np.array([per_head**-0.5, 1, 1], dtype=np.float32), dim)
         weight, bias = weight * scale[:, None], None if bias is None else bias * scale
-    joined = graph.linear(graph.norm(x, f"{name}.norm1", config.norm_eps), weight, bias)
-    split = graph.add("Reshape", joined, graph.constant([0, 0, 3, config.num_heads, per_head]))
-    heads = graph.add("Transpose", split, perm=[2, 0, 3, 1, 4])
-    queries, keys, values = (
-        graph.add("Gather", heads, graph.constant(np.array(part)), axis=0) for part in range(3)
-    )
+    tokens = graph.norm(x, f"{name}.norm1", config.norm_eps)
+
+    def heads_of(asking: str, *parts: int) -> list[str]:
+        """Project tokens to queries (0), keys (1) or values (2), and split them into heads."""
+        rows = slice(parts[0] * dim, (parts[-1] + 1) * dim)
+        joined = graph.linear(asking, weight[rows], None if bias is None else bias[rows])
+        shape = graph.constant([0, 0, len(parts), config.num_heads, per_head])
+        heads = graph.add("Transpose", graph.add("Reshape", joined, shape), perm=[2, 0, 3, 1, 4])
+        places = (graph.constant(np.array(place)) for place in range(len(parts)))
+        return [graph.add("Gather", heads, place, axis=0) for place in places]
+
+    if _tokens(config, block) == config.tokens():
+        queries, keys, values = heads_of(tokens, 0, 1, 2)
+    else:
+        first = [graph.constant([place]) for place in (0, 1, 1)]
+        x, asking = (graph.add("Slice", each, *first) for each in (x, tokens))
+        (queries,), (keys, values) = heads_of(asking, 0), heads_of(tokens, 1, 2)
     if config.qk_norm:
         queries = graph.norm(queries, f"{name}.attn.q_norm", config.norm_eps)
         queries = graph.add("Mul", queries, graph.constant(per_head**-0.5))
