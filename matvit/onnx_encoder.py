@@ -27,7 +27,7 @@ from matvit.identity import without_head
 from matvit.onnx_graph import OPSET, build_graph
 from matvit.submodel import Granularity, Submodel
 
-_TOGETHER = 32  # images; the hidden states of more do not stay in the caches of a processor
+_TOGETHER = 8  # images; the hidden states of more do not stay in the caches of a processor
 _KEPT = 8  # times the weights of the full size; what was not used for longest goes first
 _ALWAYS_KEPT = 1 << 31  # bytes: as many sizes of a small encoder as are timed in turns
 

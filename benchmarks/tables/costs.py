@@ -158,6 +158,84 @@ def hostile() -> str:
     return table(columns, result["rows"]) + source(result)
 
 
+def bombs() -> str:
+    """What small files cost that were made to be dear."""
+    columns = {
+        "file": "{file}",
+        "bytes": "{bytes:,}",
+        "threads": "{threads}",
+        "outcome": "{outcome}",
+        "CPU seconds": "{seconds:.1f}",
+        "memory grew by, MB": "{grown_mb:,}",
+    }
+    result = read("bombs")
+    return table(columns, result["rows"]) + source(result)
+
+
+def cycles() -> str:
+    """What an index becomes by many small changes."""
+    columns = {
+        "cycle": "{cycle}",
+        "files": "{files}",
+        "bytes on disk": "{bytes:,}",
+        "shards": "{shards}",
+        "open descriptors": "{descriptors}",
+    }
+    result = read("cycles")
+    most = result["most"]
+    words = (
+        f"\nAt most, after any of them: {most['files']} files, {most['bytes']:,} bytes, "
+        f"{most['descriptors']} descriptors, for {result['images']:,} images.\n"
+    )
+    return table(columns, result["rows"]) + words + source(result)
+
+
+def runtimes() -> str:
+    """What runs an encoder: time, memory, and what is found with it."""
+    result = read("runtimes")
+    torch = {row["submodel"]: row for row in result["rows"] if row["runtime"] == "torch"}
+    found = {}
+    for row in result["found"]:
+        size, _, rounded = row["submodel"].partition(":")
+        found[f"{row['runtime']} {rounded}".strip(), size] = row
+    rows = []
+    for row in result["rows"]:
+        own = torch[row["submodel"]]
+        quality = found.get((row["runtime"], row["submodel"]))
+        rows.append({
+            **row,
+            "of_torch": row["ms"] / own["ms"],
+            "of_torch_64": row["ms_of_64"] / own["ms_of_64"],
+            "overlap": f"{quality['overlap@10']:.3f}" if quality else "",
+            "hits": f"{quality['hit_rate@1']:.3f}" if quality else "",
+        })  # fmt: skip
+    columns = {
+        "runtime": "{runtime}",
+        "size": "{submodel}",
+        "one image, ms": "{ms:.1f}",
+        "of torch's": "{of_torch:.2f}",
+        "64 images, ms": "{ms_of_64:.0f}",
+        "of torch's ": "{of_torch_64:.2f}",
+        "loaded in, s": "{load_s:.2f}",
+        "memory, MB": "{peak_mb:,.0f}",
+        "overlap@10": "{overlap}",
+        "hit_rate@1": "{hits}",
+    }
+    return table(columns, rows) + source(result)
+
+
+def startup(name: str) -> str:
+    """What a command costs from the shell."""
+    columns = {
+        "command": "{command}",
+        "median, s": "{seconds:.2f}",
+        "fastest, s": "{fastest_s:.2f}",
+        "memory, MB": "{peak_mb:,.0f}",
+    }
+    result = read(name)
+    return table(columns, result["rows"]) + source(result)
+
+
 def metrics() -> str:
     """How long judging takes."""
     result = read("metrics")
