@@ -194,6 +194,7 @@ DISTILL_GPU = replace(
     warmup_steps=500,
     drop_path_rate=0.05,
     jitter=0.4,
+    views=4,
 )
 """The same with a larger network, from scratch.
 
