@@ -19,7 +19,8 @@ from PIL import Image
 import indexing
 import matvit
 import retrieval
-from app.encoder_cli import convert, extract, train
+from app.convert_cli import convert, import_scenic
+from app.encoder_cli import extract, train
 from app.index_cli import index_cli
 from app.options import (
     DEMO,
@@ -245,7 +246,7 @@ def app(
     serve(port, {"index": index, "report": report, "encoder": source, "demo": DEMO})
 
 
-for command in (tune, train, extract, convert):
+for command in (tune, train, extract, convert, import_scenic):
     cli.command()(command)
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,20 @@ WorkersOption = Annotated[
 ProcessesOption = Annotated[
     bool,
     typer.Option("--processes", help="Decode in processes: a crash then costs one image."),
+]
+
+
+class Numbers(StrEnum):
+    """In which numbers an encoder computes."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+PrecisionOption = Annotated[
+    Numbers,
+    typer.Option(help="Numbers to compute in: auto is bfloat16 where it is faster, off by 0.001."),
 ]
 IncludeOption = Annotated[
     list[str] | None,
@@ -87,6 +102,7 @@ def index_build(
     batch_size: BatchOption = 256,
     workers: WorkersOption = None,
     processes: ProcessesOption = False,
+    precision: PrecisionOption = Numbers.AUTO,
     device: DeviceOption = Device.AUTO,
     as_json: JsonOption = False,
 ) -> None:
@@ -107,6 +123,7 @@ def index_build(
             max_memory=max_memory,
             search_device=search_device.value,
             decoders=decoders,
+            precision=precision.value,
             progress=True,
         )
     report_failures(index.failures)
@@ -139,6 +156,7 @@ def index_add(
     batch_size: BatchOption = 256,
     workers: WorkersOption = None,
     processes: ProcessesOption = False,
+    precision: PrecisionOption = Numbers.AUTO,
     device: DeviceOption = Device.AUTO,
     as_json: JsonOption = False,
 ) -> None:
@@ -162,6 +180,7 @@ def index_add(
             remove_missing=remove_missing,
             rehash=rehash,
             decoders=decoders,
+            precision=precision.value,
             progress=True,
         )
     if report.failed:

@@ -50,6 +50,16 @@ def bad_usage(error: ValueError) -> NoReturn:
     raise typer.BadParameter(str(error)) from error
 
 
+def refuse_full(out: Path) -> None:
+    """Refuse a folder for something new that is there and is not empty.
+
+    Raises:
+        FileExistsError: If it is, or is a file.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is not empty; choose another folder")
+
+
 def load_to_build(encoder: str, device: Device) -> matvit.Encoder:
     """Load an encoder by bundled name or folder, to embed many images; "" is the default one.
 

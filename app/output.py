@@ -28,7 +28,7 @@ STDOUT = "standard output"
 
 _EXTRAS = {
     "faiss": "cpu",
-    **dict.fromkeys(("torch", "torchvision", "timm", "huggingface_hub"), "build"),
+    **dict.fromkeys(("torch", "torchvision", "timm", "huggingface_hub", "msgpack"), "build"),
     **dict.fromkeys(("streamlit", "altair", "pandas", "matplotlib", "sklearn"), "page"),
 }
 

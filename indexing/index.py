@@ -25,7 +25,7 @@ from indexing.store.folder import read_finished, read_manifest, way_back_to_whol
 from indexing.store.manifest import Manifest
 from indexing.verification import VerifyReport, open_checked, verify_index
 from indexing.write import add_images, build_index, built_on
-from matvit import Encoder
+from matvit import Encoder, Precision
 
 __all__ = ["ImageIndex", "IndexMismatchError"]
 
@@ -89,6 +89,7 @@ class ImageIndex(IndexedImages):
         max_memory: int | str | None = None,
         search_device: str = "auto",
         decoders: Decoders = Decoders(),
+        precision: Precision = "auto",
         progress: bool = False,
     ) -> ImageIndex:
         """Embed all images of a corpus at full size and store them as a new index.
@@ -111,6 +112,7 @@ class ImageIndex(IndexedImages):
                 where it is built. It decides between kinds and is no promise: any machine opens
                 the index, and searches it where `open` says.
             decoders: Who decodes, and how many images are embedded at a time.
+            precision: In which numbers the encoder computes; see `matvit.embed`.
             progress: Show a progress bar on stderr.
 
         Raises:
@@ -134,6 +136,7 @@ class ImageIndex(IndexedImages):
             Path(path),
             request=request,
             decoders=decoders,
+            precision=precision,
             progress=progress,
         )
         return cls.open(path, device="cpu" if built_on(encoder) == "cpu" else "auto")
@@ -229,6 +232,7 @@ class ImageIndex(IndexedImages):
         remove_missing: bool = False,
         rehash: bool = False,
         decoders: Decoders = Decoders(),
+        precision: Precision = "auto",
         progress: bool = False,
     ) -> ImageIndex:
         """Bring the index up to date with its corpus.
@@ -250,6 +254,7 @@ class ImageIndex(IndexedImages):
             rehash: Read every file, to find those that were replaced by others of the same size
                 and time.
             decoders: Who decodes, and how many images are embedded at a time.
+            precision: In which numbers the encoder computes; see `matvit.embed`.
             progress: Show a progress bar on stderr.
 
         Returns:
@@ -269,6 +274,7 @@ class ImageIndex(IndexedImages):
             remove_missing=remove_missing,
             rehash=rehash,
             decoders=decoders,
+            precision=precision,
             progress=progress,
         )
         return self._next(report)

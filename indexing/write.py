@@ -50,7 +50,7 @@ from indexing.store.rows import (
     read_failures,
     write_shard,
 )
-from matvit import Encoder, embed, progress_of
+from matvit import Encoder, Precision, embed, progress_of
 
 _NORM_TOLERANCE = 1e-3
 
@@ -62,6 +62,7 @@ def build_index(
     *,
     request: KindRequest,
     decoders: Decoders = Decoders(),
+    precision: Precision = "auto",
     progress: bool = False,
 ) -> None:
     """Embed a corpus and store it as an index, or finish doing so; see `ImageIndex.build`."""
@@ -82,7 +83,7 @@ def build_index(
         done = min(len(manifest.staged) * size, len(corpus))
         stage = _Stage(
             encoder=encoder, path=path, corpus=corpus,
-            numbers=_class_numbers(manifest.corpus, corpus), changes=None,
+            numbers=_class_numbers(manifest.corpus, corpus), changes=None, precision=precision,
         )  # fmt: skip
         with progress_of("indexing", len(corpus), unit="img", done=done, shown=progress) as bar:
             todo = np.arange(done, len(corpus))
@@ -100,6 +101,7 @@ def add_images(
     remove_missing: bool = False,
     rehash: bool = False,
     decoders: Decoders = Decoders(),
+    precision: Precision = "auto",
     progress: bool = False,
 ) -> AddReport:
     """Bring an index up to date with its corpus; see `ImageIndex.add`."""
@@ -122,7 +124,7 @@ def add_images(
         )  # fmt: skip
         stage = _Stage(
             encoder=encoder, path=path, corpus=corpus,
-            numbers=_class_numbers(now, corpus), changes=changes,
+            numbers=_class_numbers(now, corpus), changes=changes, precision=precision,
         )  # fmt: skip
         manifest, todo = replace(before, adding=now), changes.todo
         with progress_of("adding", len(todo), unit="img", shown=progress) as bar:
@@ -295,6 +297,7 @@ class _Stage:
         corpus: The images.
         numbers: Number in the index of each class of the corpus, and of no class as the last.
         changes: Knows which images are stored already; None if none can be.
+        precision: In which numbers to compute; see `matvit.embed`.
     """
 
     encoder: Encoder
@@ -302,6 +305,7 @@ class _Stage:
     corpus: Corpus
     numbers: Int64[ndarray, " classes"]
     changes: Changes | None
+    precision: Precision
 
     def store(
         self,
@@ -360,10 +364,12 @@ class _Stage:
         """Copy the embeddings that are stored already, compute the others."""
         new, names = known == NEW, batch.columns["path"]
         if new.all():
-            return embed_whole(self.encoder, batch.pixels, names)
+            return embed_whole(self.encoder, batch.pixels, names, self.precision)
         assert self.changes is not None
         vectors = np.empty((len(batch), self.encoder.config.embed_dim), dtype=np.float16)
-        vectors[new] = embed_whole(self.encoder, batch.pixels[new], names.filter(pa.array(new)))
+        vectors[new] = embed_whole(
+            self.encoder, batch.pixels[new], names.filter(pa.array(new)), self.precision
+        )
         vectors[~new] = self.changes.embeddings.raw(known[~new])
         return vectors
 
@@ -375,7 +381,10 @@ class _Stage:
 
 
 def embed_whole(
-    encoder: Encoder, pixels: UInt8[ndarray, "images height width 3"], names: pa.Array
+    encoder: Encoder,
+    pixels: UInt8[ndarray, "images height width 3"],
+    names: pa.Array,
+    precision: Precision = "auto",
 ) -> Float16[ndarray, "images dim"]:
     """Embed images at full size and make sure that every row can be searched for.
 
@@ -383,6 +392,7 @@ def embed_whole(
         encoder: A whole encoder.
         pixels: Decoded images.
         names: What to call each.
+        precision: In which numbers to compute; see `matvit.embed`.
 
     Raises:
         ValueError: If the encoder did not return one unit vector per image.
@@ -390,7 +400,7 @@ def embed_whole(
     expected = (len(pixels), encoder.config.embed_dim)
     if not len(pixels):
         return np.empty(expected, dtype=np.float16)
-    vectors = embed(encoder, pixels, batch_size=len(pixels))
+    vectors = embed(encoder, pixels, batch_size=len(pixels), precision=precision)
     if vectors.shape != expected:
         raise ValueError(f"encoder {encoder.name} returned {vectors.shape}, wanted {expected}")
     norms = np.linalg.norm(vectors, axis=1)

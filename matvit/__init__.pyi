@@ -10,6 +10,7 @@ from .embedding import added_macs as added_macs
 from .embedding import embed as embed
 from .embedding import embed_each as embed_each
 from .encoder import Encoder as Encoder
+from .encoder import Precision as Precision
 from .encoder import Runtime as Runtime
 from .extraction import ExtractedViT as ExtractedViT
 from .extraction import extract as extract

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta, Struct, ValidationError, convert, to_builtins
@@ -10,6 +11,13 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
 _Pixels = Annotated[int, Meta(le=1 << 14)]  # bounds of what a file may ask to be built
 _Count = Annotated[int, Meta(le=1 << 12)]
+
+
+def ratio_of(hidden_dim: int, embed_dim: int) -> float:
+    """Return the `mlp_ratio` that stands for so many hidden units."""
+    ratio = hidden_dim / embed_dim
+    # timm rounds down, and so a quotient that was rounded down itself would lose a unit
+    return ratio if int(embed_dim * ratio) == hidden_dim else math.nextafter(ratio, math.inf)
 
 
 class MatViTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

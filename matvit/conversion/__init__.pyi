@@ -6,3 +6,4 @@ from .conversion import conversion_recipe as conversion_recipe
 from .conversion import convert as convert
 from .conversion import split as split
 from .from_timm import from_timm as from_timm
+from .scenic import from_scenic as from_scenic

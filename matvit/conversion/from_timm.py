@@ -30,7 +30,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 from torch.nn.functional import normalize
 
-from matvit.config import Activation, MatViTConfig
+from matvit.config import Activation, MatViTConfig, ratio_of
 from matvit.identity import without_head
 from matvit.model import MatViT
 from matvit.nested import ACTIVATIONS, timm_arguments
@@ -211,16 +211,13 @@ def _without_network() -> Iterator[None]:
 def _settings(vit: Any) -> MatViTConfig:  # noqa: ANN401 -- timm's annotations are too wide
     """Read what can be told apart; what is left shows in a comparison with the outcome."""
     block = vit.blocks[0]
-    width, dim = block.mlp.fc1.out_features, vit.embed_dim
-    ratio = width / dim
     config = MatViTConfig(
         img_size=vit.patch_embed.img_size[0],
         patch_size=vit.patch_embed.patch_size[0],
-        embed_dim=dim,
+        embed_dim=vit.embed_dim,
         depth=len(vit.blocks),
         num_heads=block.attn.num_heads,
-        # timm rounds down, and so a quotient that was rounded down itself would lose a unit
-        mlp_ratio=ratio if int(dim * ratio) == width else math.nextafter(ratio, math.inf),
+        mlp_ratio=ratio_of(block.mlp.fc1.out_features, vit.embed_dim),
         global_pool=vit.global_pool,
         class_token=vit.has_class_token,
         reg_tokens=vit.num_reg_tokens,
