@@ -19,6 +19,7 @@ from PIL import Image
 import indexing
 import matvit
 import retrieval
+from app.adopt_cli import index_adopt
 from app.convert_cli import convert, import_scenic
 from app.encoder_cli import extract, train
 from app.index_cli import index_cli
@@ -59,6 +60,7 @@ cli = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+index_cli.command("adopt")(index_adopt)
 cli.add_typer(index_cli, name="index")
 
 

@@ -107,13 +107,13 @@ def index_build(
     as_json: JsonOption = False,
 ) -> None:
     """Embed all images once, at full size, into a new index; or finish one that was stopped."""
-    _check_request(kind, factory, max_memory, include, exclude)
-    decoders = _decoders(batch_size, workers, processes=processes)
+    check_request(kind, factory, max_memory, include, exclude)
+    decoders = decoders_of(batch_size, workers, processes=processes)
     model = load_to_build(encoder, device)
     corpus = indexing.Corpus.open(
         images, include=include, exclude=exclude, labels=False if no_labels else None
     )
-    with _stoppable(out):
+    with stoppable(out):
         index = indexing.ImageIndex.build(
             model,
             corpus,
@@ -127,8 +127,8 @@ def index_build(
             progress=True,
         )
     report_failures(index.failures)
-    _say_left_out(corpus)
-    _say_kind(out)
+    say_left_out(corpus)
+    say_kind(out)
     if as_json:
         show_json(index.info())
     else:
@@ -161,7 +161,7 @@ def index_add(
     as_json: JsonOption = False,
 ) -> None:
     """Embed what is new or changed since the index was built; the rest is not read again."""
-    decoders = _decoders(batch_size, workers, processes=processes)
+    decoders = decoders_of(batch_size, workers, processes=processes)
     before = indexing.read_finished(index)
     model = load_whole_for(index, before, encoder, device)
     try:
@@ -170,7 +170,7 @@ def index_add(
         raise FileNotFoundError(
             f"{error}; if the images have moved: matvit index relocate INDEX PLACE"
         ) from error
-    with _stoppable(index):
+    with stoppable(index):
         # Without opening the index: its vectors would lie in memory twice.
         report = indexing.add_images(
             model,
@@ -186,8 +186,8 @@ def index_add(
     if report.failed:
         failures = indexing.read_failures(index, indexing.read_finished(index).failure_files)
         report_failures(failures[-report.failed :])
-    _say_left_out(corpus)
-    _say_kind(index)
+    say_left_out(corpus)
+    say_kind(index)
     if as_json:
         show_json({"path": str(index), **asdict(report)})
     else:
@@ -263,7 +263,7 @@ def index_relocate(
 def index_compact(index: IndexArgument, as_json: JsonOption = False) -> None:
     """Give back the space of what was removed or left behind."""
     report = indexing.compact_index(index, progress=True)
-    _say_kind(index)
+    say_kind(index)
     if as_json:
         show_json({"path": str(index), **asdict(report)})
     else:
@@ -287,7 +287,7 @@ def index_verify(
     """Read everything an index consists of, and name what is damaged."""
     report = indexing.verify_index(index, repair=repair, originals=originals, progress=True)
     if report.repaired:
-        _say_kind(index)
+        say_kind(index)
     if as_json:
         show_json({"path": str(index), "ok": report.ok, **asdict(report)})
     else:
@@ -365,7 +365,7 @@ def index_info(
         show(f"note        {remark}")
 
 
-def _check_request(
+def check_request(
     kind: str,
     factory: str | None,
     max_memory: str | None,
@@ -385,7 +385,7 @@ def _check_request(
         bad_usage(error)
 
 
-def _say_kind(index: Path) -> None:
+def say_kind(index: Path) -> None:
     """Say how well an approximate kind searches, and why it is another one than was asked for."""
     record = indexing.read_manifest(index).index
     if record is not None and record.effort is not None:
@@ -394,13 +394,13 @@ def _say_kind(index: Path) -> None:
         say(record.note)
 
 
-def _say_left_out(corpus: indexing.Corpus) -> None:
+def say_left_out(corpus: indexing.Corpus) -> None:
     """Say what else there is where the images are."""
     for sentence in corpus.left_out.in_words():
         say(sentence)
 
 
-def _decoders(batch_size: int, workers: int | None, *, processes: bool) -> indexing.Decoders:
+def decoders_of(batch_size: int, workers: int | None, *, processes: bool) -> indexing.Decoders:
     """Say who decodes, and refuse processes that are none."""
     if workers == 0 and processes:
         bad_usage(ValueError("--processes needs at least 1 of --workers"))
@@ -408,7 +408,7 @@ def _decoders(batch_size: int, workers: int | None, *, processes: bool) -> index
 
 
 @contextmanager
-def _stoppable(index: Path) -> Iterator[None]:
+def stoppable(index: Path) -> Iterator[None]:
     """Let Ctrl-C be a clean stop that says what is stored and how to go on."""
     try:
         yield

@@ -4,10 +4,12 @@ from .index import ImageIndex as ImageIndex
 
 # isort: split
 # What goes with them:
+from .adopt import AdoptReport as AdoptReport
 from .compact import CompactReport as CompactReport
 from .corpus.corpus import DecodedBatch as DecodedBatch
 from .corpus.decoding import Decoders as Decoders
 from .corpus.selection import Selection as Selection
+from .given import GivenVectors as GivenVectors
 from .merge import AddReport as AddReport
 from .records import Failure as Failure
 from .records import ImageRecord as ImageRecord
@@ -23,7 +25,9 @@ from .verification import VerifyReport as VerifyReport
 
 # isort: split
 # An index that nobody has to open:
+from .adopt import adopt_index as adopt_index
 from .compact import compact_index as compact_index
+from .given import read_given as read_given
 from .images import describe_index as describe_index
 from .relocate import relocate_index as relocate_index
 from .remove import remove_images as remove_images

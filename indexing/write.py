@@ -54,6 +54,9 @@ from matvit import Encoder, Precision, embed, progress_of
 
 _NORM_TOLERANCE = 1e-3
 
+Given = Callable[[Int64[ndarray, " images"]], Float16[ndarray, "images dim"]]
+"""Returns vectors that are known already."""
+
 
 def build_index(
     encoder: Encoder,
@@ -63,9 +66,22 @@ def build_index(
     request: KindRequest,
     decoders: Decoders = Decoders(),
     precision: Precision = "auto",
+    given: Given | None = None,
     progress: bool = False,
 ) -> None:
-    """Embed a corpus and store it as an index, or finish doing so; see `ImageIndex.build`."""
+    """Embed a corpus and store it as an index, or finish doing so; see `ImageIndex.build`.
+
+    Args:
+        encoder: See `ImageIndex.build`, as all that is not named here.
+        corpus: The images.
+        path: Folder of the index.
+        request: What kind of search structure is wanted.
+        decoders: Who decodes.
+        precision: In which numbers to compute.
+        given: Instead of computing: what returns the vectors of the images at some places of the
+            corpus' source.
+        progress: Show a progress bar on stderr.
+    """
     check_whole(encoder)
     if len(corpus) == 0:
         raise ValueError(f"no images to index: the corpus at {corpus.root} is empty")
@@ -84,6 +100,7 @@ def build_index(
         stage = _Stage(
             encoder=encoder, path=path, corpus=corpus,
             numbers=_class_numbers(manifest.corpus, corpus), changes=None, precision=precision,
+            given=given,
         )  # fmt: skip
         with progress_of("indexing", len(corpus), unit="img", done=done, shown=progress) as bar:
             todo = np.arange(done, len(corpus))
@@ -298,6 +315,7 @@ class _Stage:
         numbers: Number in the index of each class of the corpus, and of no class as the last.
         changes: Knows which images are stored already; None if none can be.
         precision: In which numbers to compute; see `matvit.embed`.
+        given: Instead of computing: what returns the vectors of images.
     """
 
     encoder: Encoder
@@ -306,6 +324,7 @@ class _Stage:
     numbers: Int64[ndarray, " classes"]
     changes: Changes | None
     precision: Precision
+    given: Given | None = None
 
     def store(
         self,
@@ -362,6 +381,8 @@ class _Stage:
         self, batch: DecodedBatch, known: Int64[ndarray, " images"]
     ) -> Float16[ndarray, "images dim"]:
         """Copy the embeddings that are stored already, compute the others."""
+        if self.given is not None:
+            return self.given(np.from_dlpack(batch.columns["position"]))
         new, names = known == NEW, batch.columns["path"]
         if new.all():
             return embed_whole(self.encoder, batch.pixels, names, self.precision)
