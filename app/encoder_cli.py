@@ -143,7 +143,9 @@ def extract(
     encoder: Annotated[
         str, typer.Argument(metavar="ENCODER", help="Bundled encoder or checkpoint folder.")
     ],
-    submodel: Annotated[str, typer.Option(help="S, M, L, XL, or per block: 4xS,2xXL.")],
+    submodel: Annotated[
+        str, typer.Option(help="S, M, L, XL, per block: 4xS,2xXL; with onnx also S~.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the small encoder.")],
     form: Annotated[Form, typer.Option("--format", help="A plain timm ViT, or ONNX.")] = Form.TIMM,
     int8: Annotated[bool, typer.Option("--int8", help="With onnx: in 8 bits too.")] = False,
@@ -160,10 +162,9 @@ def extract(
         bad_usage(ValueError("--int8 and --opset are for --format onnx"))
     model = matvit.MatViT.load(encoder)
     try:
-        chosen = model.submodel(submodel)
+        small = matvit.extract(model, submodel)
     except ValueError as error:
         bad_usage(error)
-    small = matvit.extract(model, chosen)
     matvit.save_encoder(small, out)
     count = sum(parameter.numel() for parameter in small.parameters())
     say(f"{model.name} {small.submodel()}: {count:,} parameters in {out}.")

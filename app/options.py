@@ -26,6 +26,10 @@ MIXES = 12
 """How many Mix'n'Match submodels the word `mix` stands for."""
 
 
+_WIDTHS = re.compile(r"([0-9]{1,4})\s*[x*]")
+_COUNTS = re.compile(r"(?:([0-9]{1,4})\s*[x*])?\s*[0-9]+\s*(:.*)?$")
+
+
 class Device(StrEnum):
     """Where the encoder and FAISS run."""
 
@@ -157,7 +161,8 @@ def parse_sizes(text: str, config: matvit.MatViTConfig) -> list[matvit.Submodel]
     """Read a list of submodels, separated by commas.
 
     A run such as `4xS` begins a submodel that goes on until all blocks have a width, so
-    `S,2xM,4xXL,mix` is S, one mixed submodel of six blocks, and a spread of Mix'n'Match ones.
+    `S,2xM,4xXL,mix` is S, one mixed submodel of six blocks, and a spread of Mix'n'Match ones. So do
+    the tokens merged per block, in `S~0,0,16,16,8,0,M`.
 
     Raises:
         ValueError: If a part cannot be read, or runs do not add up to the number of blocks.
@@ -167,29 +172,36 @@ def parse_sizes(text: str, config: matvit.MatViTConfig) -> list[matvit.Submodel]
         if words == "mix":
             chosen += matvit.mix_n_match(config, MIXES)
         else:
-            chosen.append(
-                matvit.Submodel.parse(words, depth=config.depth, hidden_dim=config.hidden_dim)
-            )
+            chosen.append(matvit.parse_submodel(config, words))
     return list(dict.fromkeys(chosen))
 
 
 def _group(words: list[str], depth: int) -> list[str]:
-    """Join the runs that make up one submodel."""
+    """Join the runs that make up one submodel: of widths, and after `~` of merged tokens."""
     groups: list[str] = []
-    runs: list[str] = []
-    blocks = 0
-    for word in words:
-        run = re.match(r"([0-9]{1,4})\s*[x*]", word)
-        if run is None and runs:
-            raise ValueError(f"{','.join(runs)} describes {blocks} blocks, not {depth}")
-        if run is None:
-            groups.append(word)
-            continue
-        runs.append(word)
-        blocks += int(run[1])
-        if blocks >= depth:
-            groups.append(",".join(runs))
-            runs, blocks = [], 0
-    if runs:
-        raise ValueError(f"{','.join(runs)} describes {blocks} blocks, not {depth}")
+    left = list(reversed(words))
+    while left:
+        runs = [left.pop()]
+        _go_on(runs, runs[0], left, _WIDTHS, depth)
+        merged = runs[-1].partition("~")[2]
+        is_alone = not re.search("[x*]", merged) and (not left or not _COUNTS.fullmatch(left[-1]))
+        if merged and not is_alone:
+            _go_on(runs, merged, left, _COUNTS, depth)
+        groups.append(",".join(runs))
     return groups
+
+
+def _go_on(
+    runs: list[str], run: str, left: list[str], pattern: re.Pattern[str], depth: int
+) -> None:
+    """Append the words that go on from a run, until all blocks are described."""
+    blocks, words = 0, []
+    while (match := pattern.match(run)) is not None:
+        words.append(run)
+        blocks += int(match[1] or 1)
+        if blocks >= depth:
+            break
+        run = left.pop() if left else ""
+        runs.append(run)
+    if 0 < blocks < depth:
+        raise ValueError(f"{','.join(words)} describes {blocks} blocks, not {depth}")

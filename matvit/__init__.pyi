@@ -3,6 +3,7 @@ from .checkpoint import bundled_encoders as bundled_encoders
 from .config import MatViTConfig as MatViTConfig
 from .cost import count_macs as count_macs
 from .cost import count_params as count_params
+from .cost import parse_submodel as parse_submodel
 from .device import has_torch as has_torch
 from .device import resolve_device as resolve_device
 from .embedding import ContinuedEmbedding as ContinuedEmbedding

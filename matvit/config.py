@@ -117,6 +117,14 @@ class MatViTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError(f"img_size must be a multiple of {self.patch_size}, got {size}")
         return (size // self.patch_size) ** 2 + self.prefix_tokens
 
+    def patches(self, img_size: int | None = None) -> int:
+        """Patch tokens per image.
+
+        Raises:
+            ValueError: If `img_size` is not a positive multiple of the patch size.
+        """
+        return self.tokens(img_size) - self.prefix_tokens
+
     def check_size(self, height: int, width: int) -> None:
         """Refuse images of another size than the encoder takes.
 

@@ -8,8 +8,10 @@ activations are not. For N tokens of dimension D, per block:
     attention scores and weighted sum          2 N^2 D
     feed-forward network                       2 N D width
 
-Only the last line shrinks with the submodel, so the smallest trained size of a ViT-B/16 still
-costs 44 % of the full encoder. The classification head is no part of the encoder.
+Only the last line shrinks with the width, so the smallest trained size of a ViT-B/16 still costs
+44 % of the full encoder. Tokens that a block merges are gone from its feed-forward network on,
+which shrinks N in all three. To find them costs N^2 D / 4 of the patch tokens before. The
+classification head is no part of the encoder.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def count_macs(config: MatViTConfig, submodel: Submodel, img_size: int | None = 
         ('322,833,408', '143,920,128')
     """
     check_submodel(config, submodel)
-    return _count_macs(config, submodel.widths, config.depth, img_size)
+    return _count_macs(config, submodel.blocks(config.patches(img_size)), config.depth, img_size)
 
 
 def count_shared_macs(
@@ -49,17 +51,19 @@ def count_shared_macs(
 ) -> int:
     """Multiply-accumulates that two submodels have in common when both embed one image.
 
-    These are the patch embedding, the blocks before the first one of different widths, and that
-    one's attention; for equal submodels, everything.
+    These are the patch embedding, the blocks before the first one that keeps other hidden units or
+    merges other tokens, and that one's attention; for equal submodels, everything.
 
     Raises:
         ValueError: If one of them is not one of this model's, or the size does not fit.
     """
     check_submodel(config, submodel)
     check_submodel(config, other)
-    pairs = zip(submodel.widths, other.widths, strict=True)
+    patches = config.patches(img_size)
+    blocks = submodel.blocks(patches)
+    pairs = zip(blocks, other.blocks(patches), strict=True)
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return _count_macs(config, submodel.widths[:same], min(same + 1, config.depth), img_size)
+    return _count_macs(config, blocks[:same], min(same + 1, config.depth), img_size)
 
 
 def count_params(config: MatViTConfig, submodel: Submodel) -> int:
@@ -78,25 +82,37 @@ def check_submodel(config: MatViTConfig, submodel: Submodel) -> None:
     """Refuse a submodel of another model.
 
     Raises:
-        ValueError: If depth or hidden width differ.
+        ValueError: If depth, hidden width or patch tokens differ.
     """
     if len(submodel.widths) != config.depth or submodel.hidden_dim != config.hidden_dim:
         raise ValueError(
             f"submodel {submodel} is for {len(submodel.widths)} blocks of {submodel.hidden_dim} "
             f"hidden units, this model has {config.depth} of {config.hidden_dim}"
         )
+    if submodel.merged and submodel.patches != config.patches():
+        raise ValueError(
+            f"submodel {submodel} merges tokens of {submodel.patches} patches, this model has "
+            f"{config.patches()}"
+        )
 
 
 def _count_macs(
-    config: MatViTConfig, widths: Sequence[int], attentions: int, img_size: int | None
+    config: MatViTConfig,
+    blocks: Sequence[tuple[int, int]],
+    attentions: int,
+    img_size: int | None,
 ) -> int:
-    """Cost of the patch embedding, some attentions, and feed-forward networks of some widths."""
-    tokens, dim = config.tokens(img_size), config.embed_dim
-    patches = tokens - config.prefix_tokens
-    patch_embedding = patches * 3 * config.patch_size**2 * dim
-    attention = attentions * (4 * tokens * dim**2 + 2 * tokens**2 * dim)
-    feed_forward = 2 * tokens * dim * sum(widths)
-    return patch_embedding + attention + feed_forward
+    """Cost of the patch embedding, some attentions, and what blocks merge and keep after theirs."""
+    patches, dim = config.patches(img_size), config.embed_dim
+    macs = patches * 3 * config.patch_size**2 * dim
+    for merged, width in (*blocks, (0, 0))[:attentions]:
+        tokens = patches + config.prefix_tokens
+        macs += 4 * tokens * dim**2 + 2 * tokens**2 * dim
+        if merged:
+            macs += (patches - patches // 2) * (patches // 2) * dim
+        patches -= merged
+        macs += 2 * (patches + config.prefix_tokens) * dim * width
+    return macs
 
 
 def _stem_params(config: MatViTConfig) -> int:
@@ -137,20 +153,32 @@ def resolve_submodel(
     Raises:
         ValueError: If it cannot be read, or is none of the encoder's.
     """
-    depth, hidden_dim = config.depth, config.hidden_dim
-    wanted = (
-        Submodel.parse(spec, depth=depth, hidden_dim=hidden_dim) if isinstance(spec, str) else spec
-    )
+    wanted = parse_submodel(config, spec) if isinstance(spec, str) else spec
     if wanted is not None and wanted.int8 and not has_int8:
         raise ValueError(f"{wanted} needs ONNX Runtime; load the encoder with runtime onnx")
     if cut is not None:
-        if wanted is not None and replace(wanted, int8=False) != cut:
+        # ONNX Runtime rounds and merges whatever it runs; a plain timm model does neither.
+        plain = (
+            replace(wanted, int8=False, merged=()) if wanted is not None and has_int8 else wanted
+        )
+        if plain is not None and plain != cut:
             raise ValueError(
                 f"this encoder is the extracted submodel {cut} and holds no {wanted}; "
                 "use the full model for other sizes"
             )
         return wanted or cut
     if wanted is None:
-        return Submodel.uniform(Granularity.XL, depth=depth, hidden_dim=hidden_dim)
+        return Submodel.uniform(Granularity.XL, depth=config.depth, hidden_dim=config.hidden_dim)
     check_submodel(config, wanted)
     return wanted
+
+
+def parse_submodel(config: MatViTConfig, text: str) -> Submodel:
+    """Read a submodel of a model as people write it; see `Submodel.parse`.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    return Submodel.parse(
+        text, depth=config.depth, hidden_dim=config.hidden_dim, patches=config.patches()
+    )

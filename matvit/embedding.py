@@ -79,7 +79,9 @@ def embed_each(
     Raises:
         ValueError: As `embed` does.
     """
-    distinct = sorted({encoder.submodel(each) for each in submodels}, key=lambda each: each.widths)
+    distinct = sorted(
+        {encoder.submodel(each) for each in submodels}, key=lambda each: each.sort_key
+    )
     for start in range(0, len(distinct), _TOGETHER):
         group = distinct[start : start + _TOGETHER]
         together = _in_batches(encoder, pixels, group, batch_size, precision)
@@ -90,10 +92,11 @@ def embed_each(
 class ContinuedEmbedding:
     """Images that are embedded by one submodel after the other, each going on where it can.
 
-    Submodels whose first blocks keep the same widths have the same hidden states up to there, and
-    the attention of the block where they part is the same too. What was computed once is kept, so
-    a larger submodel pays only for what is new. The vectors are those of `embed`: with torch bit
-    for bit if as many images run together, with ONNX Runtime to the rounding of the arithmetic.
+    Submodels whose first blocks keep as many hidden units and merge as many tokens have the same
+    hidden states up to there, and the attention of the block where they part is the same too. What
+    was computed once is kept, so a larger submodel pays only for what is new. The vectors are those
+    of `embed`: with torch bit for bit if as many images run together, with ONNX Runtime to the
+    rounding of the arithmetic.
 
     Not for several threads at once: it remembers.
 
@@ -156,7 +159,10 @@ class ContinuedEmbedding:
         part._encoder, part._pixels = self._encoder, self._pixels[rows]
         part._number_format, part._memory = self._number_format, defaultdict(dict)
         for weights, states in self._memory.items():
-            part._memory[weights] = {widths: each[rows] for widths, each in states.items()}
+            part._memory[weights] = {
+                made_by: state._make(None if part is None else part[rows] for part in state)
+                for made_by, state in states.items()
+            }
         part._done, part.macs = list(self._done), self.macs
         return part
 

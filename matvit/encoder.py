@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
-Memory = dict[Hashable, dict[tuple[int, ...], Any]]
-"""Hidden states of the same images, by weights, and by the widths that made them."""
+Memory = dict[Hashable, dict[tuple[tuple[int, int], ...], Any]]
+"""Hidden states of the same images, by weights, and by the blocks that made them."""
 
 
 class Runtime(NamedTuple):

@@ -7,6 +7,7 @@ was cut from, so it may ask that model's indexes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -206,9 +207,14 @@ def extract(model: MatViT, submodel: Submodel | str | None = None) -> ExtractedV
         converted encoder is the encoder that it was converted from.
 
     Raises:
-        ValueError: If the submodel is not one of the model's.
+        ValueError: If the submodel is not one of the model's, or merges tokens.
     """
     chosen = model.submodel(submodel)
+    if chosen.merged:
+        raise ValueError(
+            f"{chosen} merges tokens, which a plain timm model cannot; extract "
+            f"{replace_fields(chosen, merged=())}, or write it as ONNX"
+        )
     small = ExtractedViT(model.config, chosen, model.preprocess, model.name, model.fingerprint)
     reference = next(model.parameters())
     small.to(reference.device, reference.dtype)

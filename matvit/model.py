@@ -350,8 +350,8 @@ class AnchoredMatViT(MatViT):
         return model
 
     def weights_of(self, submodel: Submodel) -> VisionTransformer:
-        """Return the weights that a submodel runs from: the anchor for the full size."""
-        return self.anchor if submodel.is_full else self.backbone
+        """Return the weights that a submodel runs from: the anchor for the full width."""
+        return self.anchor if submodel.is_wide else self.backbone
 
     def vectors(
         self,
@@ -371,8 +371,8 @@ class AnchoredMatViT(MatViT):
             rows = [row for row, each in enumerate(submodels) if self.weights_of(each) is weights]
             if rows:
                 states = None if memory is None else memory[weights]
-                tokens = run(weights, images, [submodels[row] for row in rows], states)
-                vectors.update(zip(rows, pool(weights, tokens), strict=True))
+                outcomes = run(weights, images, [submodels[row] for row in rows], states)
+                vectors.update(zip(rows, pool(weights, outcomes), strict=True))
         return torch.stack([vectors[row] for row in range(len(submodels))])
 
     def take_weights(self, files: Mapping[str, Mapping[str, Tensor]]) -> None:

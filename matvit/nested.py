@@ -3,7 +3,8 @@
 The blocks of a ViT alternate attention and a feed-forward network. Here the first `width` hidden
 units of every feed-forward network are a network of their own, so that one set of weights runs at
 any width, block by block: a `Submodel` is one width per block. All of them share the attention,
-the embedding of the patches and the space that their vectors are in.
+the embedding of the patches and the space that their vectors are in. Between the two halves of a
+block tokens may be merged, see `matvit.merging`.
 
 References:
     MatFormer: Nested Transformer for Elastic Inference, section 3 (MatViT in section 4.2).
@@ -13,9 +14,10 @@ References:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -27,7 +29,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from matvit.config import MatViTConfig
+from matvit.merging import Tokens, merge
 from matvit.submodel import Submodel
+
+Key = TypeVar("Key")
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
@@ -39,8 +44,11 @@ if hasattr(os, "register_at_fork"):
     # A forked process has none of the threads that torch believes to have: it would wait for ever.
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
-Memory = dict[tuple[int, ...], Tensor]
-"""Hidden states by the widths that made them; see `run`."""
+Blocks = tuple[tuple[int, int], ...]
+"""Tokens merged and hidden units kept, of some first blocks."""
+
+Memory = dict[Blocks, Tokens]
+"""Hidden states by the blocks that made them; see `run`."""
 
 
 class NestedMlp(Mlp):
@@ -77,9 +85,14 @@ class NestedMlp(Mlp):
 class NestedBlock(Block):
     """A timm ViT block whose two halves run apart, the second one at any width."""
 
-    def attend(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+    def attend(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        log_sizes: Float[Tensor, "batch 1 1 tokens"] | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
         """Self-attention with its residual: the part that all submodels share."""
-        out: Tensor = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        mixed = self.attn(self.norm1(x), attn_mask=log_sizes)
+        out: Tensor = x + self.drop_path1(self.ls1(mixed))
         return out
 
     def feed_forward(
@@ -117,44 +130,45 @@ def run(
     images: Float[Tensor, "batch 3 height width"],
     submodels: Sequence[Submodel],
     memory: Memory | None = None,
-) -> Float[Tensor, "submodels batch tokens dim"]:
+) -> list[Tokens]:
     """Run several submodels of one set of weights, computing what they share only once.
 
-    Submodels whose first k widths are the same have the same hidden states up to there, and the
-    attention of the block after them is the same too. So a state is known by the widths that made
-    it: it is the tokens after those blocks and after the next one's attention. The attention of
-    different states runs as one batch.
+    Submodels whose first k blocks merge as many tokens and keep as many hidden units have the same
+    hidden states up to there, and the attention of the block after them is the same too. So a state
+    is known by the blocks that made it: it is the tokens after those and after the next one's
+    attention. The attention of different states of as many tokens runs as one batch.
 
     Args:
         weights: What `nested_vit` made.
         images: Normalised images.
-        submodels: What runs, one row of the outcome each.
+        submodels: What runs, one element of the outcome each.
         memory: States of earlier runs on the same images, to go on from; those of this run are
             added to it. None keeps no state longer than the next block needs it.
 
     Returns:
-        Tokens after the last block and norm.
+        Tokens after the last block, before the norm.
     """
     blocks = cast("list[NestedBlock]", list(weights.blocks))
     states: Memory = {} if memory is None else memory
     if () not in states:
-        states[()] = blocks[0].attend(_embed_patches(weights, images))
+        states[()] = Tokens(blocks[0].attend(_embed_patches(weights, images)))
+    prefix_tokens = weights.num_prefix_tokens
+    patches = states[()].x.shape[1] - prefix_tokens
+    wanted = [submodel.blocks(patches) for submodel in submodels]
     for depth, block in enumerate(blocks, start=1):
-        prefixes = dict.fromkeys(submodel.widths[:depth] for submodel in submodels)
-        new = {
-            prefix: block.feed_forward(states[prefix[:-1]], prefix[-1])
-            for prefix in prefixes
-            if prefix not in states
-        }
-        if new and depth < len(blocks):
-            attended = blocks[depth].attend(torch.cat(list(new.values())))
-            new = dict(zip(new, attended.chunk(len(new)), strict=True))
+        new: Memory = {}
+        for made_by in dict.fromkeys(each[:depth] for each in wanted):
+            if made_by not in states:
+                *before, (merged, width) = made_by
+                x, sizes = merge(states[tuple(before)], merged, prefix_tokens)
+                new[made_by] = Tokens(block.feed_forward(x, width), sizes)
+        if depth < len(blocks):
+            new = _attend_together(blocks[depth], new)
         if memory is None:
             states = new
         else:
             states.update(new)
-    tokens: Tensor = weights.norm(torch.stack([states[each.widths] for each in submodels]))
-    return tokens
+    return [states[each] for each in wanted]
 
 
 def _embed_patches(
@@ -167,8 +181,41 @@ def _embed_patches(
 
 
 def pool(
-    weights: VisionTransformer, tokens: Float[Tensor, "submodels batch tokens dim"]
+    weights: VisionTransformer, outcomes: Sequence[Tokens]
 ) -> Float[Tensor, "submodels batch dim"]:
     """Reduce what `run` returned to one vector per image, not normalised."""
-    pooled: Tensor = weights.forward_head(tokens.flatten(0, 1), pre_logits=True)
-    return pooled.view(*tokens.shape[:2], pooled.shape[-1])
+    pooled: dict[int, Tensor] = {}
+    for together in _of_one_length(dict(enumerate(outcomes))).values():
+        x, sizes = _join([outcomes[row] for row in together])
+        x = weights.norm(x)
+        if sizes is not None and weights.global_pool == "avg":
+            counts = sizes / sizes[:, weights.num_prefix_tokens :].mean(dim=1, keepdim=True)
+            x = x * counts[:, :, None]  # so that the mean over tokens is one over patches
+        vectors = weights.forward_head(x, pre_logits=True)
+        pooled.update(zip(together, vectors.chunk(len(together)), strict=True))
+    return torch.stack([pooled[row] for row in range(len(outcomes))])
+
+
+def _attend_together(block: NestedBlock, states: Memory) -> Memory:
+    """Run the attention of a block on several states; those of one length are one batch."""
+    attended: Memory = {}
+    for together in _of_one_length(states).values():
+        joined = _join([states[key] for key in together])
+        x = block.attend(joined.x, joined.log_sizes)
+        for key, part in zip(together, x.chunk(len(together)), strict=True):
+            attended[key] = Tokens(part, states[key].sizes)
+    return attended
+
+
+def _of_one_length(states: Mapping[Key, Tokens]) -> dict[int, list[Key]]:
+    """Group states by their number of tokens; only those that merged none have no sizes."""
+    groups: dict[int, list[Key]] = defaultdict(list)
+    for key, tokens in states.items():
+        groups[tokens.x.shape[1]].append(key)
+    return groups
+
+
+def _join(states: Sequence[Tokens]) -> Tokens:
+    """Join the batches of states of one length."""
+    sizes = [each.sizes for each in states if each.sizes is not None]
+    return Tokens(torch.cat([each.x for each in states]), torch.cat(sizes) if sizes else None)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 from weakref import WeakSet
 
 import numpy as np
@@ -33,6 +34,15 @@ _ALWAYS_KEPT = 1 << 31  # bytes: as many sizes of a small encoder as are timed i
 
 Weights = tuple[str, bool]
 """File that a submodel's weights are in, and whether they are rounded to 8 bits."""
+
+_Blocks = tuple[tuple[int, int], ...]
+
+
+class _States(NamedTuple):
+    """Hidden states, or vectors; see `matvit.merging.Tokens`."""
+
+    x: Float32[ndarray, "images ..."]
+    sizes: Float32[ndarray, "images tokens"] | None = None
 
 
 class OnnxEncoder:
@@ -84,8 +94,8 @@ class OnnxEncoder:
 
     def weights_of(self, submodel: Submodel) -> Weights:
         """Name the weights that a submodel runs from."""
-        is_full = all(width == submodel.hidden_dim for width in submodel.widths)
-        return ANCHOR if is_full and ANCHOR in self._files else WEIGHTS, submodel.int8
+        anchored = submodel.is_wide and ANCHOR in self._files
+        return ANCHOR if anchored else WEIGHTS, submodel.int8
 
     def number_format(self, precision: Precision = "auto", images: int | None = None) -> str:  # noqa: ARG002
         """Say float32: 8 bits are a submodel's own affair.
@@ -116,15 +126,19 @@ class OnnxEncoder:
         for start in range(0, len(pixels), _TOGETHER):
             rows = slice(start, start + _TOGETHER)
             if len(submodels) == 1:
-                whole = self._session(self.weights_of(submodels[0]), submodels[0].widths, None)
-                vectors[0, rows] = whole.run(pixels[rows])
+                whole = self._session(
+                    self.weights_of(submodels[0]), self._blocks(submodels[0]), None
+                )
+                (vectors[0, rows],) = whole.run(pixels[rows])
             else:
                 vectors[:, rows] = self._run(pixels[rows], submodels, None)
         return vectors
 
     def graph(self, submodel: Submodel, *, opset: int = OPSET, portable: bool = True) -> ModelProto:
         """Write down a whole submodel; `portable` for any processor, in 8 bits at least."""
-        return self._build(self.weights_of(submodel), submodel.widths, None, opset, portable)
+        return self._build(
+            self.weights_of(submodel), self._blocks(submodel), None, 0, opset, portable
+        )
 
     def _run(
         self,
@@ -134,47 +148,56 @@ class OnnxEncoder:
     ) -> Float32[ndarray, "submodels batch dim"]:
         """Do what `matvit.nested.run` does, piece by piece; last come the vectors."""
         states: Memory = defaultdict(dict) if memory is None else memory
-        for weights in {self.weights_of(submodel) for submodel in submodels}:
+        wanted = [(self.weights_of(each), self._blocks(each)) for each in submodels]
+        for weights in {weights for weights, _ in wanted}:
             if () not in states[weights]:
-                states[weights][()] = self._session(weights, (), None).run(pixels)
+                states[weights][()] = _States(*self._session(weights, (), None).run(pixels))
         for depth in range(1, self.config.depth + 1):
             new: Memory = defaultdict(dict)
-            for weights, prefix in {(self.weights_of(s), s.widths[:depth]) for s in submodels}:
-                if (state := states[weights].get(prefix)) is None:
-                    piece = self._session(weights, prefix[-1:], depth - 1)
-                    state = piece.run(states[weights][prefix[:-1]])
-                new[weights][prefix] = state
+            for weights, made_by in {(weights, blocks[:depth]) for weights, blocks in wanted}:
+                if (state := states[weights].get(made_by)) is None:
+                    before = made_by[:-1]
+                    gone = sum(merged for merged, _ in before)
+                    piece = self._session(weights, made_by[-1:], depth - 1, gone)
+                    state = _States(*piece.run(*states[weights][before]))
+                new[weights][made_by] = state
             if memory is None:
                 states = new  # no state is kept longer than the next block needs it
             for key, made in new.items():
                 states[key].update(made)
-        return np.stack([states[self.weights_of(each)][each.widths] for each in submodels])
+        return np.stack([states[weights][blocks].x for weights, blocks in wanted])
 
-    def _session(self, weights: Weights, widths: tuple[int, ...], first: int | None) -> _Session:
-        key = (weights, widths, first)
+    def _blocks(self, submodel: Submodel) -> _Blocks:
+        return submodel.blocks(self.config.patches())
+
+    def _session(
+        self, weights: Weights, blocks: _Blocks, first: int | None, gone: int = 0
+    ) -> _Session:
+        key = (weights, blocks, first, gone)
         with self._lock:
             if key not in self._sessions:
-                build = self._build(weights, widths, first, OPSET, portable=False)
+                build = self._build(weights, blocks, first, gone, OPSET, portable=False)
                 graph = build.SerializeToString()
                 del build  # as large again
                 # Many pieces have many pools of threads, that must not spin while others work.
-                whole = first is None and len(widths) == self.config.depth
+                whole = first is None and len(blocks) == self.config.depth
                 self._sessions[key] = _Session(graph, self._threads, spins=whole)
             return self._sessions[key]
 
     def _build(
         self,
         weights: Weights,
-        widths: tuple[int, ...],
+        blocks: _Blocks,
         first: int | None,
+        gone: int,
         opset: int,
         portable: bool,
     ) -> ModelProto:
         file, int8 = weights
         limit = (63 if portable or not _adds_in_32_bits() else 127) if int8 else None
         return build_graph(
-            self.config, self.preprocess, self._files[file], widths,
-            first=first, int8_limit=limit, opset=opset,
+            self.config, self.preprocess, self._files[file], blocks,
+            first=first, gone=gone, int8_limit=limit, opset=opset,
         )  # fmt: skip
 
 
@@ -198,7 +221,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Session:
-    """A graph, ready to run; it takes one array and gives one."""
+    """A graph, ready to run."""
 
     def __init__(self, graph: bytes, threads: int, *, spins: bool) -> None:
         options = onnxruntime.SessionOptions()
@@ -210,11 +233,11 @@ class _Session:
         self._session = onnxruntime.InferenceSession(
             graph, options, providers=["CPUExecutionProvider"]
         )
-        (self._input,) = (each.name for each in self._session.get_inputs())
+        self._inputs = [each.name for each in self._session.get_inputs()]
 
-    def run(self, values: ndarray) -> Float32[ndarray, "..."]:
-        (outcome,) = self._session.run(None, {self._input: values})
-        return np.asarray(outcome)
+    def run(self, *values: ndarray | None) -> list[Float32[ndarray, "..."]]:
+        given = [value for value in values if value is not None]
+        return list(self._session.run(None, dict(zip(self._inputs, given, strict=True))))
 
 
 def _cpus() -> int:

@@ -3,7 +3,8 @@
 The input is what `Preprocess.pixels` makes, uint8 and channels last; mean and deviation are inside
 the weights of the patches, the scale of the attention inside those of the queries, and layer scale
 inside the projections. The output is vectors of length one. A graph can also be a piece of that:
-it begins or ends with the hidden states between two blocks, which many submodels share.
+it begins or ends with the hidden states between two blocks, which many submodels share. Where
+tokens were merged, their sizes go along.
 
 References:
     ONNX operators, opset 17: the first that has LayerNormalization, which old runtimes read too.
@@ -13,7 +14,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -25,56 +26,65 @@ from matvit.config import MatViTConfig
 from matvit.preprocess import Preprocess
 
 OPSET = 17
-IMAGES, STATES, VECTORS = "images", "states", "vectors"
+IMAGES, STATES, SIZES, VECTORS = "images", "states", "sizes", "vectors"
+
+Blocks = Sequence[tuple[int, int]]
+"""Tokens merged and hidden units kept, of some blocks."""
 
 
 def build_graph(
     config: MatViTConfig,
     preprocess: Preprocess,
     tensors: Tensors,
-    widths: Sequence[int],
+    blocks: Blocks,
     *,
     first: int | None = None,
+    gone: int = 0,
     int8_limit: int | None = None,
     opset: int = OPSET,
 ) -> ModelProto:
     """Write the graph of some feed-forward networks and all that is between and after them.
 
     The hidden states before block k are those after its attention, as in `matvit.nested.run`: that
-    is what submodels share whose widths are the same before block k.
+    is what submodels share whose blocks are the same before block k.
 
     Args:
         config: Architecture.
         preprocess: What the pixels went through.
         tensors: Weights under timm's names; wider feed-forward networks are cut.
-        widths: Hidden units kept in each block of the graph; without any, the graph ends with the
-            states of block 0.
+        blocks: Tokens merged and hidden units kept in each block of the graph; without any, the
+            graph ends with the states of block 0.
         first: Block whose states come in; None for pixels. What comes out are the states of the
-            block after the last width, or vectors if there is none.
+            block after the last one, or vectors if there is none.
+        gone: Tokens merged before that block.
         int8_limit: Largest magnitude of 8-bit weights; None leaves them float32.
         opset: Version of the operators.
     """
     graph = _Graph(tensors, int8_limit, opset)
-    begin = 0 if first is None else first
-    end = begin + len(widths)
+    place = 0 if first is None else first
     if first is None:
-        x = _attend(graph, config, 0, _embed_patches(graph, config, preprocess))
+        source = [_array(IMAGES, (config.img_size, config.img_size, 3), TensorProto.UINT8)]
+        tokens = _attend(graph, config, 0, _Tokens(_embed_patches(graph, config, preprocess)))
     else:
-        x = STATES
-    for block, width in enumerate(widths, start=begin):
-        x = _feed_forward(graph, config, block, width, x)
+        source = _states(config, first, gone)
+        tokens = _Tokens(*(each.name for each in source))
+    for block, (merged, width) in enumerate(blocks, start=place):
+        if merged and not _is_alone(config, block):
+            tokens = _merge(graph, config, gone, merged, tokens)
+        gone += merged
+        tokens = _feed_forward(graph, config, block, width, tokens)
         if block + 1 < config.depth:
-            x = _attend(graph, config, block + 1, x)
-    x = _pool(graph, config, x) if end == config.depth else x
-    side, dim = config.img_size, config.embed_dim
-    source, target = _array(IMAGES, (side, side, 3), TensorProto.UINT8), _array(VECTORS, (dim,))
-    if first is not None:
-        source = _array(STATES, (_tokens(config, first), dim))
-    if end < config.depth:
-        target = _array("next_states", (_tokens(config, end), dim))
-    graph.nodes.append(helper.make_node("Identity", [x], [target.name]))
+            tokens = _attend(graph, config, block + 1, tokens)
+    if place + len(blocks) == config.depth:
+        target = [_array(VECTORS, (config.embed_dim,))]
+        outcome = [_pool(graph, config, tokens)]
+    else:
+        target = _states(config, place + len(blocks), gone, "next_")
+        outcome = list(filter(None, tokens))
+    for name, described in zip(outcome, target, strict=True):
+        graph.nodes.append(helper.make_node("Identity", [name], [described.name]))
     return helper.make_model(
-        helper.make_graph(graph.nodes, "matvit", [source], [target], graph.constants),
+        helper.make_graph(graph.nodes, "matvit", source, target, graph.constants),
         opset_imports=[helper.make_opsetid("", opset)],
         # The oldest that goes with the opset.
         ir_version=max(8, helper.find_min_ir_version_for([helper.make_opsetid("", opset)])),
@@ -82,13 +92,28 @@ def build_graph(
     )
 
 
-def _tokens(config: MatViTConfig, block: int) -> int:
-    """Tokens that go through the feed-forward network of a block.
+class _Tokens(NamedTuple):
+    """Names of the hidden states, and of the sizes of their tokens; see `matvit.merging.Tokens`."""
 
-    Where the class token is the vector, nobody looks at what the last block makes of the others.
+    x: str
+    sizes: str | None = None
+
+
+def _states(config: MatViTConfig, block: int, gone: int, prefix: str = "") -> list[ValueInfoProto]:
+    """Describe the hidden states before a block, and if tokens were merged, their sizes."""
+    if _is_alone(config, block):
+        return [_array(prefix + STATES, (1, config.embed_dim))]
+    tokens = config.tokens() - gone
+    states = [_array(prefix + STATES, (tokens, config.embed_dim))]
+    return states + ([_array(prefix + SIZES, (tokens,))] if gone else [])
+
+
+def _is_alone(config: MatViTConfig, block: int) -> bool:
+    """Whether the class token alone goes through the feed-forward network of a block.
+
+    Where it is the vector, nobody looks at what the last block makes of the others.
     """
-    is_last = block == config.depth - 1
-    return 1 if is_last and config.global_pool == "token" else config.tokens()
+    return block == config.depth - 1 and config.global_pool == "token"
 
 
 def _array(name: str, shape: tuple[int, ...], kind: int = TensorProto.FLOAT) -> ValueInfoProto:
@@ -155,6 +180,15 @@ class _Graph:
             return self.add(operator, x, axes=[axis], keepdims=keepdims)
         return self.add(operator, x, self.constant([axis]), keepdims=keepdims)
 
+    def whole(self, value: int) -> str:
+        """Add a whole number."""
+        return self.constant(np.array(value))
+
+    def slice(self, x: str, start: int, step: int = 1) -> str:
+        """Take every so-many-th of axis 1, from one on."""
+        bounds = ([start], [np.iinfo(np.int64).max], [1], [step])
+        return self.add("Slice", x, *map(self.constant, bounds))
+
     def scaled(self, layer: str, layer_scale: str) -> tuple[ndarray, ndarray]:
         """Return weight and bias of a layer, with the layer scale after it."""
         weight, bias = self.tensors[f"{layer}.weight"], self.tensors[f"{layer}.bias"]
@@ -192,16 +226,16 @@ def _embed_patches(graph: _Graph, config: MatViTConfig, preprocess: Preprocess) 
     return graph.norm(x, "norm_pre", config.norm_eps)
 
 
-def _attend(graph: _Graph, config: MatViTConfig, block: int, x: str) -> str:
+def _attend(graph: _Graph, config: MatViTConfig, block: int, tokens: _Tokens) -> _Tokens:
     """Self-attention with its residual."""
-    name, dim = f"blocks.{block}", config.embed_dim
+    name, dim, x = f"blocks.{block}", config.embed_dim, tokens.x
     per_head = dim // config.num_heads
     weight = graph.tensors[f"{name}.attn.qkv.weight"]
     bias = graph.tensors.get(f"{name}.attn.qkv.bias")
     if not config.qk_norm:
         scale = np.repeat(np.array([per_head**-0.5, 1, 1], dtype=np.float32), dim)
         weight, bias = weight * scale[:, None], None if bias is None else bias * scale
-    tokens = graph.norm(x, f"{name}.norm1", config.norm_eps)
+    states = graph.norm(x, f"{name}.norm1", config.norm_eps)
 
     def heads_of(asking: str, *parts: int) -> list[str]:
         """Project tokens to queries (0), keys (1) or values (2), and split them into heads."""
@@ -212,33 +246,95 @@ def _attend(graph: _Graph, config: MatViTConfig, block: int, x: str) -> str:
         places = (graph.constant(np.array(place)) for place in range(len(parts)))
         return [graph.add("Gather", heads, place, axis=0) for place in places]
 
-    if _tokens(config, block) == config.tokens():
-        queries, keys, values = heads_of(tokens, 0, 1, 2)
+    if not _is_alone(config, block):
+        queries, keys, values = heads_of(states, 0, 1, 2)
     else:
         first = [graph.constant([place]) for place in (0, 1, 1)]
-        x, asking = (graph.add("Slice", each, *first) for each in (x, tokens))
-        (queries,), (keys, values) = heads_of(asking, 0), heads_of(tokens, 1, 2)
+        x, asking = (graph.add("Slice", each, *first) for each in (x, states))
+        (queries,), (keys, values) = heads_of(asking, 0), heads_of(states, 1, 2)
     if config.qk_norm:
         queries = graph.norm(queries, f"{name}.attn.q_norm", config.norm_eps)
         queries = graph.add("Mul", queries, graph.constant(per_head**-0.5))
         keys = graph.norm(keys, f"{name}.attn.k_norm", config.norm_eps)
     keys = graph.add("Transpose", keys, perm=[0, 1, 3, 2])
-    attention = graph.add("Softmax", graph.add("MatMul", queries, keys), axis=-1)
+    scores = graph.add("MatMul", queries, keys)
+    if tokens.sizes is not None:
+        each_key = graph.add("Unsqueeze", graph.add("Log", tokens.sizes), graph.constant([1, 2]))
+        scores = graph.add("Add", scores, each_key)
+    attention = graph.add("Softmax", scores, axis=-1)
     heads = graph.add("Transpose", graph.add("MatMul", attention, values), perm=[0, 2, 1, 3])
     mixed = graph.add("Reshape", heads, graph.constant([0, 0, dim]))
-    return graph.add(
-        "Add", x, graph.linear(mixed, *graph.scaled(f"{name}.attn.proj", f"{name}.ls1"))
+    mixed = graph.linear(mixed, *graph.scaled(f"{name}.attn.proj", f"{name}.ls1"))
+    x = graph.add("Add", x, mixed)
+    return _Tokens(x, None if _is_alone(config, block) else tokens.sizes)
+
+
+def _merge(graph: _Graph, config: MatViTConfig, gone: int, count: int, tokens: _Tokens) -> _Tokens:
+    """Merge patch tokens, as `matvit.merging.merge` does."""
+    prefix, dim = config.prefix_tokens, config.embed_dim
+    length = config.tokens() - gone
+    images = graph.add("Shape", tokens.x, start=0, end=1)
+    if (sizes := tokens.sizes) is None:
+        shape = graph.add("Concat", images, graph.constant([length]), axis=0)
+        sizes = graph.add("Expand", graph.constant(1.0), shape)
+    leaving, into = _match(graph, graph.slice(tokens.x, prefix), count)
+    # Rows of all images are one table; these are where those of each begin.
+    end = graph.add("Mul", graph.add("Squeeze", images), graph.whole(length))
+    begin = graph.add("Range", graph.whole(0), end, graph.whole(length))
+    begin = graph.add("Unsqueeze", begin, graph.constant([1]))
+
+    def rows(places: str) -> str:
+        return graph.add("Reshape", graph.add("Add", places, begin), graph.constant([-1]))
+
+    leaving, into = (graph.add("Add", each, graph.whole(prefix)) for each in (leaving, into))
+    from_rows, to_rows = rows(leaving), graph.add("Unsqueeze", rows(into), graph.constant([1]))
+    zeros = graph.add("Expand", graph.constant(0.0), graph.add("Shape", leaving))
+    stay = graph.add("ScatterElements", sizes, leaving, zeros, axis=1)
+    stay = graph.add("Sign", stay)
+    _, kept = graph.add_many("TopK", stay, graph.constant([length - count]), outputs=2)
+    kept_rows = rows(kept)
+
+    def summed(values: str, *shape: int) -> str:
+        """Add up what merges, one row for each token that stays."""
+        table = graph.add("Reshape", values, graph.constant([-1, *shape]))
+        added = graph.add("Gather", table, from_rows)
+        table = graph.add("ScatterND", table, to_rows, added, reduction="add")
+        return graph.add("Gather", table, kept_rows)
+
+    each = graph.add("Unsqueeze", sizes, graph.constant([2]))
+    counts = summed(each, 1)
+    x = graph.add("Div", summed(graph.add("Mul", tokens.x, each), dim), counts)
+    left = [-1, length - count]
+    return _Tokens(
+        graph.add("Reshape", x, graph.constant([*left, dim])),
+        graph.add("Reshape", counts, graph.constant(left)),
     )
 
 
-def _feed_forward(graph: _Graph, config: MatViTConfig, block: int, width: int, x: str) -> str:
+def _match(graph: _Graph, patches: str, count: int) -> tuple[str, str]:
+    """Find which patch tokens merge, and into which: among equals the first one goes first."""
+    length = graph.reduce("ReduceL2", patches, axis=-1, keepdims=1)
+    directions = graph.add("Div", patches, graph.add("Max", length, graph.constant(1e-12)))
+    others = graph.add("Transpose", graph.slice(directions, 1, 2), perm=[0, 2, 1])
+    scores = graph.add("MatMul", graph.slice(directions, 0, 2), others)
+    partner = graph.add("ArgMax", scores, axis=-1, keepdims=0)
+    likeness = graph.reduce("ReduceMax", scores, axis=-1, keepdims=0)
+    _, gone = graph.add_many("TopK", likeness, graph.constant([count]), outputs=2)
+    into = graph.add("GatherElements", partner, gone, axis=1)
+    leaving, into = (graph.add("Mul", each, graph.whole(2)) for each in (gone, into))
+    return leaving, graph.add("Add", into, graph.whole(1))
+
+
+def _feed_forward(
+    graph: _Graph, config: MatViTConfig, block: int, width: int, tokens: _Tokens
+) -> _Tokens:
     """Feed-forward network of the first `width` hidden units, with its residual."""
-    name = f"blocks.{block}"
+    name, x = f"blocks.{block}", tokens.x
     weight, bias = (graph.tensors[f"{name}.mlp.fc1.{part}"][:width] for part in ("weight", "bias"))
     hidden = graph.linear(graph.norm(x, f"{name}.norm2", config.norm_eps), weight, bias)
     hidden = _activate(graph, config, hidden)
     weight, bias = graph.scaled(f"{name}.mlp.fc2", f"{name}.ls2")
-    return graph.add("Add", x, graph.linear(hidden, weight[:, :width], bias))
+    return tokens._replace(x=graph.add("Add", x, graph.linear(hidden, weight[:, :width], bias)))
 
 
 def _activate(graph: _Graph, config: MatViTConfig, x: str) -> str:
@@ -255,16 +351,22 @@ def _activate(graph: _Graph, config: MatViTConfig, x: str) -> str:
     return graph.add("Mul", half, graph.constant(0.5))
 
 
-def _pool(graph: _Graph, config: MatViTConfig, x: str) -> str:
+def _pool(graph: _Graph, config: MatViTConfig, tokens: _Tokens) -> str:
     """Reduce tokens to one vector of length one."""
+    x, sizes = tokens
     if config.global_pool == "token":
         x = graph.add("Gather", x, graph.constant(np.array(0)), axis=1)
         x = graph.norm(x, "norm", config.norm_eps)
     else:
         x = graph.norm(x, "norm", config.norm_eps)
-        start, end, axis = ([config.prefix_tokens], [config.tokens()], [1])
-        x = graph.add("Slice", x, *map(graph.constant, (start, end, axis)))
-        x = graph.reduce("ReduceMean", x, axis=1, keepdims=0)
+        x = graph.slice(x, config.prefix_tokens)
+        if sizes is None:
+            x = graph.reduce("ReduceMean", x, axis=1, keepdims=0)
+        else:  # the mean over patches, that tokens stand for
+            shares = graph.add("Div", graph.slice(sizes, config.prefix_tokens),
+                               graph.constant(float(config.patches())))  # fmt: skip
+            row = graph.add("Unsqueeze", shares, graph.constant([1]))
+            x = graph.add("Squeeze", graph.add("MatMul", row, x), graph.constant([1]))
     x = graph.norm(x, "fc_norm", config.norm_eps)
     length = graph.reduce("ReduceL2", x, axis=-1, keepdims=1)
     return graph.add("Div", x, graph.add("Max", length, graph.constant(1e-12)))

@@ -61,7 +61,7 @@ def paper_rule(config: MatViTConfig) -> list[Submodel]:
 
 def spread(config: MatViTConfig, submodels: Sequence[Submodel], limit: int) -> list[Submodel]:
     """Keep at most `limit` submodels, evenly over the range of their cost."""
-    ordered = sorted(submodels, key=lambda each: (count_macs(config, each), each.widths))
+    ordered = sorted(submodels, key=lambda each: (count_macs(config, each), each.sort_key))
     if len(ordered) <= limit:
         return ordered
     low, high = (count_macs(config, each) for each in (ordered[0], ordered[-1]))

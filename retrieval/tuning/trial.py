@@ -82,7 +82,7 @@ class Trial:
     def searched(self) -> dict[Submodel, Score]:
         """Submodels that have asked the index, cheapest first."""
         asked = [each for each, score in self.scores.items() if score.overlap is not None]
-        asked.sort(key=lambda each: (count_macs(self.config, each), each.widths, each.int8))
+        asked.sort(key=lambda each: (count_macs(self.config, each), each.sort_key))
         return {submodel: self.scores[submodel] for submodel in asked}
 
     def distortions(self, submodels: Iterable[Submodel]) -> list[float]:

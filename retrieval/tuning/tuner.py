@@ -214,7 +214,7 @@ def _worth_reporting(model: Encoder, searched: Mapping[Submodel, Score]) -> list
             best = score.overlap
     rounded = [submodel for submodel in searched if submodel.int8]
     kept = {*trained_sizes(model.config), *spread(model.config, front, _REPORTED), *rounded}
-    return sorted(kept, key=lambda each: (count_macs(model.config, each), each.widths, each.int8))
+    return sorted(kept, key=lambda each: (count_macs(model.config, each), each.sort_key))
 
 
 def _report(

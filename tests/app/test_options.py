@@ -44,6 +44,11 @@ CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=6, num_head
         ("S, 2xS,2xM,2xXL ,XL", ["S", "2xS,2xM,2xXL", "XL"]),
         ("6xS,S,s", ["S"]),
         ("33", ["6x33"]),
+        ("S~,M~:int8, XL", ["S~", "M~:int8", "XL"]),
+        ("S~0,1,0,1,0,0,M", ["S~0,1,0,1,2x0", "M"]),
+        ("S~3x0,2x1,0,33", ["S~3x0,2x1,0", "6x33"]),
+        ("2xS,4xXL~3x0,2x1,0:int8,2xM,4xL", ["2xS,4xXL~3x0,2x1,0:int8", "2xM,4xL"]),
+        ("S~0,M", ["S", "M"]),
     ],
 )
 def test_lists_of_submodels_are_read(text, names):
@@ -65,6 +70,7 @@ def test_mix_stands_for_a_spread_of_submodels():
         ("2xS,2xM", "2xS,2xM describes 4 blocks, not 6"),
         ("2xS,M", "2xS describes 2 blocks, not 6"),
         ("2xS,5xM", "describes 7 blocks, not 6"),
+        ("S~0,1,M", "0,1 describes 2 blocks, not 6"),
     ],
 )
 def test_lists_that_do_not_add_up_are_refused(text, message):

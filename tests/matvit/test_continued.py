@@ -14,8 +14,8 @@ from matvit.embedding import ContinuedEmbedding, added_macs, embed
 from matvit.model import AnchoredMatViT, MatViT
 from matvit.submodel import Submodel
 
-CONFIG = MatViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=4, num_heads=2)
-SIZES = ["S", "2xS,2xXL", "3xS,1xM", "XL", "1xM,3xS"]
+CONFIG = MatViTConfig(img_size=16, patch_size=4, embed_dim=16, depth=4, num_heads=2)
+SIZES = ["S", "2xS,2xXL", "3xS,1xM", "XL", "1xM,3xS", "S~4,4,2,0", "2xS,2xM~4,4,0,2", "XL~0,0,8,0"]
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,6 @@ def test_an_encoder_in_training_is_refused():
 
 def ffn_macs(size, block):
     """Multiply-accumulates of one feed-forward network, written out."""
-    tokens = (16 // 8) ** 2 + 1
+    tokens = (16 // 4) ** 2 + 1
     width = Submodel.parse(size, depth=4, hidden_dim=64).widths[block]
     return 2 * tokens * 16 * width

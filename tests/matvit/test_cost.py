@@ -39,6 +39,19 @@ def test_macs_equal_torchs_own_counter(config, size):
 
 
 @pytest.mark.parametrize("config", SHAPES)
+@pytest.mark.parametrize("counts", [(), (1,), (0, 2), (2, 1)])
+def test_macs_of_merging_equal_torchs_own_counter(config, counts):
+    model = MatViT(config)
+    zeros = [0] * (config.depth - len(counts)) if len(counts) > 1 else []
+    submodel = model.submodel("M~" + ",".join(map(str, [*counts, *zeros])))
+    images = torch.zeros(2, 3, config.img_size, config.img_size)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(images, submodel)
+    assert submodel.merged
+    assert counter.get_total_flops() == 2 * 2 * count_macs(config, submodel)
+
+
+@pytest.mark.parametrize("config", SHAPES)
 @pytest.mark.parametrize("size", list(Granularity))
 def test_params_equal_those_of_the_extracted_encoder(config, size):
     model = MatViT(config)
@@ -64,6 +77,8 @@ def test_larger_inputs_cost_more_and_must_fit():
 
 
 def test_a_submodel_of_another_model_is_refused():
+    with pytest.raises(ValueError, match="merges tokens of 16 patches, this model has 4"):
+        count_macs(SHAPES[0], Submodel((8, 8), 64, merged=(1, 0), patches=16))
     with pytest.raises(ValueError, match="is for 3 blocks of 64 hidden units, this model has 2"):
         count_macs(SHAPES[0], Submodel((8, 8, 8), 64))
     with pytest.raises(ValueError, match="of 128 hidden units, this model has 2 of 64"):

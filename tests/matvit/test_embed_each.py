@@ -25,6 +25,7 @@ def test_every_submodel_gets_the_vectors_of_a_run_of_its_own(anchored):
         model = AnchoredMatViT.join(model, MatViT(CONFIG))
     submodels = mix_n_match(CONFIG)
     images = pixels(5)
+    submodels += [model.submodel(text) for text in ("S~1,0,1", "S~1,0,0", "3xXL~0,2,0")]
     found = dict(embed_each(model, images, [*submodels, submodels[0]], batch_size=2))
     assert set(found) == set(submodels)
     for submodel, vectors in found.items():
@@ -40,7 +41,7 @@ def test_common_prefixes_cost_less_than_runs_of_their_own(monkeypatch):
     monkeypatch.setattr(
         type(model.backbone.blocks[0]),
         "attend",
-        lambda self, x: (rows.append(len(x)), attend(self, x))[1],
+        lambda self, x, *sizes: (rows.append(len(x)), attend(self, x, *sizes))[1],
     )
     list(embed_each(model, pixels(4), mix_n_match(CONFIG)))
     # 20 submodels of 3 blocks would attend 60 times; in groups of 16 and 4 they share 31 of them

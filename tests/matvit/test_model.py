@@ -90,7 +90,7 @@ def test_shared_prefixes_are_computed_once():
     calls: list[int] = []
     for block in model.backbone.blocks:
         attend = block.attend
-        block.attend = lambda x, attend=attend: (calls.append(len(x)), attend(x))[1]
+        block.attend = lambda x, *sizes, attend=attend: (calls.append(len(x)), attend(x, *sizes))[1]
     model.vectors(images(2), [model.submodel(s) for s in ("3xS", "2xS,1xM", "1xS,2xM")])
     assert calls == [2, 2, 4]  # one state before blocks 1 and 2, two before block 3
 
@@ -104,7 +104,7 @@ def test_what_a_memory_holds_is_not_computed_again():
     calls: list[int] = []
     for block in model.backbone.blocks:
         attend = block.attend
-        block.attend = lambda x, attend=attend: (calls.append(len(x)), attend(x))[1]
+        block.attend = lambda x, *sizes, attend=attend: (calls.append(len(x)), attend(x, *sizes))[1]
     run(model.backbone, images(2), first, memory)
     assert calls == [2, 2, 2]
     found = run(model.backbone, images(2), second, memory)

@@ -44,7 +44,7 @@ def pixels(count, seed=0):
 def random_model(seed=0, **settings):
     """A model in which every parameter, biases and norms too, makes a difference."""
     torch.manual_seed(seed)
-    model = MatViT(MatViTConfig(**SHAPE, **settings), name="random")
+    model = MatViT(MatViTConfig(**(SHAPE | settings)), name="random")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -84,7 +84,28 @@ def test_submodels_that_run_together_or_go_on_give_the_same(by_torch, by_onnx):
         np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("first", "second"), list(permutations(["S", "2xS,1xXL", "XL"], 2)))
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_merged_as_torch_merges_them(kind, tmp_path):
+    model = random_model(**KINDS[kind], img_size=32)
+    encoder = load_encoder(save_encoder(model, tmp_path), runtime="onnx")
+    images = np.random.default_rng(3).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    submodels = [encoder.submodel(text) for text in ("S~", "L~4,3,1", "1xS,2xXL~0,8,0", "M~0,0,5")]
+    together = dict(embed_each(encoder, images, submodels))
+    for submodel in submodels:
+        expected = embed(model, images, submodel, precision="float32")
+        for vectors in (embed(encoder, images, submodel), together[submodel]):
+            np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    went = ContinuedEmbedding(encoder, images)
+    went.embed("3xS~4,3,1")
+    expected = embed(model, images[:2], "1xS,2xXL~4,3,1", precision="float32")
+    np.testing.assert_allclose(
+        went.take(np.array([0, 1])).embed("1xS,2xXL~4,3,1"), expected, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), list(permutations(["S", "2xS,1xXL", "XL", "S~1,0,1"], 2))
+)
 def test_going_on_costs_only_what_is_new(by_torch, by_onnx, first, second):
     went, expected = (
         ContinuedEmbedding(each, pixels(4), precision="float32") for each in (by_onnx, by_torch)
@@ -169,7 +190,7 @@ def test_8_bits_stay_near_and_torch_says_who_computes_in_them(by_torch, by_onnx)
 
 
 @pytest.mark.parametrize("opset", [17, 18, 21])
-@pytest.mark.parametrize("mix", ["S", "XL:int8"])
+@pytest.mark.parametrize("mix", ["S", "XL:int8", "S~", "S~1,1,0:int8"])
 def test_a_graph_is_valid_onnx(by_onnx, mix, opset):
     graph = by_onnx.graph(by_onnx.submodel(mix), opset=opset)
     onnx.checker.check_model(graph, full_check=True)
