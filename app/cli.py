@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from PIL import Image
 
 import indexing
 import matvit
@@ -34,7 +33,6 @@ from app.options import (
     bad_usage,
     open_retriever,
     parse_sizes,
-    way_to_ask,
 )
 from app.output import (
     BAD_USAGE,
@@ -52,6 +50,7 @@ from app.output import (
     show_frontier,
     show_json,
 )
+from app.search_cli import search
 from app.tune_cli import tune
 
 cli = typer.Typer(
@@ -117,66 +116,6 @@ def demo(
     say(f"Report: {made.report}/frontier.png, report.csv, report.json")
     say(f"Open the page: {sys.argv[0]} app {made.index} --report {made.report}/report.json")
     exit_with_failures(made.failures)
-
-
-@cli.command()
-def search(
-    index: IndexArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images to ask with.")],
-    submodel: Annotated[
-        str | None,
-        typer.Option(
-            help="S, M, L, XL, per block as in 4xS,2xXL, or auto: as large as needed [default: XL]."
-        ),
-    ] = None,
-    k: HitsOption = 10,
-    max_gmacs: Annotated[
-        float | None, typer.Option(help="Instead of a submodel: most compute per query.")
-    ] = None,
-    max_ms: Annotated[
-        float | None, typer.Option(help="Instead of a submodel: most time to encode a query here.")
-    ] = None,
-    min_recall: Annotated[
-        float | None, typer.Option(help="Instead of a submodel: least recall, 0 to 1.")
-    ] = None,
-    calibrated: Annotated[
-        bool, typer.Option("--calibrated", help="Scores on the full encoder's scale.")
-    ] = False,
-    encoder: EncoderOption = None,
-    device: DeviceOption = Device.AUTO,
-    as_json: JsonOption = False,
-) -> None:
-    """Find the images most similar to each query, encoded by a submodel of your choice.
-
-    A budget, or auto, chooses among the submodels that `matvit tune INDEX` measured.
-    """
-    retriever = open_retriever(index, encoder, device)
-    budget = {"max_gmacs": max_gmacs, "max_ms": max_ms, "min_recall": min_recall}
-    ask = way_to_ask(retriever, submodel, budget, calibrated=calibrated)
-    ask(Image.new("RGB", (64, 64)), k=1)  # the first search allocates memory and loads kernels
-    failed = 0
-    for image in images:
-        try:
-            hits = ask(image, k=k)
-        except (OSError, ValueError) as error:
-            if len(images) == 1:
-                raise
-            say(f"error: {one_line(error)}")
-            failed += 1
-            continue
-        if as_json:
-            show_json(hits.to_dict())
-            continue
-        show(
-            f"{image}  [{' -> '.join(step.submodel for step in hits.steps) or hits.submodel}: "
-            f"{hits.macs / 1e9:.3f} GMACs, "
-            f"{hits.encode_ms:.1f} ms + {hits.search_ms:.1f} ms]"
-        )
-        for hit in hits:
-            show(f"{hit.rank:>4}  {hit.score:.4f}  {hit.path}")
-    if failed == len(images):
-        raise ValueError("none of the queries could be answered")
-    exit_with_failures(failed)
 
 
 @cli.command()
@@ -248,7 +187,7 @@ def app(
     serve(port, {"index": index, "report": report, "encoder": source, "demo": DEMO})
 
 
-for command in (tune, train, extract, convert, import_scenic):
+for command in (search, tune, train, extract, convert, import_scenic):
     cli.command()(command)
 
 

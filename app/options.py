@@ -123,7 +123,7 @@ def way_to_ask(
     *,
     calibrated: bool,
 ) -> Callable[..., retrieval.Hits]:
-    """Return what finds the `k` images most similar to an `image`, as was typed.
+    """Return what finds the `k` images most similar to an `image` by a `wish`, as was typed.
 
     Args:
         retriever: Who is asked.
@@ -154,7 +154,7 @@ def way_to_ask(
     if not calibrated or (chosen is not None and chosen.is_full):
         return ask
     on_full_scale = retrieval.Tuning.of(retriever.index, retriever.encoder).on_full_scale
-    return lambda image, k: on_full_scale(ask(image, k=k))
+    return lambda image, **wanted: on_full_scale(ask(image, **wanted))
 
 
 def parse_sizes(text: str, config: matvit.MatViTConfig) -> list[matvit.Submodel]:

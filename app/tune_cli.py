@@ -38,6 +38,10 @@ def tune(
         typer.Option(help="First hits `auto` may lose [default: 0.02, 0.1 unlabelled]."),
     ] = None,
     certainty: Annotated[float, typer.Option(help="Of that bound.")] = 0.9,
+    max_false_accepts: Annotated[
+        float,
+        typer.Option(help="Share of queries that the proposed --min-score may show a wrong image."),
+    ] = 0.05,
     seed: SeedOption = 0,
     encoder: EncoderOption = None,
     device: DeviceOption = Device.AUTO,
@@ -48,16 +52,23 @@ def tune(
     tuning = retrieval.tune(
         retriever, None if queries is None else indexing.Corpus.open(queries),
         size=size, k=k, target=target, max_loss=max_loss,
-        certainty=certainty, seed=seed, progress=True,
+        certainty=certainty, seed=seed, max_false_accepts=max_false_accepts, progress=True,
     )  # fmt: skip
     if as_json:
         show_json(tuning.to_dict())
         warn_of_disorder(tuning.frontier)
     else:
         show_frontier(tuning.frontier, as_json=False, recommended=tuning.recommended.submodel)
-        show(tuning.summary, describe_auto(tuning))
+        show(tuning.summary, describe_auto(tuning), describe_cutoff(tuning))
     unreadable = tuning.frontier.conditions.unreadable if tuning.frontier.conditions else 0
     exit_with_failures(unreadable)
+
+
+def describe_cutoff(tuning: retrieval.Tuning) -> str:
+    """Say in one line which score to ask of a hit."""
+    if tuning.cutoff is None:
+        return "cut-off: none is proposed; queries need labels, or to be images of the index"
+    return tuning.cutoff.describe()
 
 
 def describe_auto(tuning: retrieval.Tuning) -> str:

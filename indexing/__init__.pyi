@@ -22,6 +22,8 @@ from .search.request import KindRequest as KindRequest
 from .search.request import parse_bytes as parse_bytes
 from .verification import Damage as Damage
 from .verification import VerifyReport as VerifyReport
+from .where import Where as Where
+from .where import parse_time as parse_time
 
 # isort: split
 # An index that nobody has to open:

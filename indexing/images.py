@@ -10,13 +10,16 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from jaxtyping import Int64
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from indexing.corpus.originals import Originals
 from indexing.records import Failure
 from indexing.store.manifest import Manifest
 from indexing.store.rows import StoredRows, column, read_failures
+from indexing.where import Where
 from matvit import COLOURS
 
 
@@ -42,6 +45,7 @@ class IndexedImages:
         self.embeddings = rows.live_embeddings()
         self.failures = read_failures(path, manifest.failure_files)
         self.ids: Int64[ndarray, " images"] = column(self.metadata, "id")
+        self._last_where: tuple[Where, Bool[ndarray, " images"]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,6 +82,37 @@ class IndexedImages:
         """What the class indices mean; None if the corpus has no classes."""
         names = self._manifest.corpus.class_names
         return None if names is None else list(names)
+
+    def where(self, where: Where) -> Bool[ndarray, " images"]:
+        """Mark the images that a filter lets through, one row per image; the last is remembered.
+
+        Raises:
+            ValueError: If the index has no class of a name.
+        """
+        last = self._last_where
+        if last is None or last[0] != where:
+            mask = where.mask(self.paths, self.labels, self.class_names, self.mtimes_ns)
+            self._last_where = last = where, mask
+        return last[1]
+
+    def row_named(self, name: str) -> int | None:
+        """Row of the image with a name; None if there is none, the first if there are several."""
+        row = pc.index(self.metadata.column("path"), pa.scalar(name)).as_py()
+        return None if row < 0 else int(row)
+
+    @property
+    def mtimes_ns(self) -> Int64[ndarray, " images"]:
+        """When the file of each image was last modified, in nanoseconds, as of its indexing."""
+        return column(self.metadata, "mtime_ns")
+
+    def file_of(self, row: int) -> Path:
+        """File of the image in a row.
+
+        Raises:
+            FileNotFoundError: If it is gone.
+            ValueError: If it leads out of the corpus, or the images lie in Parquet or tar files.
+        """
+        return self._originals.file(self.path_of(row))
 
     def image_bytes(self, id: int) -> bytes:  # noqa: A002 -- the word of this project
         """Return the original image file.

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
 from indexing.checks import IndexMismatchError, check_encoder
@@ -198,7 +198,10 @@ class ImageIndex(IndexedImages):
                 raise
 
     def search(
-        self, vectors: Float32[ndarray, "queries dim"], k: int
+        self,
+        vectors: Float32[ndarray, "queries dim"],
+        k: int,
+        among: Bool[ndarray, " images"] | None = None,
     ) -> tuple[Int64[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
         """Find the k most similar images of each query.
 
@@ -211,17 +214,24 @@ class ImageIndex(IndexedImages):
             vectors: Queries; they need not have length one.
             k: Images per query. An index with fewer images returns all it has, so there are
                 `min(k, len(index))` columns.
+            among: Which rows may be found, as `where` returns it; None for all. Where they are
+                few, or far from a query, each is compared: that is exact, whatever the kind.
 
         Returns:
             Ids and scores, best first.
 
         Raises:
             ValueError: If `k` is below 1, or the vectors have another dimension, are not finite
-                or are zero.
+                or are zero, or `among` has not one row per image.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        return self._searcher.search(unit_queries(vectors, self.embeddings.shape[1]), k)
+        queries = unit_queries(vectors, self.embeddings.shape[1])
+        if among is None:
+            return self._searcher.search(queries, k)
+        if among.shape != self.ids.shape:
+            raise ValueError(f"among must have {len(self):,} rows, got {among.shape}")
+        return self._searcher.search(queries, k, self.ids[among])
 
     def add(
         self,

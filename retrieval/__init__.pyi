@@ -1,6 +1,9 @@
 from .evaluation import evaluate as evaluate
 from .frontier import OperatingPoint as OperatingPoint
 from .frontier import ParetoFrontier as ParetoFrontier
+from .question import Stored as Stored
+from .question import Together as Together
+from .question import Wish as Wish
 from .retriever import Hits as Hits
 from .retriever import Retriever as Retriever
 from .tuning.auto import AutoRetriever as AutoRetriever
@@ -24,6 +27,7 @@ from .speed import disorder as disorder
 from .speed import measure_speed as measure_speed
 from .speed import measured_ms as measured_ms
 from .tuning.candidates import spread as spread
+from .tuning.cutoff import Cutoff as Cutoff
 from .tuning.record import TUNING as TUNING
 from .tuning.record import Budget as Budget
 from .tuning.record import Escalation as Escalation

@@ -61,7 +61,7 @@ class GroundTruth:
 
     def wanted(self, queries: Sequence[ImageRecord]) -> Wanted:
         """Look up what each of the queries should find."""
-        own = self._own_rows([query.sha256 for query in queries])
+        own = rows_of_content(self._sha256, [query.sha256 for query in queries])
         labels = self._label_in_index[[query.label for query in queries]]
         own_relevant = (self._labels[own] == labels[:, None]) & (own >= 0)
         total = self._count[labels] - own_relevant.sum(axis=1)
@@ -73,17 +73,28 @@ class GroundTruth:
         """Class of each row, -1 for none; row -1 has none."""
         return np.asarray(self._labels[rows])
 
-    def _own_rows(self, digests: Sequence[str]) -> Int64[np.ndarray, "queries copies"]:
-        """Find the rows that hold the very files that are asked with."""
-        distinct, query_of = np.unique(np.array(digests), return_inverse=True)
-        place = pc.index_in(self._sha256, value_set=pa.array(distinct.tolist()))
-        place = place.fill_null(_NONE).to_numpy()
-        rows = np.flatnonzero(place >= 0)
-        rows = rows[np.argsort(place[rows], kind="stable")]  # copies of one file side by side
-        copies = np.bincount(place[rows], minlength=len(distinct))
-        table = np.full((len(distinct), copies.max(initial=0)), _NONE, dtype=np.int64)
-        table[np.arange(table.shape[1]) < copies[:, None]] = rows
-        return np.asarray(table[query_of])
+
+def rows_of_content(
+    sha256: pa.ChunkedArray, digests: Sequence[str]
+) -> Int64[np.ndarray, "queries copies"]:
+    """Find the rows that hold the very files that are asked with.
+
+    Args:
+        sha256: Of the file of each row.
+        digests: Of the files to find.
+
+    Returns:
+        A row per file, filled up with -1 where one has fewer copies than another.
+    """
+    distinct, query_of = np.unique(np.array(digests, dtype=str), return_inverse=True)
+    place = pc.index_in(sha256, value_set=pa.array(distinct.tolist(), pa.string()))
+    place = place.fill_null(_NONE).to_numpy()
+    rows = np.flatnonzero(place >= 0)
+    rows = rows[np.argsort(place[rows], kind="stable")]  # copies of one file side by side
+    copies = np.bincount(place[rows], minlength=len(distinct))
+    table = np.full((len(distinct), copies.max(initial=0)), _NONE, dtype=np.int64)
+    table[np.arange(table.shape[1]) < copies[:, None]] = rows
+    return np.asarray(table[query_of])
 
 
 def find_others(

@@ -68,6 +68,20 @@ class Originals:
         )
         return self.read(path, position, sha256)
 
+    def file(self, path: str) -> Path:
+        """Return the file of an image, as an absolute path.
+
+        Raises:
+            FileNotFoundError: If it is gone.
+            ValueError: If it leads out of the corpus, or the images are in files of many.
+        """
+        if self._kind != "folder":
+            raise ValueError(
+                f"{path} has no file of its own: the images of {self._root} lie in "
+                f"{'Parquet files' if self._kind == 'parquet' else 'tar archives'}; copy it out"
+            )
+        return self._inside(path).absolute()
+
     def _inside(self, path: str) -> Path:
         """Return the file `path` names below the root, with every `..` resolved in the name."""
         file = Path(os.path.normpath(self._root / path))

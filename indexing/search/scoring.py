@@ -69,7 +69,11 @@ class ExactScores:
             return np.concatenate(list(scores))
 
     def nearest(
-        self, queries: Float32[ndarray, "queries dim"], k: int, names: Int64[ndarray, " rows"]
+        self,
+        queries: Float32[ndarray, "queries dim"],
+        k: int,
+        names: Int64[ndarray, " rows"],
+        among: Int64[ndarray, " some"] | None = None,
     ) -> Found:
         """Find the k nearest rows of each query without any search structure.
 
@@ -77,33 +81,37 @@ class ExactScores:
             queries: Unit vectors.
             k: Within 1..rows.
             names: What to call each row; equal scores are ordered by smaller name.
+            among: Rows that may be found; None for all.
 
         Returns:
             Names and scores, best first, whatever the rounding.
         """
-        return self._nearest(queries, k, names, min(k + SPARE, len(self._embeddings)))
+        rows = np.arange(len(self._embeddings)) if among is None else among
+        return self._nearest(queries, k, names, rows, min(k + SPARE, len(rows)))
 
     def _nearest(
         self,
         queries: Float32[ndarray, "queries dim"],
         k: int,
         names: Int64[ndarray, " rows"],
+        among: Int64[ndarray, " some"],
         fetch: int,
     ) -> Found:
         """Take the best of so many candidates; of more where one left out could be among them."""
-        rows_in_all, dim = self._embeddings.shape
         blocks = (
-            self._embeddings[start : start + _ROWS_PER_BLOCK]
-            for start in range(0, rows_in_all, _ROWS_PER_BLOCK)
+            self._embeddings[among[start : start + _ROWS_PER_BLOCK]]
+            for start in range(0, len(among), _ROWS_PER_BLOCK)
         )
-        proposed, rows = knn_ground_truth(  # type: ignore[no-untyped-call]
+        proposed, places = knn_ground_truth(  # type: ignore[no-untyped-call]
             queries, blocks, fetch, faiss.METRIC_INNER_PRODUCT, ngpu=0
         )
+        rows = among[places]
         found, best = best_first(names[rows], self.of(queries, rows), k)
-        doubtful = best[:, -1] - proposed[:, -1] <= rounding(dim)
-        if fetch < rows_in_all and doubtful.any():
-            more = min(_GROWTH * fetch, rows_in_all)
-            found[doubtful], best[doubtful] = self._nearest(queries[doubtful], k, names, more)
+        doubtful = best[:, -1] - proposed[:, -1] <= rounding(self._embeddings.shape[1])
+        if fetch < len(among) and doubtful.any():
+            more = min(_GROWTH * fetch, len(among))
+            again = self._nearest(queries[doubtful], k, names, among, more)
+            found[doubtful], best[doubtful] = again
         return found, best
 
     def _from_disk(

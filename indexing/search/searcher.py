@@ -112,6 +112,17 @@ class Searcher:
             scores[run, : reach.fetch] = self._scores.of(_on_cpu(queries[run]), found)
         return rows, scores
 
+    def nearest_among(self, queries: Queries, k: int, among: Int64[ndarray, " some"]) -> Found:
+        """Find the k nearest of some images, given by id, comparing each of them: exact.
+
+        Args:
+            queries: Unit vectors.
+            k: Within 1..number of these images.
+            among: Ids of images that are there.
+        """
+        rows = among if self._rows_are_ids else np.flatnonzero(np.isin(self.ids, among))
+        return self._scores.nearest(_on_cpu(queries), k, self.ids, rows)
+
     def nearest_rows(self, queries: Queries, k: int) -> Found:
         """Rows and exact scores of the k nearest, found without FAISS; equal scores by row."""
         return self._scores.nearest(_on_cpu(queries), k, np.arange(len(self.ids)))

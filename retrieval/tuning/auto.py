@@ -6,8 +6,9 @@ share with the smaller one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from time import perf_counter
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from numpy import ndarray
 
 from indexing import IndexMismatchError
 from matvit import ContinuedEmbedding, Encoder, ImageLike
+from retrieval.answering import Finder, Found
+from retrieval.question import Asked, Stored, Together, Wish
 from retrieval.retriever import (
     Hits,
     Retriever,
@@ -79,51 +82,77 @@ class AutoRetriever:
             )
         self.escalation = tuning.escalation
 
-    def search(self, image: ImageLike, k: int = 10) -> Hits:
+    def search(self, image: Asked, k: int = 10, wish: Wish = Wish()) -> Hits:
         """Find the k most similar images; see `search_batch`."""
-        (hits,) = self.search_batch([image], k)
+        (hits,) = self.search_batch([image], k, wish)
         return hits
 
-    def search_batch(self, images: Sequence[ImageLike], k: int = 10) -> list[Hits]:
+    def search_batch(self, images: Sequence[Asked], k: int = 10, wish: Wish = Wish()) -> list[Hits]:
         """Find the k most similar images of each query, which goes on if its answer is not sure.
 
         Args:
-            images: Paths, bytes of image files, or Pillow images.
+            images: Paths, bytes of image files, Pillow images, or `Stored` images of the index,
+                which need no encoding and so have nothing to choose.
             k: Hits per query; an index with fewer images returns all it has.
+            wish: What may answer.
 
         Returns:
             One answer per query, in order; its `steps` are the submodels that it was asked with.
 
         Raises:
             FileNotFoundError: If there is no file at a path.
-            ValueError: If an image cannot be read, or k is below 1.
+            ValueError: If an image cannot be read, k is below 1, or several ask together.
             IndexMismatchError: If the encoder has changed since the index was built.
         """
-        index = self.retriever.index
-        check_question(self._model, index, k)
+        check_question(self._model, self.retriever.index, k)
         found: list[Hits] = []
-        for start in range(0, len(images), _TOGETHER):
-            part = images[start : start + _TOGETHER]
-            answers = escalate(
-                self.escalation,
-                self._model,
-                decode(self._model, part),
-                lambda vectors: index.search(vectors, max(k, RANKS)),
-                (lambda ids: index.labels[index.rows_of(ids)]) if index.class_names else None,
-            )
-            found += [
-                Hits(
-                    query=name_of(image),
-                    submodel=answer.steps[-1].submodel,
-                    macs=sum(step.macs for step in answer.steps),
-                    encode_ms=sum(step.encode_ms for step in answer.steps),
-                    search_ms=sum(step.search_ms for step in answer.steps),
-                    hits=look_up(index, answer.ids[:k], answer.scores[:k]),
-                    steps=answer.steps,
-                )
-                for image, answer in zip(part, answers, strict=True)
-            ]
+        size = _TOGETHER if wish == Wish(where=wish.where) else 1
+        for alike, run in groupby(images, type):
+            part = list(run)
+            if alike is Together:
+                raise ValueError("auto chooses for one image; several together need a submodel")
+            if alike is Stored:
+                found += self.retriever.search_batch(part, k=k, wish=wish)
+                continue
+            new = [image for image in part if not isinstance(image, (Stored, Together))]
+            for start in range(0, len(new), size):
+                found += self._ask(new[start : start + size], k, wish)
         return found
+
+    def _ask(self, images: Sequence[ImageLike], k: int, wish: Wish) -> list[Hits]:
+        """Answer queries together; only one where who asks, or a twin of a hit, is left out."""
+        index, twins = self.retriever.index, dict[int, int]()
+        finder = Finder(index, wish)
+        (own, *_) = finder.own_rows([Together(like=(image,)) for image in images])
+
+        def search(vectors: Float32[ndarray, "queries dim"]) -> _Found:
+            ids, scores, stands_for = finder.table(vectors, own, max(k, RANKS))
+            twins.update(zip(ids[0].tolist(), stands_for[0].tolist(), strict=True))
+            return ids, scores
+
+        def labels_of(ids: Int64[ndarray, "queries k"]) -> Int64[ndarray, "queries k"]:
+            known = index.rows_of(np.where(ids < 0, index.ids[0], ids))
+            return np.where(ids < 0, -1, index.labels[known])
+
+        answers = escalate(
+            self.escalation,
+            self._model,
+            decode(self._model, images),
+            search,
+            labels_of if index.class_names else None,
+        )
+        return [
+            Hits(
+                query=name_of(image),
+                submodel=answer.steps[-1].submodel,
+                macs=sum(step.macs for step in answer.steps),
+                encode_ms=sum(step.encode_ms for step in answer.steps),
+                search_ms=sum(step.search_ms for step in answer.steps),
+                hits=look_up(index, answer.found(k, twins)),
+                steps=answer.steps,
+            )
+            for image, answer in zip(images, answers, strict=True)
+        ]
 
 
 class Answer(NamedTuple):
@@ -132,6 +161,12 @@ class Answer(NamedTuple):
     ids: Int64[ndarray, " k"]
     scores: Float32[ndarray, " k"]
     steps: tuple[Step, ...]
+
+    def found(self, k: int, twins: Mapping[int, int]) -> Found:
+        """The k best hits, and how many each stands for; places without a hit left out."""
+        ids = self.ids[:k][self.ids[:k] >= 0]
+        stands_for = np.array([twins.get(number, 0) for number in ids.tolist()], dtype=np.int64)
+        return Found(ids, self.scores[: len(ids)], stands_for)
 
 
 Search = Callable[

@@ -18,6 +18,7 @@ from matvit import Encoder, Submodel
 from retrieval.frontier import OperatingPoint, ParetoFrontier, is_int8
 from retrieval.retriever import Hits
 from retrieval.speed import timed
+from retrieval.tuning.cutoff import Cutoff
 from retrieval.tuning.journal import damaged, read_checked, write_checked
 from retrieval.tuning.score_scale import ScoreScale
 
@@ -197,6 +198,7 @@ class Tuning:
         altered: Whether the queries were altered images of the index.
         escalation: How a query chooses for itself; None if nothing was found worth it.
         scales: How the scores of submodels translate into the full encoder's.
+        cutoff: The score to ask of a hit; None where nothing says what is right.
     """
 
     encoder: Encoder = field(repr=False, compare=False)
@@ -211,6 +213,7 @@ class Tuning:
     altered: bool
     escalation: Escalation | None = None
     scales: Mapping[str, ScoreScale] = field(default_factory=dict)
+    cutoff: Cutoff | None = None
 
     @classmethod
     def of(cls, index: ImageIndex, encoder: Encoder) -> Tuning:
@@ -358,6 +361,7 @@ class _Stored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     altered: bool
     escalation: Escalation | None
     scales: dict[str, ScoreScale]
+    cutoff: Cutoff | None = None  # of what was tuned before there was one
 
 
 def read_tuning(index: ImageIndex, encoder: Encoder) -> Tuning | None:

@@ -43,6 +43,7 @@ class Trial:
     Attributes:
         scores: What is known, by submodel.
         scales: Of each submodel that asked, how its scores translate into the full encoder's.
+        full: The queries, embedded at full size.
     """
 
     def __init__(
@@ -58,9 +59,9 @@ class Trial:
         self._retriever, self._queries, self._k = retriever, queries, k
         self._on_progress = on_progress
         self.scores: dict[Submodel, Score] = dict(known or {})
-        self._full = embed(self._model, queries.pixels)
+        self.full = embed(self._model, queries.pixels)
         nearest, scores = find_others(
-            retriever.index, self._full, queries.wanted.own, max(k, _NEIGHBOURS)
+            retriever.index, self.full, queries.wanted.own, max(k, _NEIGHBOURS)
         )
         self._reference, self._reference_scores = nearest[:, :k], scores[:, :k]
         self.scales: dict[Submodel, ScoreScale] = {}
@@ -125,7 +126,7 @@ class Trial:
                 self._on_progress()
 
     def _distortion(self, vectors: Float32[ndarray, "queries dim"]) -> float:
-        moved = np.einsum("qd,qnd->qn", vectors - self._full, self._neighbours)
+        moved = np.einsum("qd,qnd->qn", vectors - self.full, self._neighbours)
         return float((moved**2).mean())
 
     def _hit_rate(self, rows: Int64[ndarray, "queries k"]) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -17,6 +17,7 @@ from retrieval.metrics import retained
 from retrieval.retriever import Retriever
 from retrieval.speed import describe_precision, disorder, timed
 from retrieval.tuning.candidates import KEPT, STRATEGY, ask_candidates, spread
+from retrieval.tuning.cutoff import MAX_FALSE_ACCEPTS, Cutoff, best_scores, choose_cutoff
 from retrieval.tuning.journal import Journal, Score, only_one
 from retrieval.tuning.record import Escalation, TunedFor, Tuning, whole
 from retrieval.tuning.sample import FEWEST, Sample, draw_sample
@@ -43,6 +44,7 @@ def tune(
     max_loss: float | None = None,
     certainty: float = 0.9,
     seed: int = 0,
+    max_false_accepts: float = MAX_FALSE_ACCEPTS,
     latency: bool = True,
     progress: bool = False,
 ) -> Tuning:
@@ -78,6 +80,8 @@ def tune(
             query's label (default 0.02), without labels of the full encoder's (default 0.1).
         certainty: Of that bound.
         seed: Of the draw.
+        max_false_accepts: Share of the queries that the proposed cut-off may show a wrong image:
+            one of another label; without labels, to somebody whose image is not there.
         latency: Whether to time the submodels that are kept, anew whatever is remembered.
         progress: Show a progress bar on stderr.
 
@@ -93,6 +97,8 @@ def tune(
     model = whole(retriever.encoder)
     retriever.index.check_encoder(model)
     _check(k, len(retriever.index), target, max_loss, certainty)
+    if not 0 < max_false_accepts < 1:
+        raise ValueError(f"max_false_accepts must be above 0 and below 1, got {max_false_accepts}")
     folder = retriever.index.path
     with only_one(folder), progress_of("tuning", unit="submodels", shown=progress) as bar:
         sample = draw_sample(retriever, queries, size=size, seed=seed)
@@ -128,6 +134,7 @@ def tune(
             altered=sample.altered,
             escalation=escalation,
             scales={str(each): scale for each, scale in reporting.scales.items()},
+            cutoff=_cutoff(retriever, sample, (trial, reporting), max_false_accepts),
         )
         tuning.store()
         journal.forget()
@@ -175,6 +182,20 @@ def _escalation(
         max_loss=_or(max_loss, MAX_LOSS_WITH_LABELS, MAX_LOSS_WITHOUT_LABELS, labelled),
         certainty=certainty,
     )
+
+
+def _cutoff(
+    retriever: Retriever, sample: Sample, asked: tuple[Trial, Trial], max_false_accepts: float
+) -> Cutoff | None:
+    """Propose a cut-off, chosen by the selecting queries; without labels only altered ones can."""
+    if not (sample.has_labels or sample.altered):
+        return None
+    choosing, reporting = (
+        best_scores(retriever.index, queries.wanted, trial.full, has_labels=sample.has_labels)
+        for queries, trial in zip((sample.selecting, sample.reporting), asked, strict=True)
+    )
+    right: Literal["label", "same image"] = "label" if sample.has_labels else "same image"
+    return choose_cutoff(choosing, reporting, right, max_false_accepts)
 
 
 def _of_one_metric(

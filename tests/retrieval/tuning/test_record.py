@@ -110,8 +110,8 @@ def test_what_is_stored_is_what_is_read(indexed, stored):
     assert sorted(document) == ["content", "format_version", "sha256"]
     assert document["content"] == json.loads(json.dumps(stored.to_dict()))
     assert list(document["content"]) == [
-        "altered", "escalation", "frontier", "measured", "scales", "selecting", "selection",
-        "strategy", "target", "tuned_for",
+        "altered", "cutoff", "escalation", "frontier", "measured", "scales", "selecting",
+        "selection", "strategy", "target", "tuned_for",
     ]  # fmt: skip
     assert ParetoFrontier.from_dict(document["content"]["selection"]) == stored.selection
 
