@@ -123,7 +123,10 @@ def evaluate(
     index: IndexArgument,
     queries: Annotated[str, typer.Option(help="Folder of query images, Parquet or tar files.")],
     submodels: Annotated[
-        str, typer.Option(help="Comma-separated; `mix` adds a spread of Mix'n'Match ones.")
+        str,
+        typer.Option(
+            help="Comma-separated; `mix` adds a spread of Mix'n'Match ones, `S~` merges tokens."
+        ),
     ] = "S,M,L,XL",
     k: HitsOption = 10,
     out: Annotated[Path | None, typer.Option(help="Folder for CSV, JSON and plot.")] = None,

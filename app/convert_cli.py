@@ -49,6 +49,9 @@ def convert(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Images per step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak, above 0.")] = None,
+    merging: Annotated[
+        bool, typer.Option("--merging", help="Train submodels that merge tokens (S~) too.")
+    ] = False,
     max_images: Annotated[
         int, typer.Option(min=20, help="Decode at most this many; they are kept in memory.")
     ] = 20_000,
@@ -72,7 +75,10 @@ def convert(
         indexing.Corpus.open(images), model.preprocess,
         labels=False, limit=max_images, progress=True,
     )  # fmt: skip
-    settings = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    settings = {
+        "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
+        "merging": merging,
+    }  # fmt: skip
     rows = _convert_and_judge(
         model, data, out, None if no_training else settings,
         seed=seed, device=device.value, resume=resume, progress=True,

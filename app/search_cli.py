@@ -44,7 +44,8 @@ def search(
     submodel: Annotated[
         str | None,
         typer.Option(
-            help="S, M, L, XL, per block as in 4xS,2xXL, or auto: as large as needed [default: XL]."
+            help="S, M, L, XL, per block as in 4xS,2xXL; S~ merges tokens; or auto: as large as "
+            "needed [default: XL]."
         ),
     ] = None,
     k: HitsOption = 10,

@@ -6,7 +6,13 @@ import random
 from collections.abc import Callable
 
 from matvit import Granularity, MatViTConfig, Submodel, count_macs, mix_n_match, trained_sizes
-from retrieval.tuning.candidates import STRATEGY, ask_candidates, paper_rule, spread
+from retrieval.tuning.candidates import (
+    STRATEGY,
+    ask_candidates,
+    ask_widths,
+    paper_rule,
+    spread,
+)
 from retrieval.tuning.trial import Trial
 
 DRAWN, KEPT, SEED = 40, 40, 0
@@ -67,6 +73,7 @@ def monotone(config: MatViTConfig) -> list[Submodel]:
 
 STRATEGIES: dict[str, Callable[[Trial], None]] = {
     STRATEGY: ask_candidates,
+    "distortion": ask_widths,
     "proxy": ask_by_proxy,
     "monotone": ask_monotone,
     "paper": ask_paper,

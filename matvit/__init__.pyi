@@ -1,6 +1,7 @@
 from .checkpoint import DEFAULT_ENCODER as DEFAULT_ENCODER
 from .checkpoint import bundled_encoders as bundled_encoders
 from .config import MatViTConfig as MatViTConfig
+from .cost import count_block_macs as count_block_macs
 from .cost import count_macs as count_macs
 from .cost import count_params as count_params
 from .cost import parse_submodel as parse_submodel

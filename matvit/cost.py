@@ -106,13 +106,25 @@ def _count_macs(
     patches, dim = config.patches(img_size), config.embed_dim
     macs = patches * 3 * config.patch_size**2 * dim
     for merged, width in (*blocks, (0, 0))[:attentions]:
-        tokens = patches + config.prefix_tokens
-        macs += 4 * tokens * dim**2 + 2 * tokens**2 * dim
-        if merged:
-            macs += (patches - patches // 2) * (patches // 2) * dim
+        macs += count_block_macs(config, patches, merged, width)
         patches -= merged
-        macs += 2 * (patches + config.prefix_tokens) * dim * width
     return macs
+
+
+def count_block_macs(config: MatViTConfig, patches: int, merged: int, width: int) -> int:
+    """Multiply-accumulates of one block.
+
+    Args:
+        config: Architecture.
+        patches: Patch tokens that come in.
+        merged: Of those, how many are merged into others after the attention.
+        width: Hidden units of the feed-forward network; 0 leaves it out.
+    """
+    dim, tokens = config.embed_dim, patches + config.prefix_tokens
+    macs = 4 * tokens * dim**2 + 2 * tokens**2 * dim
+    if merged:
+        macs += (patches - patches // 2) * (patches // 2) * dim
+    return macs + 2 * (tokens - merged) * dim * width
 
 
 def _stem_params(config: MatViTConfig) -> int:

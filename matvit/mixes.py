@@ -8,12 +8,13 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from itertools import combinations_with_replacement, pairwise
 
 from matvit.config import MatViTConfig
 from matvit.cost import count_macs
-from matvit.submodel import Granularity, Submodel
+from matvit.submodel import Granularity, Submodel, preset_merges
 
 
 def trained_sizes(config: MatViTConfig) -> list[Submodel]:
@@ -46,7 +47,7 @@ def mix_n_match(config: MatViTConfig, limit: int | None = None) -> list[Submodel
         ['S', '2xM,4xL', '1xM,2xL,3xXL', 'XL']
     """
     submodels = [Submodel(chosen, config.hidden_dim) for chosen in _monotone_widths(config)]
-    submodels.sort(key=lambda submodel: (count_macs(config, submodel), submodel.widths))
+    submodels.sort(key=lambda submodel: (count_macs(config, submodel), submodel.sort_key))
     return submodels if limit is None else _spread(config, submodels, limit)
 
 
@@ -61,7 +62,7 @@ def neighbouring_mixes(config: MatViTConfig) -> list[Submodel]:
         Submodel(widths, config.hidden_dim)
         for widths in [*widening, *(widths[::-1] for widths in widening)]
     ]
-    return sorted(submodels, key=lambda submodel: (count_macs(config, submodel), submodel.widths))
+    return sorted(submodels, key=lambda submodel: (count_macs(config, submodel), submodel.sort_key))
 
 
 def random_submodel(config: MatViTConfig, seed: int) -> Submodel:
@@ -87,6 +88,32 @@ def random_submodel(config: MatViTConfig, seed: int) -> Submodel:
     mixes = (kind == 1 and _neighbouring_widths(config)) or _monotone_widths(config)
     chosen = rng.choice(mixes)
     return Submodel(chosen if rng.random() < 0.5 else chosen[::-1], config.hidden_dim)
+
+
+def random_schedule(config: MatViTConfig, seed: int) -> Submodel:
+    """Draw a submodel that merges tokens, to train on both axes at once.
+
+    A third of the draws are one of the four sizes in every block, the others what `random_submodel`
+    draws. A third of them merge as the preset does; the others merge an eighth to half of the patch
+    tokens that are left in one to three blocks, but never in the last one, where it changes nothing
+    for the class token.
+
+    Returns:
+        The same submodel for the same seed.
+    """
+    rng = random.Random(f"{seed}~")  # noqa: S311 -- draws of its own, and nothing here is secret
+    submodel = random_submodel(config, seed)
+    if rng.randrange(3) == 0:
+        size = rng.choice(list(Granularity))
+        submodel = Submodel.uniform(size, depth=config.depth, hidden_dim=config.hidden_dim)
+    patches, blocks = config.patches(), range(max(1, config.depth - 1))
+    merged = list(preset_merges(config.depth, patches))
+    if rng.randrange(3):
+        merged, left = [0] * config.depth, patches
+        for block in sorted(rng.sample(blocks, min(len(blocks), rng.randint(1, 3)))):
+            merged[block] = min(max(1, left * rng.randint(1, 4) // 8), left // 2)
+            left -= merged[block]
+    return dataclasses.replace(submodel, merged=tuple(merged), patches=patches)
 
 
 def _neighbouring_widths(config: MatViTConfig) -> list[tuple[int, ...]]:
@@ -117,4 +144,4 @@ def _spread(config: MatViTConfig, submodels: list[Submodel], limit: int) -> list
         min(submodels, key=lambda s: (abs(costs[s] - target), s.widths[-1] - s.widths[0]))
         for target in targets
     }
-    return sorted(picked, key=lambda submodel: (costs[submodel], submodel.widths))
+    return sorted(picked, key=lambda submodel: (costs[submodel], submodel.sort_key))

@@ -10,7 +10,7 @@ from app.page.looks import plain
 from app.page.measured import Unit, found_in, units, within
 from app.page.search import draw_strips
 from app.page.visit import Shown, from_blocks
-from matvit import Granularity
+from matvit import Granularity, parse_submodel
 from retrieval import ParetoFrontier
 
 _BLOCKS_PER_ROW = 3
@@ -163,7 +163,7 @@ def _draw_pick(shown: Shown) -> None:
 
 
 def _draw_blocks(shown: Shown) -> None:
-    """One slider per block; together they say which submodel it is."""
+    """One slider per block, and whether tokens are merged, say together which submodel it is."""
     st.caption("Or block by block:")
     depth = shown.opened.retriever.encoder.config.depth
     with st.grid(min(depth, _BLOCKS_PER_ROW), min_column_width=84, key="blocks"):
@@ -175,12 +175,23 @@ def _draw_blocks(shown: Shown) -> None:
                 on_change=_use_blocks,
                 args=(shown,),
             )
+    st.toggle(
+        "Merge tokens that are alike",
+        key="block-merge",
+        on_change=_use_blocks,
+        args=(shown,),
+        help="Fewer tokens cost less in attention too, which no width makes cheaper: `S~`",
+    )
 
 
 def _use_blocks(shown: Shown) -> None:
     config = shown.opened.retriever.encoder.config
     sizes = [Granularity(st.session_state[f"block-{block}"]) for block in range(config.depth)]
-    visit.use(shown, str(from_blocks(config, sizes)))
+    like = None
+    if st.session_state["block-merge"]:
+        pick = shown.opened.retriever.encoder.submodel(st.session_state.pick)
+        like = pick if pick.merged else parse_submodel(config, "S~")
+    visit.use(shown, str(from_blocks(config, sizes, like)))
 
 
 def _draw_answers(shown: Shown) -> None:

@@ -22,6 +22,7 @@ class Cost:
         fraction: The same as a share of the full encoder's.
         params: Its parameters.
         widths: Of each block, as a share of all its hidden units.
+        merged: Patch tokens that are merged into others.
     """
 
     submodel: str
@@ -29,6 +30,7 @@ class Cost:
     fraction: float
     params: int
     widths: tuple[float, ...]
+    merged: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,7 @@ def cost_of(config: MatViTConfig, submodel: Submodel) -> Cost:
         fraction=macs / count_macs(config, full),
         params=count_params(config, submodel),
         widths=tuple(width / submodel.hidden_dim for width in submodel.widths),
+        merged=sum(submodel.merged),
     )
 
 

@@ -92,6 +92,7 @@ def gone(path: str) -> str:
 
 def cost_card(cost: Cost, point: OperatingPoint | None, frontier: ParetoFrontier | None) -> str:
     """Say what a submodel costs, and what it finds where that was measured."""
+    merged = f" · {cost.merged} patches merged" if cost.merged else ""
     found = "not measured yet: its cost is exact, what it finds is not known"
     if point is not None and frontier is not None:
         found = f"{frontier.metric} <b>{frontier.recall(point):.4f}</b>"
@@ -101,7 +102,7 @@ def cost_card(cost: Cost, point: OperatingPoint | None, frontier: ParetoFrontier
         f'<div class="mv-card"><h3 class="mv-title">{glyph(cost.widths)}'
         f"<span>{escape(spoken(cost.submodel))}</span></h3>"
         f'<div class="mv-fact"><b>{cost.macs / 1e9:.3f}</b> GMACs · {cost.fraction:.0%} of full'
-        f" · {cost.params / 1e6:.2f} M parameters</div>"
+        f" · {cost.params / 1e6:.2f} M parameters{merged}</div>"
         f"{_bar('compute', min(1.0, cost.fraction))}"
         f'<div class="mv-fact">{found}</div></div>'
     )

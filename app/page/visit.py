@@ -236,6 +236,7 @@ def use(shown: Shown, submodel: str) -> None:
     state.pick = submodel
     for block, size in enumerate(blocks_of(shown.opened.retriever.encoder.submodel(submodel))):
         state[f"block-{block}"] = size.value
+    state["block-merge"] = bool(shown.opened.retriever.encoder.submodel(submodel).merged)
     if chart.clicked(state.get(chart_key())) not in (None, submodel):
         state.chart_turn += 1
     fit_budget(shown)
@@ -281,9 +282,20 @@ def blocks_of(submodel: Submodel) -> list[Granularity]:
     ]  # fmt: skip
 
 
-def from_blocks(config: MatViTConfig, sizes: Sequence[Granularity]) -> Submodel:
-    """Put a submodel together, one size per block."""
-    return Submodel(tuple(size.width(config.hidden_dim) for size in sizes), config.hidden_dim)
+def from_blocks(
+    config: MatViTConfig, sizes: Sequence[Granularity], like: Submodel | None = None
+) -> Submodel:
+    """Put a submodel together, one size per block.
+
+    Args:
+        config: Architecture.
+        sizes: Of each block.
+        like: Whose tokens are merged; None for none.
+    """
+    widths = tuple(size.width(config.hidden_dim) for size in sizes)
+    if like is None:
+        return Submodel(widths, config.hidden_dim)
+    return Submodel(widths, config.hidden_dim, merged=like.merged, patches=like.patches)
 
 
 def read_link(

@@ -68,6 +68,7 @@ def conversion_recipe(
     epochs: float | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    merging: bool = False,
 ) -> ConversionRecipe:
     """Return the `align` recipe, fitted to an encoder.
 
@@ -79,6 +80,7 @@ def conversion_recipe(
         epochs: Passes over them; None is as many as show 100,000 images, 30 at most.
         batch_size: Images per step; None is the recipe's own.
         learning_rate: Peak of the schedule; None is the recipe's own, less for wider encoders.
+        merging: Whether to train with merged tokens too, by the recipe `align-merging`.
 
     Raises:
         ValueError: If a setting is out of range, or they amount to no step at all.
@@ -88,7 +90,7 @@ def conversion_recipe(
     for name, value in (("learning_rate", learning_rate), ("epochs", epochs)):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be a number above 0, got {value}")
-    base, config = find_recipe("align"), model.config
+    base, config = find_recipe("align-merging" if merging else "align"), model.config
     if epochs is None:
         epochs = min(_MAX_EPOCHS, max(1.0, _IMAGES_SEEN / images))
     if learning_rate is None:

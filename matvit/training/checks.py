@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 from matvit.model import MatViT
-from matvit.training.schedule import RANDOM, Recipe
+from matvit.training.schedule import RANDOM, RANDOM_SCHEDULE, Recipe
 from matvit.training.teacher import Answers, Teacher
 
 
@@ -58,7 +58,7 @@ def check_sizes(recipe: Recipe, model: MatViT, aligned_to: MatViT | None) -> Non
         ValueError: If there is anything.
     """
     for phase in recipe.phases:
-        for size in set(phase.sizes) - {RANDOM}:
+        for size in set(phase.sizes) - {RANDOM, RANDOM_SCHEDULE}:
             model.submodel(size)
         taught_by = [aligned_to] if phase.objective == "align" else []
         for encoder, side in product([model, *filter(None, taught_by)], phase.sides):

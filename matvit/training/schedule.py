@@ -16,7 +16,7 @@ import numpy as np
 from matvit.config import MatViTConfig
 from matvit.preprocess import Preprocess
 
-RANDOM = "random"
+RANDOM, RANDOM_SCHEDULE = "random", "random~"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class Phase:
         epochs: Passes over the data; fractions allowed.
         img_size: Side of the input in pixels.
         sizes: Submodels trained, as people write them; `"random"` is one that each step draws
-            anew (see `matvit.mixes.random_submodel`).
+            anew (see `matvit.mixes.random_submodel`), `"random~"` one that merges tokens too (see
+            `matvit.mixes.random_schedule`).
         weights: Weight of each size's loss.
         sampled: Train one of the sizes in each step, drawn with probabilities in proportion to
             `weights`, instead of all of them.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from matvit.device import resolve_device
-from matvit.mixes import random_submodel
+from matvit.mixes import random_schedule, random_submodel
 from matvit.model import MatViT
 from matvit.submodel import Submodel
 from matvit.torch_runtime import resolve_precision
@@ -28,7 +28,7 @@ from matvit.training.checks import check_sizes, check_teacher
 from matvit.training.data import LabelledPixels
 from matvit.training.distributed import Processes
 from matvit.training.losses import alignment, distillation, joint_cross_entropy
-from matvit.training.schedule import RANDOM, Phase, Recipe, may_go_on_as
+from matvit.training.schedule import RANDOM, RANDOM_SCHEDULE, Phase, Recipe, may_go_on_as
 from matvit.training.teacher import Answers
 
 _ALONE = Processes()
@@ -221,9 +221,10 @@ class Trainer:
         ]
 
     def _submodel(self, size: str, row: int) -> Submodel:
-        if size != RANDOM:
+        if size not in (RANDOM, RANDOM_SCHEDULE):
             return self.model.submodel(size)
-        return random_submodel(self.model.config, derive_seed(self.seed, self.step, 5) * 64 + row)
+        draw = random_submodel if size == RANDOM else random_schedule
+        return draw(self.model.config, derive_seed(self.seed, self.step, 5) * 64 + row)
 
     def _backward(
         self, phase: Phase, trained: list[_Trained], batch: Batch, share: float

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from heapq import merge
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
+from typing import NamedTuple
 
-from matvit import MatViTConfig, Submodel, count_macs, neighbouring_mixes, trained_sizes
+from matvit import (
+    Granularity,
+    MatViTConfig,
+    Submodel,
+    count_block_macs,
+    count_macs,
+    neighbouring_mixes,
+    parse_submodel,
+    trained_sizes,
+)
 from retrieval.tuning.trial import Trial
 
-STRATEGY = "distortion"
+STRATEGY = "both axes"
 """What this way to search is called beside others; see `benchmarks/search_strategies.py`."""
 
 KEPT = 3
@@ -19,15 +30,147 @@ Table = Sequence[Mapping[int, float]]
 """Per block: the distortion of keeping a width there, by width."""
 
 
+SCHEDULES = 8
+"""Submodels that merge tokens and ask the index, between two neighbouring sizes."""
+
+_SHARES = (1, 2, 3, 4)
+_OF = 8
+"""Eighths of the patch tokens that a block may merge."""
+
+
 def ask_candidates(trial: Trial) -> None:
+    """Ask with mixes of sizes, with mixes that merge tokens, and with 8 bits.
+
+    Both axes are searched alike: by what each block costs alone, which is taken to add up.
+    """
+    ask_widths(trial)
+    ask_merging(trial)
+    trial.ask(trial.rounded)
+
+
+def ask_widths(trial: Trial) -> None:
     """Ask with mixes of two neighbouring sizes, found by a table of what each block costs.
 
     Around each trained size, one block at a time is made as wide as in the next smaller and in the
     next larger one, and its neighbour distortion noted. Those of a mix are taken to add up, seen
     from the smaller size and from the larger one, and weighted by how near it is to either. Dynamic
     programming finds the mixes of least distortion for every total width; they ask the index, and
-    so do those of the paper's rule, which sums cannot rule out, and the trained sizes in 8 bits.
+    so do those of the paper's rule, which sums cannot rule out.
     """
+    sizes = trained_sizes(trial.config)
+    distortion = _distortions_by_block(trial)
+    chosen = [
+        mix
+        for small, large in pairwise(sizes)
+        for wide in range(1, trial.config.depth)
+        for mix in _best_mixes(small, large, wide, distortion)
+    ]
+    trial.ask([*paper_rule(trial.config), *chosen])
+
+
+def ask_merging(trial: Trial) -> None:
+    """Ask with submodels that merge tokens, found by the same kind of table.
+
+    What merging costs is noted at the smallest size, for every block and for some shares of the
+    patch tokens. Beside that stands what widths cost between two neighbouring sizes, halfway. The
+    best sums of both are the least distortion for every amount of compute (see `best_schedules`);
+    some of them, spread over it, ask the index. So does the preset of every size.
+    """
+    config, sizes = trial.config, trained_sizes(trial.config)
+    merging = _merging_table(trial)
+    distortion = _distortions_by_block(trial)
+    chosen = [parse_submodel(config, f"{size.value}~") for size in Granularity]
+    for small, large in pairwise(sizes):
+        found = best_schedules(config, _width_table(small, large, 0.5, distortion), merging)
+        chosen += spread(config, [each for each in found if each.merged], SCHEDULES)
+    trial.ask(dict.fromkeys(chosen))
+
+
+class _Start(NamedTuple):
+    """First blocks of a submodel: what they cost, and what they merge and keep."""
+
+    macs: int
+    distortion: float
+    blocks: tuple[tuple[int, int], ...]
+
+
+def best_schedules(config: MatViTConfig, widths: Table, merging: Table) -> list[Submodel]:
+    """Find submodels of both axes that nothing cheaper should be distorted less than.
+
+    Dynamic programming over the blocks: what is to come depends on the tokens that are left alone.
+    So of all beginnings that leave as many those are kept that cost less or distort less than any
+    other. Exact for distortions that add up.
+
+    Args:
+        config: Architecture.
+        widths: What each width costs in each block.
+        merging: What each number of merged tokens costs in each block.
+
+    Returns:
+        Submodels, cheapest first.
+    """
+    front: dict[int, list[_Start]] = {config.patches(): [_Start(0, 0.0, ())]}
+    for by_width, by_merged in zip(widths, merging, strict=True):
+        longer: dict[int, list[_Start]] = {}
+        for left, starts in front.items():
+            for merged, width in product(by_merged, by_width):
+                if merged > left // 2:
+                    continue
+                macs = count_block_macs(config, left, merged, width)
+                cost = by_merged[merged] + by_width[width]
+                longer.setdefault(left - merged, []).extend(
+                    _Start(
+                        start.macs + macs, start.distortion + cost, (*start.blocks, (merged, width))
+                    )
+                    for start in starts
+                )
+        front = {left: _undominated(starts) for left, starts in longer.items()}
+    best = _undominated([start for starts in front.values() for start in starts])
+    return [
+        Submodel(
+            tuple(width for _, width in start.blocks),
+            config.hidden_dim,
+            merged=tuple(merged for merged, _ in start.blocks),
+            patches=config.patches(),
+        )
+        for start in best
+    ]
+
+
+def _undominated(starts: list[_Start]) -> list[_Start]:
+    """Keep those that nothing else undercuts in both, cheapest first."""
+    kept: list[_Start] = []
+    for start in sorted(starts):
+        if not kept or start.distortion < kept[-1].distortion:
+            kept.append(start)
+    return kept
+
+
+def _merging_table(trial: Trial) -> Table:
+    """Measure what merging in one block alone costs; none merge in the last one.
+
+    There it would leave the class token as it is.
+    """
+    config, (smallest, *_) = trial.config, trained_sizes(trial.config)
+    patches, blocks = config.patches(), range(config.depth - 1)
+    counts = sorted({patches * share // _OF for share in _SHARES} - {0})
+    singles = [
+        replace(smallest, merged=_single(config.depth, block, count), patches=patches)
+        for block in blocks
+        for count in counts
+    ]
+    base, *found = trial.distortions([smallest, *singles])
+    costs = iter(found)
+    table = [{0: 0.0, **{count: next(costs) - base for count in counts}} for _ in blocks]
+    return [*table, {0: 0.0}]
+
+
+def _single(depth: int, block: int, count: int) -> tuple[int, ...]:
+    return tuple(count if place == block else 0 for place in range(depth))
+
+
+def _distortions_by_block(trial: Trial) -> dict[Submodel, float]:
+    """Measure the trained sizes, and each with one block of its neighbours'."""
     sizes = trained_sizes(trial.config)
     singles = [
         _with_block(base, block, other)
@@ -36,14 +179,26 @@ def ask_candidates(trial: Trial) -> None:
         for block in range(trial.config.depth)
     ]
     known = [*sizes, *singles]
-    distortion = dict(zip(known, trial.distortions(known), strict=True))
-    chosen = [
-        mix
-        for small, large in pairwise(sizes)
-        for wide in range(1, trial.config.depth)
-        for mix in _best_mixes(small, large, wide, distortion)
-    ]
-    trial.ask([*paper_rule(trial.config), *chosen, *trial.rounded])
+    return dict(zip(known, trial.distortions(known), strict=True))
+
+
+def _width_table(
+    small: Submodel, large: Submodel, share: float, distortion: Mapping[Submodel, float]
+) -> Table:
+    """What the widths of two sizes cost in each block of a mix, seen from both.
+
+    Args:
+        small: The smaller size.
+        large: The larger size.
+        share: How near the mix is to the larger one.
+        distortion: Of both, and of each with one block of the other's.
+    """
+    table = []
+    for block, (narrow, full) in enumerate(zip(small.widths, large.widths, strict=True)):
+        gained = distortion[_with_block(small, block, large)] - distortion[small]
+        lost = distortion[_with_block(large, block, small)] - distortion[large]
+        table.append({narrow: share * lost, full: (1 - share) * gained})
+    return table
 
 
 def paper_rule(config: MatViTConfig) -> list[Submodel]:
@@ -112,12 +267,7 @@ def _best_mixes(
     """Return the mixes with `wide` blocks of the larger size that should be distorted least."""
     narrow, full = small.widths[0], large.widths[0]
     depth = len(small.widths)
-    share = wide / depth  # how near to the larger size
-    table = []
-    for block in range(depth):
-        gained = distortion[_with_block(small, block, large)] - distortion[small]
-        lost = distortion[_with_block(large, block, small)] - distortion[large]
-        table.append({narrow: share * lost, full: (1 - share) * gained})
+    table = _width_table(small, large, wide / depth, distortion)
     total = wide * full + (depth - wide) * narrow
     return best_sums(table, small.hidden_dim, KEPT)[total]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from matvit import Encoder, Granularity, Submodel, added_macs, embed_each, trained_sizes
+from matvit import Encoder, Submodel, added_macs, embed_each, trained_sizes
 from retrieval import metrics
 from retrieval.ground_truth import find_others
 from retrieval.retriever import Retriever
@@ -119,11 +119,20 @@ def ladders(model: Encoder, extra: Sequence[Submodel] = ()) -> list[Ladder]:
     for start in starts:
         found.append((start, full))
         for kept in {depth // 2, 2 * depth // 3, depth - 1} - {0}:
-            wide = (Granularity.XL.width(full.hidden_dim),) * (depth - kept)
-            middle = Submodel((*start.widths[:kept], *wide), full.hidden_dim)
+            middle = widened(start, kept)
             if middle not in (start, full):
                 found += [(start, middle), (start, middle, full)]
     return list(dict.fromkeys(found))
+
+
+def widened(start: Submodel, kept: int) -> Submodel:
+    """Return what begins as a submodel does, and keeps all hidden units and tokens after that."""
+    left = len(start.widths) - kept
+    return replace(
+        start,
+        widths=(*start.widths[:kept], *(start.hidden_dim,) * left),
+        merged=(*start.merged[:kept], *(0,) * left),
+    )
 
 
 def set_thresholds(

@@ -9,7 +9,15 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from matvit import MatViTConfig, Submodel, count_macs, embed, embed_each, trained_sizes
+from matvit import (
+    MatViTConfig,
+    Submodel,
+    count_macs,
+    embed,
+    embed_each,
+    parse_submodel,
+    trained_sizes,
+)
 from retrieval import metrics
 from retrieval.ground_truth import find_others
 from retrieval.retriever import Retriever
@@ -74,10 +82,11 @@ class Trial:
 
     @property
     def rounded(self) -> list[Submodel]:
-        """The trained sizes in 8 bits; none if what runs the encoder cannot."""
+        """The trained sizes and S~ in 8 bits; none if what runs the encoder cannot."""
         if not self._model.runtime.has_int8:
             return []
-        return [replace(each, int8=True) for each in trained_sizes(self.config)]
+        sizes = [*trained_sizes(self.config), parse_submodel(self.config, "S~")]
+        return [replace(each, int8=True) for each in dict.fromkeys(sizes)]
 
     @property
     def searched(self) -> dict[Submodel, Score]:

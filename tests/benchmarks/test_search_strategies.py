@@ -5,6 +5,7 @@ from tuned import photos, small_retriever
 
 from benchmarks.search_strategies import STRATEGIES, monotone
 from matvit.config import MatViTConfig
+from matvit.cost import count_macs
 from matvit.mixes import mix_n_match, trained_sizes
 from retrieval.tuning.sample import draw_sample
 from retrieval.tuning.trial import Trial
@@ -26,7 +27,9 @@ def test_every_strategy_asks_with_the_trained_sizes(retriever, queries, name):
     trial = Trial(retriever, queries)
     STRATEGIES[name](trial)
     assert set(trained_sizes(trial.config)) <= set(trial.searched)
-    assert list(trial.searched) == sorted(trial.searched, key=lambda each: sum(each.widths))
+    assert list(trial.searched) == sorted(
+        trial.searched, key=lambda each: count_macs(trial.config, each)
+    )
 
 
 def test_all_monotone_submodels_are_906_for_12_blocks():

@@ -24,6 +24,7 @@ from indexing import KINDS, Corpus, ImageIndex
 from matvit import MatViT, MatViTConfig, load_encoder
 from matvit.training import LabelledPixels, recipe, train
 from retrieval import AutoRetriever, Hits, Retriever, Tuning
+from retrieval.tuning.candidates import ask_widths
 
 SAME_MACHINE = world.machine() == json.loads((world.DATA / "machine.json").read_text())
 FACTS = json.loads((world.DATA / "facts.json").read_text())
@@ -279,8 +280,13 @@ def test_five_steps_of_training_have_the_losses_they_had(objective, encoder, tmp
 @pytest.fixture(scope="module")
 def told(tmp_path_factory) -> dict[str, str]:
     """Everything that the command says and writes today."""
-    # Torch wrote the diary: the encoders run in it where ONNX Runtime is not installed.
-    with mock.patch("matvit.loading.find_spec", return_value=None):
+    # Torch wrote the diary: the encoders run in it where ONNX Runtime is not installed. And tuning
+    # searched the widths alone, which it still does first.
+    with (
+        mock.patch("matvit.loading.find_spec", return_value=None),
+        mock.patch("retrieval.tuning.tuner.ask_candidates", ask_widths),
+        mock.patch("retrieval.tuning.tuner.STRATEGY", "distortion"),
+    ):
         return diary.spend_a_day(tmp_path_factory.mktemp("golden") / "day")
 
 

@@ -12,6 +12,7 @@ from matvit.cost import count_macs
 from matvit.mixes import (
     mix_n_match,
     neighbouring_mixes,
+    random_schedule,
     random_submodel,
     trained_sizes,
 )
@@ -86,6 +87,26 @@ def test_neighbouring_mixes_take_one_step_between_adjacent_sizes():
     assert len(found) == len(steps) == 2 * 3 * (CONFIG.depth - 1)
     costs = [count_macs(CONFIG, submodel) for submodel in neighbouring_mixes(CONFIG)]
     assert costs == sorted(costs)
+
+
+def test_random_schedules_are_the_preset_or_merge_in_up_to_three_blocks():
+    config = replace(CONFIG, img_size=64)
+    drawn = [random_schedule(config, seed) for seed in range(2000)]
+    assert drawn == [random_schedule(config, seed) for seed in range(2000)]
+    names = [str(submodel) for submodel in drawn]
+    assert 0.28 < sum(name.endswith("~") for name in names) / 2000 < 0.4
+    assert {"S~", "M~", "L~", "XL~"} < set(names)
+    assert len({submodel.widths for submodel in drawn}) > 50
+    assert {sum(map(bool, each.merged)) for each in drawn} == {1, 2, 3}
+    assert {each.merged[-1] for each in drawn} == {0}
+    tokens = [sum(each.merged) for each in drawn]
+    assert (min(tokens), max(tokens)) == (8, 32 + 16 + 8)
+
+
+def test_schedules_leave_the_draws_of_sizes_as_they_were():
+    """Encoders that were trained are made again from the same seeds."""
+    drawn = [str(random_submodel(CONFIG, seed)) for seed in range(8)]
+    assert drawn == ["2xM,3xL", "M", "M", "M", "L", "3xL,2xS", "3xL,2xXL", "2xS,3xM"]
 
 
 @pytest.mark.parametrize("depth", [1, 2])

@@ -10,7 +10,7 @@ from tiny_training import RECIPE
 from matvit.mixes import trained_sizes
 from matvit.submodel import Submodel
 from matvit.training.recipes import RECIPES, recipe
-from matvit.training.schedule import RANDOM, Phase, Schedule, of_length
+from matvit.training.schedule import RANDOM, RANDOM_SCHEDULE, Phase, Schedule, of_length
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -27,7 +27,7 @@ def test_every_phase_fits_its_model(name):
     for phase in recipe(name).phases:
         assert phase.img_size % model.patch_size == 0
         assert len(phase.sizes) == len(phase.weights)
-        for size in set(phase.sizes) - {RANDOM}:
+        for size in set(phase.sizes) - {RANDOM, RANDOM_SCHEDULE}:
             Submodel.parse(size, depth=model.depth, hidden_dim=model.hidden_dim)
 
 
@@ -77,7 +77,7 @@ def test_lengths_that_come_to_nothing_are_refused(settings, message):
 
 def test_an_unknown_recipe_lists_the_known_ones():
     with pytest.raises(
-        ValueError, match="unknown recipe 'magic'; known: align, align-gpu, apart-s"
+        ValueError, match="unknown recipe 'magic'; known: align, align-gpu, align-merging, apart-s"
     ):
         recipe("magic")
 

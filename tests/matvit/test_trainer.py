@@ -161,6 +161,16 @@ def test_random_sizes_change_from_step_to_step_and_place_to_place(monkeypatch):
     assert seen == widths_trained(phase, monkeypatch)
 
 
+def test_random_schedules_are_trained_beside_sizes_that_stay_as_they_were(monkeypatch):
+    sizes = ("S", "random", "random~")
+    phase = Phase(epochs=50, img_size=16, sizes=sizes, weights=(1.0,) * 3)
+    seen = widths_trained(phase, monkeypatch)
+    assert all("~" in names[2] for names in seen)
+    assert len({names[2] for names in seen}) > 3
+    before = replace(phase, sizes=("S", "random"), weights=(1.0,) * 2)
+    assert [names[:2] for names in seen] == widths_trained(before, monkeypatch)
+
+
 def test_losses_of_one_name_are_averaged():
     losses = trainer_module._by_name(["a", "b", "b"], torch.tensor([1.0, 2.0, 4.0]))
     assert {name: loss.item() for name, loss in losses.items()} == {"a": 1.0, "b": 3.0}

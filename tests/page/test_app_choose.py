@@ -103,6 +103,21 @@ def test_blocks_make_a_submodel_whose_cost_is_shown_at_once(page, tiny_model):
     assert "overlap@3" in html(page, "card")[0] or "retained" in html(page, "card")[0]
 
 
+def test_tokens_are_merged_at_any_width_and_the_schedule_of_a_pick_is_kept(page):
+    turn_to(page, "choose")
+    assert not page.toggle(key="block-merge").value
+    page.toggle(key="block-merge").set_value(True).run()
+    (card,) = html(page, "card")
+    assert card.startswith("S~ 0.00")
+    assert "patches merged" in card
+    assert titles(page) == ["S~", "XL"]
+    page.select_slider(key="block-1").set_value("L").run()
+    assert html(page, "card")[0].startswith("1xS,1xL~ 0.00")
+    page.toggle(key="block-merge").set_value(False).run()
+    assert html(page, "card")[0].startswith("1xS,1xL 0.00")
+    assert "merged" not in html(page, "card")[0]
+
+
 def test_the_pick_is_asked_too_until_another_takes_its_place(page):
     turn_to(page, "choose")
     page.select_slider(key="block-0").set_value("M").run()

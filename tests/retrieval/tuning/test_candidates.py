@@ -5,11 +5,22 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from tuned import photos, small_retriever
 
+from matvit.config import MatViTConfig
+from matvit.cost import count_macs
 from matvit.mixes import mix_n_match, trained_sizes
+from matvit.submodel import Submodel
 from retrieval import Retriever
-from retrieval.tuning.candidates import ask_candidates, best_sums, paper_rule, spread
+from retrieval.tuning.candidates import (
+    ask_candidates,
+    ask_widths,
+    best_schedules,
+    best_sums,
+    paper_rule,
+    spread,
+)
 from retrieval.tuning.sample import draw_sample
 from retrieval.tuning.trial import Trial
 
@@ -64,7 +75,7 @@ def test_the_trained_sizes_and_the_papers_rule_are_always_asked(retriever, tmp_p
     ask_candidates(trial)
     config = retriever.encoder.config
     assert set(trained_sizes(config)) < set(paper_rule(config)) < set(trial.searched)
-    assert list(trial.searched) == sorted(trial.searched, key=lambda each: sum(each.widths))
+    assert list(trial.searched) == sorted(trial.searched, key=lambda each: count_macs(config, each))
 
 
 def test_the_papers_rule_widens_in_smallest_steps(retriever):
@@ -104,3 +115,71 @@ def test_a_spread_keeps_both_ends_and_at_most_so_many(retriever):
     assert len(kept) <= 6
     assert (kept[0], kept[-1]) == (every[0], every[-1])
     assert spread(config, every, 1000) == every
+
+
+PATCHES = MatViTConfig(img_size=32, patch_size=8, embed_dim=16, depth=3, num_heads=2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_for_every_amount_of_compute_the_least_distortion_of_both_axes_is_found(seed):
+    rng = np.random.default_rng(seed)
+    widths = [{8: float(rng.random()), 32: 0.0} for _ in range(3)]
+    merging = [{0: 0.0, 3: float(rng.random()), 8: float(rng.random())} for _ in range(3)]
+    every = []
+    for keeps, merges in product(product((8, 32), repeat=3), product((0, 3, 8), repeat=3)):
+        if all(count <= (16 - sum(merges[:b])) // 2 for b, count in enumerate(merges)):
+            submodel = Submodel(keeps, 64, merged=merges, patches=16)
+            lost = sum(widths[b][keeps[b]] + merging[b][merges[b]] for b in range(3))
+            every.append((count_macs(PATCHES, submodel), lost))
+    best = {
+        macs: lost
+        for macs, lost in every
+        if not any(m <= macs and d <= lost and (m, d) != (macs, lost) for m, d in every)
+    }
+    found = best_schedules(PATCHES, widths, merging)
+    assert [count_macs(PATCHES, each) for each in found] == sorted(best)
+    for each in found:
+        merged = each.merged or (0, 0, 0)
+        lost = sum(widths[b][each.widths[b]] + merging[b][merged[b]] for b in range(3))
+        assert lost == pytest.approx(best[count_macs(PATCHES, each)])
+
+
+def test_24_blocks_of_both_axes_take_no_enumeration():
+    config = replace(PATCHES, depth=24, img_size=64)
+    rng = np.random.default_rng(0)
+    widths = [{8: float(rng.random()), 32: 0.0} for _ in range(24)]
+    merging = [{0: 0.0, 8: float(rng.random()), 32: float(rng.random())} for _ in range(24)]
+    found = best_schedules(config, widths, merging)
+    assert set(found[-1].widths) == {32}
+    assert not found[-1].merged
+    assert sum(found[0].merged) > 32
+
+
+def test_both_axes_are_asked_and_the_presets_among_them(retriever, tmp_path):
+    corpus = photos(tmp_path / "queries", 40, first=5000)
+    trial = Trial(retriever, draw_sample(retriever, corpus, size=40).bounding)
+    ask_widths(trial)
+    assert not any(each.merged for each in trial.searched)
+    ask_candidates(trial)
+    merging = {str(each) for each in trial.searched if each.merged}
+    assert {"S~", "M~", "L~", "XL~"} < merging
+    assert not any(each.merged[-1] for each in trial.searched if each.merged)  # it would not matter
+
+
+def test_the_block_is_found_where_merging_costs_nothing(tmp_path):
+    """Of this encoder the last two blocks do not look at patches any more."""
+    retriever = small_retriever(tmp_path, images=60)
+    model = retriever.encoder
+    with torch.no_grad():
+        for block in model.backbone.blocks[1:]:
+            block.attn.proj.weight.zero_()
+            block.attn.proj.bias.zero_()
+    changed = Retriever.__new__(Retriever)
+    changed.encoder, changed.index = model, retriever.index
+    queries = draw_sample(changed, photos(tmp_path / "queries", 60, first=5000), size=60)
+    trial = Trial(changed, queries.bounding)
+    ask_candidates(trial)
+    merging = [each for each in trial.searched if each.merged and set(each.widths) == {64}]
+    assert merging
+    full = trial.searched[model.submodel()].overlap
+    assert all(trial.searched[each].overlap == pytest.approx(full, abs=0.02) for each in merging)

@@ -98,7 +98,7 @@ def test_without_labels_the_overlap_decides(tmp_path):
     made = tune(retriever, size=80, latency=False)
     assert made.frontier.metric == "overlap@10"
     assert made.target == 0.8
-    assert "overlap@10" in made.summary
+    assert "of the full encoder's top 10" in made.summary
 
 
 def test_held_out_queries_can_be_named(untuned, tmp_path):
