@@ -51,6 +51,7 @@ from app.output import (
     show_json,
 )
 from app.search_cli import search
+from app.serve_cli import serve
 from app.tune_cli import tune
 
 cli = typer.Typer(
@@ -184,13 +185,13 @@ def app(
     """Open the page in a browser (on this machine only)."""
     if index is not None:
         indexing.read_finished(index)  # before a server is started for nothing
-    from app.page.server import serve
+    from app.page.server import serve as serve_page
 
     source = Path(encoder) if encoder is not None and Path(encoder).exists() else encoder
-    serve(port, {"index": index, "report": report, "encoder": source, "demo": DEMO})
+    serve_page(port, {"index": index, "report": report, "encoder": source, "demo": DEMO})
 
 
-for command in (search, tune, train, extract, convert, import_scenic):
+for command in (search, tune, train, extract, convert, import_scenic, serve):
     cli.command()(command)
 
 

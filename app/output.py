@@ -29,6 +29,7 @@ STDOUT = "standard output"
 _EXTRAS = {
     "faiss": "cpu",
     **dict.fromkeys(("torch", "torchvision", "timm", "huggingface_hub", "msgpack"), "build"),
+    **dict.fromkeys(("fastapi", "uvicorn", "prometheus_client"), "serve"),
     **dict.fromkeys(("streamlit", "altair", "pandas", "matplotlib", "sklearn"), "page"),
 }
 
