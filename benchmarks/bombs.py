@@ -3,8 +3,8 @@
     python benchmarks/bombs.py
 
 Each file is decoded in a process of its own, by one thread and by eight at once; beside the seconds
-that the processor worked stands by how much memory grew at most. Before images were bounded the files of the first kind
-took 3 to 5 GB and up to 144 s.
+that the processor worked stands by how much memory grew at most. Before images were bounded the
+files of the first kind took 3 to 5 GB and up to 144 s.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ from .report import to_csv as to_csv
 from .report import write_report as write_report
 from .retriever import Hit as Hit
 from .retriever import Step as Step
-from .retriever import look_up as look_up
 from .speed import disorder as disorder
 from .speed import measure_speed as measure_speed
 from .speed import measured_ms as measured_ms

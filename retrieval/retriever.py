@@ -229,6 +229,26 @@ class Retriever:
             )
         return answers
 
+    def nearest(
+        self, vectors: Float32[np.ndarray, "queries dim"], k: int = 10, wish: Wish = Wish()
+    ) -> list[tuple[Hit, ...]]:
+        """Find the k images most similar to each of some vectors that were embedded before.
+
+        Args:
+            vectors: Of length one, by a submodel of the index's encoder.
+            k: Hits per vector; an index with fewer images returns all it has.
+            wish: What may answer; nothing is known of images that vectors were made of.
+
+        Raises:
+            ValueError: If k is below 1 or the wish names a class that the index does not have.
+        """
+        check_question(self.encoder, self.index, k)
+        if not len(vectors):
+            return []
+        questions = [Question(vector[np.newaxis], vectors[:0], "mean") for vector in vectors]
+        finder, own = Finder(self.index, wish), [np.empty(0, dtype=np.int64)] * len(vectors)
+        return [look_up(self.index, found) for found in finder.find(questions, own, k)]
+
     def _embed(
         self, asked: Sequence[Together], submodel: Submodel
     ) -> tuple[Float32[np.ndarray, "images dim"], float]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from app.serving.meters import Meters
 from app.serving.pace import Pace
 from matvit import Submodel, count_macs, embed
-from retrieval import Hits, Retriever, look_up
+from retrieval import Hits, Retriever, Wish
 
 GIVEN = "vector"
 """What is called the submodel of a question that came as a vector."""
@@ -35,6 +35,7 @@ class Question:
         k: Hits wanted; 0 for the vector alone.
         submodel: What embeds it; None to follow the load.
         at_least: Multiply-accumulates that are the least to embed it with, following the load.
+        wish: What may answer.
     """
 
     pixels: NDArray[np.uint8] | None
@@ -42,6 +43,7 @@ class Question:
     k: int
     submodel: Submodel | None = None
     at_least: int = 0
+    wish: Wish = Wish()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +171,8 @@ class Batches:
     def _grouped(
         self, batch: list[_Waiting]
     ) -> list[tuple[Submodel | None, int | None, list[_Waiting]]]:
-        """Put together what one submodel answers; None is for what came as a vector."""
-        groups: dict[tuple[Submodel | None, int | None], list[_Waiting]] = defaultdict(list)
+        """Put together what one submodel answers to one wish; None is for a vector."""
+        groups: dict[tuple[Submodel | None, int | None, Wish], list[_Waiting]] = defaultdict(list)
         place = len(self.sizes) - 1
         if self._pace is not None and batch:
             place = self._pace.choose(1000 * (perf_counter() - batch[0].since))
@@ -179,17 +181,17 @@ class Batches:
             question = waiting.question
             self._meters.queue.observe(perf_counter() - waiting.since)
             if question.vector is not None:
-                groups[None, None].append(waiting)
+                groups[None, None, question.wish].append(waiting)
             elif question.submodel is not None:
-                groups[question.submodel, None].append(waiting)
+                groups[question.submodel, None, question.wish].append(waiting)
             else:
                 floor = next(
                     (at for at, macs in enumerate(self._macs) if macs >= question.at_least),
                     len(self.sizes) - 1,
                 )
                 chosen = max(place, floor)
-                groups[self.sizes[chosen], chosen].append(waiting)
-        return [(submodel, at, group) for (submodel, at), group in groups.items()]
+                groups[self.sizes[chosen], chosen, question.wish].append(waiting)
+        return [(submodel, at, group) for (submodel, at, _), group in groups.items()]
 
     def _answer(
         self, submodel: Submodel | None, place: int | None, group: list[_Waiting]
@@ -208,7 +210,7 @@ class Batches:
             self._meters.encode.labels(name).observe((perf_counter() - start) / len(group))
         embedded = perf_counter()
         k = min(max(waiting.question.k for waiting in group), len(retriever.index))
-        found = retriever.index.search(vectors, k) if k else None
+        found = retriever.nearest(vectors, k, group[0].question.wish) if k else None
         searched = perf_counter()
         if k:
             self._meters.search.observe((searched - embedded) / len(group))
@@ -216,18 +218,13 @@ class Batches:
             self._pace.worked(place, 1000 * (searched - start) / len(group))
         answers = []
         for row, waiting in enumerate(group):
-            wanted = slice(waiting.question.k)
             hits = Hits(
                 query=None,
                 submodel=name,
                 macs=macs,
                 encode_ms=1000 * (embedded - start) / len(group) if macs else 0.0,
                 search_ms=1000 * (searched - embedded) / len(group),
-                hits=(
-                    look_up(retriever.index, *(each[row][wanted] for each in found))
-                    if found
-                    else ()
-                ),
+                hits=found[row][: waiting.question.k] if found else (),
             )
             answers.append(Answer(hits=hits, vector=vectors[row], generation=generation))
         return answers

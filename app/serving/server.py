@@ -24,9 +24,9 @@ from app.output import one_line
 from app.serving.batches import Answer, Batches, BusyError, Question
 from app.serving.meters import Meters
 from app.serving.pace import Pace
-from indexing import ImageIndex, read_manifest
+from indexing import ImageIndex, Where, read_manifest
 from matvit import Encoder, Submodel, count_macs, embed, trained_sizes
-from retrieval import Retriever, Tuning, read_tuning
+from retrieval import Retriever, Tuning, Wish, read_tuning
 
 SETTINGS = "MATVIT_SERVE"
 """Environment variable that tells worker processes what to serve."""
@@ -278,6 +278,11 @@ SizeQuery = Annotated[
 ]
 FloorQuery = Annotated[str | None, Query(description="The smallest submodel to be asked with.")]
 ImageId = Annotated[int, InPath(ge=0, le=2**63 - 1, description="Of an image.")]
+InsideQuery = Annotated[
+    list[str] | None, Query(alias="in", description="Patterns; only images that one of them names.")
+]
+OutsideQuery = Annotated[list[str] | None, Query(description="Patterns of what is left out.")]
+LabelQuery = Annotated[list[str] | None, Query(description="Classes; only images of one of them.")]
 HitsQuery = Annotated[int, Query(ge=1, le=MOST_HITS, description="Hits wanted.")]
 
 
@@ -292,10 +297,22 @@ def _add_routes(app: FastAPI, server: Server) -> None:
 
     @app.post("/search", responses=_REFUSALS, openapi_extra=takes(*image_kinds, "application/json"))
     async def search(
-        request: Request, k: HitsQuery = 10, submodel: SizeQuery = None, at_least: FloorQuery = None
+        request: Request,
+        k: HitsQuery = 10,
+        submodel: SizeQuery = None,
+        at_least: FloorQuery = None,
+        inside: InsideQuery = None,
+        exclude: OutsideQuery = None,
+        label: LabelQuery = None,
     ) -> JSONResponse:
         """Find the images most similar to an image, or to a vector made of it elsewhere."""
-        question = await _question(server, request, k, submodel, at_least)
+        only, without, classes = (tuple(each or ()) for each in (inside, exclude, label))
+        try:
+            where = Where(inside=only, outside=without, labels=classes)
+            server.answering().retriever.index.where(where)
+        except ValueError as error:
+            raise HTTPException(400, one_line(error)) from error
+        question = await _question(server, request, k, submodel, at_least, Wish(where=where))
         answer = await _answer(server, question)
         followed = question.pixels is not None and question.submodel is None
         said = answer.hits.to_dict() | {
@@ -358,7 +375,12 @@ _CAREFUL = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "san
 
 
 async def _question(
-    server: Server, request: Request, k: int, submodel: str | None, at_least: str | None
+    server: Server,
+    request: Request,
+    k: int,
+    submodel: str | None,
+    at_least: str | None,
+    wish: Wish = Wish(),
 ) -> Question:
     """Read what is asked.
 
@@ -375,12 +397,12 @@ async def _question(
             floor = count_macs(encoder.config, encoder.submodel(at_least))
         if kind == "application/json":
             vector = _vector(data, encoder)
-            return Question(pixels=None, vector=vector, k=k)
+            return Question(pixels=None, vector=vector, k=k, wish=wish)
         with server.meters.decode.time():
             pixels = await run_in_threadpool(encoder.preprocess.pixels, data)
     except ValueError as error:
         raise HTTPException(400, one_line(error)) from error
-    return Question(pixels=pixels, k=k, submodel=chosen, at_least=floor)
+    return Question(pixels=pixels, k=k, submodel=chosen, at_least=floor, wish=wish)
 
 
 async def _body(request: Request, most: int) -> bytes:

@@ -98,6 +98,30 @@ def test_what_cannot_be_asked_is_told(retriever, sent, status, message):
         assert message in said.text
 
 
+def test_filters_go_for_images_and_vectors_alike(retriever):
+    everything = {hit.path: hit.label for hit in retriever.search(photo(), k=12)}
+    one = next(iter(everything))
+    with client(retriever) as asked:
+        vector = asked.post("/encode", content=photo()).json()
+        sent = {name: vector[name] for name in ("vector", "fingerprint")}
+
+        def found(**params: object) -> list[set[str]]:
+            answers = [
+                asked.post("/search", content=photo(), params={"k": 12, **params}).json(),
+                asked.post("/search", json=sent, params={"k": 12, **params}).json(),
+            ]
+            return [{hit["path"] for hit in answer["hits"]} for answer in answers]
+
+        assert found() == [set(everything)] * 2
+        assert found(**{"in": one}) == [{one}] * 2
+        assert found(exclude=one) == [set(everything) - {one}] * 2
+        of_class = {path for path, label in everything.items() if label == everything[one]}
+        assert 0 < len(of_class) < len(everything)
+        assert found(label=everything[one]) == [of_class] * 2
+        refused = asked.post("/search", content=photo(), params={"label": "nobody's"})
+        assert (refused.status_code, "nobody's" in refused.text) == (400, True)
+
+
 def test_pictures_are_those_of_the_index_and_no_others(retriever, shared_photos):
     with client(retriever) as asked:
         got = asked.get("/images/0")
