@@ -17,22 +17,18 @@ import typer
 
 import indexing
 import matvit
-import retrieval
 from app.adopt_cli import index_adopt
 from app.convert_cli import convert, import_scenic
+from app.duplicates_cli import index_duplicates
 from app.encoder_cli import extract, train
+from app.evaluate_cli import evaluate
 from app.index_cli import index_cli
 from app.options import (
     DEMO,
     Device,
     DeviceOption,
     EncoderOption,
-    HitsOption,
-    IndexArgument,
     JsonOption,
-    bad_usage,
-    open_retriever,
-    parse_sizes,
 )
 from app.output import (
     BAD_USAGE,
@@ -61,6 +57,7 @@ cli = typer.Typer(
     rich_markup_mode=None,
 )
 index_cli.command("adopt")(index_adopt)
+index_cli.command("duplicates")(index_duplicates)
 cli.add_typer(index_cli, name="index")
 
 
@@ -120,39 +117,6 @@ def demo(
 
 
 @cli.command()
-def evaluate(
-    index: IndexArgument,
-    queries: Annotated[str, typer.Option(help="Folder of query images, Parquet or tar files.")],
-    submodels: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated; `mix` adds a spread of Mix'n'Match ones, `S~` merges tokens."
-        ),
-    ] = "S,M,L,XL",
-    k: HitsOption = 10,
-    out: Annotated[Path | None, typer.Option(help="Folder for CSV, JSON and plot.")] = None,
-    encoder: EncoderOption = None,
-    device: DeviceOption = Device.AUTO,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare recall against compute for several encoder sizes."""
-    retriever = open_retriever(index, encoder, device)
-    try:
-        sizes = parse_sizes(submodels, retriever.encoder.config)
-    except ValueError as error:
-        bad_usage(error)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # before an hour of work that it has no place for
-    corpus = indexing.Corpus.open(queries)
-    frontier = retrieval.evaluate(retriever, corpus, sizes, k=k, progress=True)
-    show_frontier(frontier, as_json=as_json)
-    if out is not None:
-        retrieval.write_report(frontier, out)
-        say(f"Report: {out}/frontier.png, report.csv, report.json")
-    exit_with_failures(frontier.conditions.unreadable if frontier.conditions else 0)
-
-
-@cli.command()
 def doctor(
     encoder: Annotated[
         Path | None, typer.Option(help="Folder of an encoder in ONNX: does it compute rightly?")
@@ -191,7 +155,7 @@ def app(
     serve_page(port, {"index": index, "report": report, "encoder": source, "demo": DEMO})
 
 
-for command in (search, tune, train, extract, convert, import_scenic, serve):
+for command in (search, evaluate, tune, train, extract, convert, import_scenic, serve):
     cli.command()(command)
 
 

@@ -19,7 +19,7 @@ from app.page.evaluate import draw_evaluate, take_judged
 from app.page.looks import plain
 from app.page.measured import find_measured
 from app.page.opened import Opened, Stamp, encoder_stamp, open_all, out_of_the_collector, stamp
-from app.page.search import draw_search, draw_unseen_uploader
+from app.page.search import draw_search, draw_unseen_mark, draw_unseen_uploader
 from app.page.visit import Shown
 from indexing import ImageIndex
 from matvit import Encoder, load_encoder
@@ -69,6 +69,7 @@ def _draw(opened: Opened, index: Path, report: Path) -> None:
                 draw()
     if not tabs[0].open:
         draw_unseen_uploader(shown)
+    draw_unseen_mark(shown)
     visit.write_address(index.name)
 
 

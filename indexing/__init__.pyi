@@ -9,6 +9,9 @@ from .compact import CompactReport as CompactReport
 from .corpus.corpus import DecodedBatch as DecodedBatch
 from .corpus.decoding import Decoders as Decoders
 from .corpus.selection import Selection as Selection
+from .duplicates import NEARLY_SAME as NEARLY_SAME
+from .duplicates import Duplicates as Duplicates
+from .duplicates import find_duplicates as find_duplicates
 from .given import GivenVectors as GivenVectors
 from .merge import AddReport as AddReport
 from .records import Failure as Failure

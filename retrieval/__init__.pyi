@@ -1,6 +1,7 @@
 from .evaluation import evaluate as evaluate
 from .frontier import OperatingPoint as OperatingPoint
 from .frontier import ParetoFrontier as ParetoFrontier
+from .question import Asked as Asked
 from .question import Stored as Stored
 from .question import Together as Together
 from .question import Wish as Wish
@@ -14,11 +15,15 @@ from .tuning.tuner import tune as tune
 # What goes with them:
 from .agreement import Agreement as Agreement
 from .agreement import Agreements as Agreements
+from .disagreement import Disagreement as Disagreement
+from .disagreement import Evaluation as Evaluation
+from .evaluation import evaluate_queries as evaluate_queries
 from .frontier import Conditions as Conditions
 from .plotting import draw as draw
 from .plotting import plot as plot
 from .report import format_conditions as format_conditions
 from .report import format_table as format_table
+from .report import table_rows as table_rows
 from .report import to_csv as to_csv
 from .report import write_report as write_report
 from .retriever import Hit as Hit

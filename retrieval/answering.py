@@ -53,14 +53,15 @@ class Finder:
         self._among = None if everything else index.where(wish.where)
 
     def own_rows(self, questions: Sequence[Together]) -> list[Rows]:
-        """Rows of the very images that are asked with, of each question; none if they may answer.
+        """Rows that do not answer each question: left out by id, or the very images it asks with.
 
         Raises:
             FileNotFoundError: If there is no file at a path.
-            KeyError: If a stored image is not in the index.
+            KeyError: If an image that is named by id is not in the index.
         """
+        named = self._index.rows_of(np.array(self._wish.leave_out, dtype=np.int64))
         if not self._wish.exclude_self:
-            return [np.empty(0, dtype=np.int64)] * len(questions)
+            return [named] * len(questions)
         digests = self._index.metadata.column("sha256")
         own = []
         for question in questions:
@@ -71,7 +72,7 @@ class Finder:
                 for each in question.like
             ]
             rows = rows_of_content(digests, [each for each in content if each is not None])
-            own.append(np.unique(rows[rows >= 0]))
+            own.append(np.union1d(rows[rows >= 0], named))
         return own
 
     def find(self, questions: Sequence[Question], own: Sequence[Rows], k: int) -> list[Found]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
-from indexing import Corpus, DecodedBatch, Decoders, Failure
+from indexing import NEARLY_SAME, Corpus, DecodedBatch, Decoders, Failure, ImageRecord
 from matvit import Encoder, Granularity, Submodel, count_macs, count_params, embed, progress_of
 from retrieval import metrics
+from retrieval.disagreement import Evaluation
 from retrieval.frontier import Conditions, OperatingPoint, ParetoFrontier
 from retrieval.ground_truth import GroundTruth, Wanted, find_others
 from retrieval.retriever import Retriever
@@ -36,12 +37,22 @@ class _Quality(NamedTuple):
         """Join the queries of several batches."""
         return cls(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
+    def of(self, queries: Bool[np.ndarray, " queries"]) -> _Quality:
+        """Keep some of the queries."""
+        return _Quality(*(values[queries] for values in self))
+
+
+_Found = tuple[Submodel, Int64[np.ndarray, "queries ranks"], Float32[np.ndarray, "queries ranks"]]
+
 
 @dataclass
 class _Tally:
     """What came out so far."""
 
     qualities: dict[Submodel, list[_Quality]]
+    rows: dict[Submodel, list[Int64[np.ndarray, "queries k"]]]
+    twins: list[Bool[np.ndarray, " queries"]] = field(default_factory=list)
+    records: list[ImageRecord] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     queries: int = 0
     in_index: int = 0
@@ -51,6 +62,7 @@ class _Tally:
     def count(self, batch: DecodedBatch, wanted: Wanted) -> None:
         """Add a batch that has been asked."""
         self.queries += len(batch.records)
+        self.records += batch.records
         self.in_index += int((wanted.own >= 0).any(axis=1).sum())
         self.without_relevant += int((wanted.total == 0).sum())
         if self.sample is None:
@@ -105,6 +117,26 @@ def evaluate(
             read, or the encoder is an extracted submodel, which has no full size to compare to.
         IndexMismatchError: If the encoder has changed since the index was built.
     """
+    asked = evaluate_queries(
+        retriever, queries, submodels, k, latency_queries=latency_queries, progress=progress
+    )
+    return asked.frontier
+
+
+def evaluate_queries(
+    retriever: Retriever,
+    queries: Corpus,
+    submodels: Iterable[Submodel | Granularity | str],
+    k: int = 10,
+    *,
+    latency_queries: int = 50,
+    progress: bool = False,
+) -> Evaluation:
+    """Measure what submodels cost and what they find, and keep it query by query; see `evaluate`.
+
+    A query has a twin if the full encoder finds an image of the index, other than the query
+    itself, whose cosine with it is at least 0.98: whatever the size, that one is found.
+    """
     if k < 1 or latency_queries < 0:
         raise ValueError(
             f"k must be at least 1 and latency_queries at least 0, got {k} and {latency_queries}"
@@ -120,17 +152,77 @@ def evaluate(
         speeds = measure_speed(
             encoder, chosen, tally.sample, latency_queries=latency_queries, progress=progress
         )
-    points = [
-        _point(encoder, submodel, quality, qualities[0], k, speed)
-        for submodel, quality, speed in zip(chosen, qualities, speeds, strict=True)
-    ]
     conditions = conditions_of(
         retriever,
         queries=tally.queries,
         unreadable=len(tally.failures),
         without_relevant=tally.without_relevant if truth.has_labels else None,
         in_index=tally.in_index,
+        twins=sum(int(part.sum()) for part in tally.twins),
     )
+    measured = dict(zip(chosen, qualities, strict=True))
+    frontier = _frontier(encoder, measured, k, speeds, conditions)
+    return _evaluation(encoder, tally, measured, frontier, queries.class_names)
+
+
+def _evaluation(
+    encoder: Encoder,
+    tally: _Tally,
+    measured: dict[Submodel, _Quality],
+    frontier: ParetoFrontier,
+    class_names: Sequence[str] | None,
+) -> Evaluation:
+    """Put everything together, query by query."""
+    k, twins = frontier.points[0].k, np.concatenate(tally.twins)
+    labelled = any(point.map_at_r is not None for point in frontier)
+    return Evaluation(
+        frontier=frontier,
+        without_twins=_without_twins(encoder, measured, frontier, twins),
+        metric="map@r" if labelled else f"overlap@{k}",
+        records=tuple(tally.records),
+        class_names=None if class_names is None else tuple(class_names),
+        twins=twins,
+        rows={str(each): np.concatenate(parts) for each, parts in tally.rows.items()},
+        reached={
+            str(each): quality.map_at_r if labelled else quality.overlap_at_k
+            for each, quality in measured.items()
+        },
+        overlaps={str(each): quality.overlap_at_k for each, quality in measured.items()},
+        failures=tuple(tally.failures),
+    )
+
+
+def _without_twins(
+    encoder: Encoder,
+    measured: dict[Submodel, _Quality],
+    frontier: ParetoFrontier,
+    twins: Bool[np.ndarray, " queries"],
+) -> ParetoFrontier | None:
+    """Judge again without the queries that have a twin; None if there are none, or no others."""
+    others = {submodel: quality.of(~twins) for submodel, quality in measured.items()}
+    judged = next(iter(others.values())).overlap_at_k
+    if not twins.any() or not np.isfinite(judged).any():
+        return None
+    assert frontier.conditions is not None
+    fewer = replace(
+        frontier.conditions, queries=len(judged), twins=0, in_index=0, without_relevant=None
+    )
+    return _frontier(encoder, others, frontier.points[0].k, [None] * len(others), fewer)
+
+
+def _frontier(
+    encoder: Encoder,
+    qualities: dict[Submodel, _Quality],
+    k: int,
+    speeds: Sequence[Speed | None],
+    conditions: Conditions,
+) -> ParetoFrontier:
+    """Put what was measured together, the full encoder first."""
+    full = next(iter(qualities.values()))
+    points = [
+        _point(encoder, submodel, quality, full, k, speed)
+        for (submodel, quality), speed in zip(qualities.items(), speeds, strict=True)
+    ]
     conditions = replace(conditions, disorder=disorder(points) or "")
     return ParetoFrontier(points, conditions=conditions)
 
@@ -142,6 +234,7 @@ def conditions_of(
     unreadable: int,
     without_relevant: int | None,
     in_index: int,
+    twins: int = 0,
 ) -> Conditions:
     """Say who asked what of whom, and where."""
     encoder = retriever.encoder
@@ -153,6 +246,7 @@ def conditions_of(
         unreadable=unreadable,
         without_relevant=without_relevant,
         in_index=in_index,
+        twins=twins,
         device=encoder.runtime.place,
         precision=describe_precision(encoder),
         weights=encoder.weights_fingerprint,
@@ -194,7 +288,7 @@ def _ask(
     progress: bool,
 ) -> _Tally:
     """Ask all queries with all submodels, and judge what they find."""
-    tally = _Tally({submodel: [] for submodel in submodels})
+    tally = _Tally({each: [] for each in submodels}, {each: [] for each in submodels})
     ranks = max(k, truth.most_relevant)  # fewer queries at a time where MAP@R looks at many ranks
     batch_size = max(1, min(_QUERIES_PER_BATCH, _CELLS_PER_TABLE // ranks))
     preprocess, work = retriever.encoder.preprocess, len(queries) * len(submodels)
@@ -207,8 +301,11 @@ def _ask(
             wanted = truth.wanted(batch.records)
             found = _find(retriever, batch.pixels, wanted, submodels, k)
             reference: Int64[np.ndarray, "queries ranks"] | None = None
-            for submodel, rows in found:
-                reference = rows if reference is None else reference
+            for submodel, rows, scores in found:
+                if reference is None:
+                    reference = rows
+                    tally.twins.append(scores[:, 0] >= NEARLY_SAME)
+                tally.rows[submodel].append(rows[:, :k].copy())
                 tally.qualities[submodel].append(_judge(rows, reference, truth, wanted, k))
                 bar.update(len(batch.records))
             tally.count(batch, wanted)
@@ -221,12 +318,12 @@ def _find(
     wanted: Wanted,
     submodels: Sequence[Submodel],
     k: int,
-) -> Iterator[tuple[Submodel, Int64[np.ndarray, "queries ranks"]]]:
+) -> Iterator[_Found]:
     """Yield as many rows as the metrics look at: k, and for MAP@R all that are relevant."""
     ranks = max(k, int(wanted.total.max()))
     for submodel in submodels:
         vectors = embed(retriever.encoder, pixels, submodel)
-        yield submodel, find_others(retriever.index, vectors, wanted.own, ranks)[0]
+        yield submodel, *find_others(retriever.index, vectors, wanted.own, ranks)
 
 
 def _judge(

@@ -147,6 +147,7 @@ class Conditions:
             `fingerprint` can have several; empty in reports that were made before it was kept.
         runtime: What computed, such as `"onnxruntime 1.23.2"`; empty in those reports too.
         disorder: Why the milliseconds are not to be relied on; empty if nothing is wrong.
+        twins: Queries of which the index holds a near-duplicate, which every size finds.
     """
 
     encoder: str
@@ -161,6 +162,7 @@ class Conditions:
     weights: str = ""
     runtime: str = ""
     disorder: str = ""
+    twins: int = 0
 
 
 def is_int8(submodel: str) -> bool:

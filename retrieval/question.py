@@ -88,6 +88,7 @@ class Wish:
     Attributes:
         where: A filter on the images of the index.
         exclude_self: Leave out the images asked with, and every copy of theirs, byte for byte.
+        leave_out: Ids of images that do not answer.
         collapse: Cosine of stored vectors from which on two hits are taken for the same picture:
             only the better one is shown. None to show all.
 
@@ -97,6 +98,7 @@ class Wish:
 
     where: Where = Where()
     exclude_self: bool = False
+    leave_out: tuple[int, ...] = ()
     collapse: float | None = None
 
     def __post_init__(self) -> None:

@@ -37,6 +37,20 @@ def format_table(
     Raises:
         ValueError: If there are no points.
     """
+    return _join(_table(points, recommended), markdown=markdown)
+
+
+def table_rows(points: Iterable[OperatingPoint]) -> list[tuple[str, ...]]:
+    """The cells of that table row by row, the first of which names the columns.
+
+    Raises:
+        ValueError: If there are no points.
+    """
+    return list(zip(*_table(points, None), strict=True))
+
+
+def _table(points: Iterable[OperatingPoint], recommended: str | None) -> list[list[str]]:
+    """The columns of a table, each with its title on top."""
     shown = list(points)
     if not shown:
         raise ValueError("a table needs at least one operating point, got none")
@@ -51,8 +65,7 @@ def format_table(
         ("*" if point.pareto else "") + (" <-" if point.submodel == recommended else "")
         for point in shown
     ]
-    table.append(["best", *marks])
-    return _join(table, markdown=markdown)
+    return [*table, ["best", *marks]]
 
 
 def format_conditions(conditions: Conditions) -> str:
@@ -61,6 +74,7 @@ def format_conditions(conditions: Conditions) -> str:
         "more unreadable": conditions.unreadable,
         "with nothing relevant": conditions.without_relevant,
         "in the index themselves": conditions.in_index,
+        "with a near-duplicate in it": conditions.twins,
     }
     notes = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     return (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from app.options import AUTO
-from app.page.opened import Opened
+from app.page.opened import Opened, Refined
 from app.page.pictures import Picture, Query
 from matvit import Granularity, MatViTConfig, Submodel, count_macs, count_params
 from retrieval import Hit, Hits
@@ -61,6 +61,7 @@ class Strip:
         fraction: What it cost, as a share of the full encoder's multiply-accumulates.
         wanted: Hits that the full encoder returns.
         cells: The hits of the answer.
+        nothing: Why there are none, or why those are there that a cut-off might hide.
     """
 
     title: str
@@ -68,6 +69,7 @@ class Strip:
     fraction: float
     wanted: int
     cells: tuple[Cell, ...]
+    nothing: str = ""
 
     @property
     def fetch_ms(self) -> float:
@@ -111,6 +113,8 @@ def compare(
     submodels: Sequence[str],
     k: int,
     *,
+    refined: Refined = Refined(),
+    min_score: float | None = None,
     before_each: Callable[[], object] = lambda: None,
 ) -> list[Strip]:
     """Ask with several submodels, the cheapest first, `auto` last.
@@ -122,6 +126,9 @@ def compare(
         query: The query.
         submodels: As people write them; `auto` chooses for itself.
         k: Hits of each.
+        refined: What was added to the query. Several images together leave `auto` out.
+        min_score: Cut-off on the full encoder's scale, on which scores are told then; None for
+            scores as they are.
         before_each: Called before each is asked; what it raises ends the comparison.
 
     Raises:
@@ -129,12 +136,16 @@ def compare(
     """
     asked = k + (query.id is not None)  # it finds itself
     before_each()
-    full = _others(opened.answers.to(query, opened.full, asked), query, k)
+    full = _others(opened.answers.to(query, opened.full, asked, refined), query, k)
+    full, _ = _cut(opened, full, min_score)
     strips = []
-    for name in submodels:
+    alone = not refined.asks_with_several
+    for name in [name for name in submodels if name != AUTO or alone] or [opened.full]:
         before_each()
-        answer = opened.answers.to(query, name, asked)
-        strips.append(_strip(opened, name, _others(answer, query, k), full, query.label))
+        found = _others(opened.answers.to(query, name, asked, refined), query, k)
+        answer, nothing = _cut(opened, found, min_score)
+        strip = _strip(opened, name, answer, full, query.label)
+        strips.append(replace(strip, nothing=nothing))
     return sorted(strips, key=lambda strip: (strip.title == AUTO, strip.answer.macs, strip.title))
 
 
@@ -149,6 +160,23 @@ def _others(answer: Hits, query: Query, k: int) -> Hits:
     others = [hit for hit in answer if hit.id != query.id][:k]
     ranked = tuple(replace(hit, rank=rank) for rank, hit in enumerate(others, start=1))
     return replace(answer, hits=ranked)
+
+
+def _cut(opened: Opened, answer: Hits, min_score: float | None) -> tuple[Hits, str]:
+    """Keep what reaches a cut-off, and say why if that is nothing, or if it cannot be told."""
+    if not answer:
+        return answer, "Nothing passes the filter."
+    if min_score is None:
+        return answer, ""
+    tuning = opened.tuned.tuning
+    if answer.submodel != opened.full:
+        if tuning is None or answer.submodel not in tuning.scales:
+            return answer, "Not cut: what its scores stand for was not measured by tuning."
+        answer = tuning.on_full_scale(answer)
+    kept = answer.at_least(min_score)
+    if kept:
+        return kept, ""
+    return kept, f"No good match: the best has {answer[0].score:.3f}, below {min_score:.3f}."
 
 
 def _strip(opened: Opened, title: str, answer: Hits, full: Hits, label: str | None) -> Strip:

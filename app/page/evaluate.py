@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from threading import Thread
 
 import matplotlib as mpl
 import pandas as pd
@@ -15,16 +14,20 @@ import streamlit as st
 
 from app.options import parse_sizes
 from app.page import chart
+from app.page.disagree import draw_disagreements
 from app.page.looks import plain, spoken
 from app.page.opened import Opened
+from app.page.tune import draw_tune
 from app.page.visit import Shown
+from app.page.work import StoppedError, Work
 from indexing import Corpus, DecodedBatch, Decoders
 from matvit import Preprocess
 from retrieval import (
+    Evaluation,
     OperatingPoint,
     ParetoFrontier,
     Retriever,
-    evaluate,
+    evaluate_queries,
     format_conditions,
     measure_speed,
     plot,
@@ -44,11 +47,15 @@ class Judged:
         queries: What was asked with, as it was typed.
         generation: Of the index that was asked.
         frontier: What was measured.
+        evaluation: The same query by query.
+        corpus: The queries.
     """
 
     queries: str
     generation: int
     frontier: ParetoFrontier
+    evaluation: Evaluation
+    corpus: Corpus
 
     @cached_property
     def downloads(self) -> list[tuple[str, str, bytes]]:
@@ -94,45 +101,6 @@ class WatchedCorpus(Corpus):
             self.tell(done / len(self))
 
 
-class Judging:
-    """An evaluation at work: it goes on whatever its visitor clicks on meanwhile.
-
-    Args:
-        work: Evaluates; it is given what to call with the share that is done.
-
-    Attributes:
-        share: How much is done.
-        judged: What was found, once it is.
-        error: Why nothing was found.
-    """
-
-    def __init__(self, work: Callable[[Callable[[float], None]], Judged]) -> None:
-        self.share = 0.0
-        self.judged: Judged | None = None
-        self.error: Exception | None = None
-        self._work = work
-        self._thread = Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended, in one way or the other."""
-        return not self._thread.is_alive()
-
-    def wait(self) -> None:
-        """Wait for the end."""
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            self.judged = self._work(self._tell)
-        except Exception as error:  # noqa: BLE001 - whatever it is, its visitor has to be told
-            self.error = error
-
-    def _tell(self, share: float) -> None:
-        self.share = share
-
-
 def judge(
     opened: Opened, queries: str, sizes: str, k: int, tell: Callable[[float], None]
 ) -> Judged:
@@ -153,15 +121,17 @@ def judge(
         raise ValueError("a folder of query images is needed")
     chosen = parse_sizes(sizes, opened.retriever.encoder.config)
     corpus = Corpus.open(queries.strip())
-    found = evaluate(
+    found = evaluate_queries(
         opened.retriever, WatchedCorpus.watch(corpus, tell), chosen, k=k, latency_queries=0
     )
     with opened.answers.alone():  # else visitors would be timed along, and so would this for them
-        points = _timed(opened.retriever, corpus, list(found))
+        points = _timed(opened.retriever, corpus, list(found.frontier))
     return Judged(
         queries=queries.strip(),
         generation=opened.info["generation"],
-        frontier=ParetoFrontier(points, conditions=found.conditions),
+        frontier=ParetoFrontier(points, conditions=found.frontier.conditions),
+        evaluation=found,
+        corpus=corpus,
     )
 
 
@@ -224,14 +194,16 @@ def draw_evaluate(shown: Shown) -> None:
         wanted = st.form_submit_button("Evaluate", type="primary")
     if wanted and "judging" not in st.session_state:
         opened = shown.opened
-        st.session_state.judging = Judging(lambda tell: judge(opened, queries, sizes, int(k), tell))
+        st.session_state.judging = Work(lambda tell: judge(opened, queries, sizes, int(k), tell))
     if "judging" in st.session_state:
         _watch()
     if error := st.session_state.pop("judging_error", None):
-        st.error(plain(error))
+        _draw_error(error)
     judged = st.session_state.get("judged")
     if judged is not None:
         _draw_results(shown, judged)
+        draw_disagreements(judged.evaluation, judged.corpus)
+    draw_tune(shown)
 
 
 def take_judged() -> None:
@@ -241,10 +213,17 @@ def take_judged() -> None:
     if work is None or not work.done:
         return
     del state.judging
-    if work.judged is not None:
-        state.judged = work.judged
+    if work.found is not None:
+        state.judged = work.found
     else:
         state.judging_error = work.error
+
+
+def _draw_error(error: Exception) -> None:
+    if isinstance(error, StoppedError):
+        st.info("Stopped.")
+    else:
+        st.error(plain(error))
 
 
 @st.fragment(run_every=_LOOK_EVERY_S)
@@ -253,8 +232,9 @@ def _watch() -> None:
     work = st.session_state.get("judging")
     if work is None or work.done:
         st.rerun()
-    told = f"Asking … {work.share:.0%}" if work.share < 1 else "Timing every size …"
-    st.progress(work.share, f"{told} You can look at the other tabs meanwhile.")
+    told = f"Asking … {work.told:.0%}" if work.told < 1 else "Timing every size …"
+    st.progress(work.told, f"{told} You can look at the other tabs meanwhile.")
+    st.button("Stop", key="stop-judging", on_click=work.stop, disabled=work.stopping)
 
 
 def _draw_results(shown: Shown, judged: Judged) -> None:

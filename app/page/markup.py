@@ -62,8 +62,14 @@ def cell_caption(cell: Cell, scale: tuple[float, float], *, is_full: bool) -> st
     return (
         f'<div class="mv-cell">{_bar("score", max(0.03, share))}'
         f'<div class="mv-line"><span class="mv-rank">{hit.rank}</span>'
-        f'<span class="mv-number">{hit.score:.3f}</span>{change}{mark}</div>{label}</div>'
+        f'<span class="mv-number">{hit.score:.3f}</span>{change}{mark}</div>{label}'
+        f"{_twins(hit.twins)}{_marks(hit.id)}</div>"
     )
+
+
+def nothing(why: str) -> str:
+    """Stand in for hits where there are none."""
+    return f'<div class="mv-nothing">{escape(why)}</div>'
 
 
 def legend(scale: tuple[float, float], *, labelled: bool) -> str:
@@ -76,7 +82,10 @@ def legend(scale: tuple[float, float], *, labelled: bool) -> str:
     if labelled:
         parts.insert(1, "✓ ✗ right or wrong class")
     spans = "".join(f"<span>{part}</span>" for part in parts)
-    return f'<div class="mv-legend">{spans}<span>Click a picture to ask with it</span></div>'
+    spans += (
+        "<span>Click a picture to ask with it, + or \N{MINUS SIGN} for more or less like it</span>"
+    )
+    return f'<div class="mv-legend">{spans}</div>'
 
 
 def query_card(name: str, label: str | None) -> str:
@@ -130,6 +139,20 @@ def _change(change: int | None) -> str:
     return f'<span class="mv-{word}">{_sign(arrow, word)}{abs(change)}</span>'
 
 
+def _twins(count: int) -> str:
+    return f'<div class="mv-label">and {count:,} alike</div>' if count else ""
+
+
+def _marks(number: int) -> str:
+    """Buttons that mark a hit; the script of the page hands on what they say."""
+    buttons = "".join(
+        f'<button type="button" class="mv-sign" data-mark="{sign}{number}" '
+        f'aria-label="{said}" title="{said}"></button>'
+        for sign, said in (("+", "More like this"), ("-", "Less like this"))
+    )
+    return f'<div class="mv-signs">{buttons}</div>'
+
+
 def _sign(sign: str, said: str) -> str:
     """Show a sign to those who see it, and say it to those who listen."""
     return f'<span aria-hidden="true">{sign}</span><span class="mv-hidden">{said} </span>'
@@ -164,6 +187,8 @@ def _agreement(strip: Strip, *, is_full: bool) -> str:
     if strip.right is not None:
         judged = sum(cell.right is not None for cell in strip.cells)
         text += f'<span class="mv-badge">✓ {strip.right} of {judged}</span>'
+    if strip.cells and strip.nothing:
+        text += f'<span class="mv-badge">{escape(strip.nothing)}</span>'
     return f'<div class="mv-badges">{text}</div>'
 
 

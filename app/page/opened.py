@@ -19,9 +19,19 @@ from PIL import Image
 from app.options import AUTO
 from app.page.measured import Tuned, read_tuned
 from app.page.pictures import Kept, Pictures, Query, Sights
-from indexing import MANIFEST, ImageIndex, read_manifest
+from indexing import MANIFEST, NEARLY_SAME, ImageIndex, Where, read_manifest
 from matvit import Encoder, ImageLike
-from retrieval import TUNING, AutoRetriever, Hits, Retriever, Tuning
+from retrieval import (
+    TUNING,
+    Asked,
+    AutoRetriever,
+    Hits,
+    Retriever,
+    Stored,
+    Together,
+    Tuning,
+    Wish,
+)
 
 FEWEST_HITS, MOST_HITS = 1, 12
 """Hits of an answer that can be shown."""
@@ -33,6 +43,47 @@ MOST = MOST_HITS + 1
 """Hits of every answer: those that can be shown, and the query itself."""
 
 _TIMES, _ENOUGH_S = 3, 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refined:
+    """What a visitor adds to a query: images more, images not, and what may answer.
+
+    Attributes:
+        more: Ids of images that answers should be like too.
+        less: Ids of images that they should not be like.
+        where: A filter.
+        collapse: Whether near-duplicates are shown once.
+    """
+
+    more: tuple[int, ...] = ()
+    less: tuple[int, ...] = ()
+    where: Where = Where()
+    collapse: bool = False
+
+    @property
+    def asks_with_several(self) -> bool:
+        """Whether images were added."""
+        return bool(self.more or self.less)
+
+    def wish(self, query: Query) -> Wish:
+        """What may answer: never what is asked with."""
+        if self == Refined():
+            return Wish()
+        own = () if query.id is None else (query.id,)
+        return Wish(
+            where=self.where,
+            leave_out=(*own, *self.more),
+            collapse=NEARLY_SAME if self.collapse else None,
+        )
+
+    def question(self, image: ImageLike) -> Asked:
+        """Put the query and what was added together."""
+        if not self.asks_with_several:
+            return image
+        more, less = (tuple(map(Stored, ids)) for ids in (self.more, self.less))
+        return Together(like=(image, *more), unlike=less)
+
 
 _Identity = tuple[int, int, int]
 Stamp = tuple[str | tuple[str, _Identity], ...]
@@ -55,15 +106,15 @@ class Answers:
 
     def __init__(self, retriever: Retriever, sights: Sights, kept: int = KEPT) -> None:
         self._retriever, self._sights = retriever, sights
-        self._kept: Kept[tuple[str, str], Hits] = Kept(kept)
+        self._kept: Kept[tuple[str, str, Refined], Hits] = Kept(kept)
         self._warm: set[str] = set()
         self._one_at_a_time = Lock()
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def to(self, query: Query, submodel: str, k: int) -> Hits:
-        """Find the k images of the index most similar to the query.
+    def to(self, query: Query, submodel: str, k: int, refined: Refined = Refined()) -> Hits:
+        """Find the k images of the index most similar to the query, as it was refined.
 
         Raises:
             ValueError: If the query cannot be read, the submodel is not one of the encoder's, or
@@ -71,7 +122,8 @@ class Answers:
         """
         if k > MOST:
             raise ValueError(f"at most {MOST} hits are kept of an answer, got k={k}")
-        found = self._kept.made((query.digest, submodel), lambda: self._ask(query, submodel))
+        key = query.digest, submodel, refined
+        found = self._kept.made(key, lambda: self._ask(query, submodel, refined))
         return replace(found, hits=found.hits[:k])
 
     @contextmanager
@@ -80,13 +132,13 @@ class Answers:
         with self._one_at_a_time:
             yield
 
-    def _ask(self, query: Query, submodel: str) -> Hits:
-        image = self._decoded(query)
+    def _ask(self, query: Query, submodel: str, refined: Refined) -> Hits:
+        image, wish = self._decoded(query), refined.wish(query)
         with self.alone():
             self._warm_up(image, submodel)
             start, found = perf_counter(), []
             for _ in range(_TIMES):
-                found.append(self._search(image, submodel))
+                found.append(self._search(refined.question(image), submodel, wish))
                 if perf_counter() - start > _ENOUGH_S:
                     break
         found.sort(key=lambda hits: hits.encode_ms + hits.search_ms)
@@ -102,10 +154,10 @@ class Answers:
                 self._search(image, name)
                 self._warm.add(name)
 
-    def _search(self, image: ImageLike, submodel: str) -> Hits:
+    def _search(self, image: Asked, submodel: str, wish: Wish = Wish()) -> Hits:
         if submodel == AUTO:
-            return self._auto.search(image, MOST)
-        return self._retriever.search(image, submodel, MOST)
+            return self._auto.search(image, MOST, wish)
+        return self._retriever.search(image, submodel, MOST, wish)
 
     @cached_property
     def _auto(self) -> AutoRetriever:

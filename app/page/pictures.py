@@ -217,8 +217,8 @@ def stored_query(index: ImageIndex, number: int) -> Query:
     )
 
 
-def uploaded_query(name: str, data: bytes) -> Query:
-    """Ask with a file that somebody sent.
+def uploaded_query(name: str, data: bytes, label: str | None = None) -> Query:
+    """Ask with a file that somebody sent, or that is none of the index.
 
     Raises:
         ValueError: If it is too large.
@@ -232,7 +232,7 @@ def uploaded_query(name: str, data: bytes) -> Query:
             f"the image has {width:,} x {height:,} pixels; at most {MAX_UPLOAD_PIXELS:,} "
             "altogether please, so send a smaller copy"
         )
-    return Query(data=data, name=name)
+    return Query(data=data, name=name, label=label)
 
 
 def thumbnail(data: bytes, preprocess: Preprocess, side: int = SIDE) -> bytes:

@@ -15,6 +15,7 @@ from app.page.pictures import MAX_UPLOAD_BYTES, Query
 from app.page.visit import Shown
 
 _NARROWEST = 92
+_MOST_CLASSES = 300
 
 
 def draw_search(shown: Shown) -> None:
@@ -38,12 +39,25 @@ def draw_strips(shown: Shown, query: Query, submodels: Sequence[str], *, key: st
         key: Tells these strips from others on the page.
     """
     try:
-        strips = compare(shown.opened, query, submodels, st.session_state.k, before_each=_give_way)
+        refined = visit.refined(shown)
+    except ValueError as error:
+        st.error(plain(error))
+        return
+    try:
+        strips = compare(
+            shown.opened,
+            query,
+            submodels,
+            st.session_state.k,
+            refined=refined,
+            min_score=visit.min_score(),
+            before_each=_give_way,
+        )
     except ValueError as error:
         st.error(f"This cannot be used as a query: {plain(error)}")
         return
     scale = scale_of(strips)
-    slowest_ms = max(strip.total_ms for strip in strips)
+    slowest_ms = max((strip.total_ms for strip in strips), default=0.0)
     labelled = any(strip.right is not None for strip in strips)
     for place, strip in enumerate(strips):
         with st.container(key=f"{key}-{place}"):
@@ -65,7 +79,34 @@ def _draw_query(shown: Shown) -> Query | None:
         help="Ask with some other image of the index",
     )
     _draw_uploader(shown)
+    _draw_marked(shown)
     return query
+
+
+def _draw_marked(shown: Shown) -> None:
+    """Draw what was marked to be like, or unlike; a click takes it back."""
+    index = shown.opened.index
+    for sign, said, numbers in (
+        ("+", ":material/add:", st.session_state.more),
+        ("-", ":material/remove:", st.session_state.less),
+    ):
+        for number in numbers:
+            path = index.path_of(shown.opened.row_of(number))
+            st.button(
+                plain(path),
+                key=f"marked-{number}",
+                icon=said,
+                on_click=visit.mark,
+                args=(number, sign),
+                width="stretch",
+                help="Take it back",
+            )
+
+
+def draw_unseen_mark(shown: Shown) -> None:
+    """Draw, out of sight, where the script of the page says what was marked."""
+    with st.container(key="unseen-mark"):
+        st.text_input("mark", key="mark", on_change=visit.take_mark, args=(shown,))
 
 
 def _draw_uploader(shown: Shown) -> None:
@@ -112,6 +153,31 @@ def _draw_controls(shown: Shown) -> None:
             key="sizes",
         )
         st.slider("Hits", FEWEST_HITS, MOST_HITS, key="k", width=180)
+        with st.popover("Filter", icon=":material/tune:", key="filter"):
+            _draw_filter(shown)
+
+
+def _draw_filter(shown: Shown) -> None:
+    cutoff = None if shown.opened.tuned.tuning is None else shown.opened.tuned.tuning.cutoff
+    st.slider(
+        "Least score",
+        0.0,
+        1.0,
+        step=0.005,
+        key="min_score",
+        format="%.3f",
+        help="On the full encoder's scale, so that it means the same at every size; 0 for none",
+    )
+    if cutoff is not None:
+        st.caption(
+            f"Tuning proposes {cutoff.min_score:.3f}: {cutoff.false_accepts:.1%} of queries then "
+            f"see a wrong image, {cutoff.kept:.1%} a right one."
+        )
+    st.text_input("Only names like", key="inside", placeholder="holiday/** or *.png")
+    names = shown.opened.index.class_names
+    if names and len(names) <= _MOST_CLASSES:
+        st.multiselect("Only these classes", names, key="classes", format_func=readable)
+    st.toggle("Show near-duplicates once", key="collapse")
 
 
 def _give_way() -> None:
@@ -136,6 +202,9 @@ def _draw_head(shown: Shown, strip: Strip, slowest_ms: float) -> None:
 
 
 def _draw_cells(shown: Shown, strip: Strip, scale: tuple[float, float], *, key: str) -> None:
+    if not strip.cells:
+        st.html(markup.nothing(strip.nothing))
+        return
     with st.grid(max(1, len(strip.cells)), min_column_width=_NARROWEST, key=f"{key}-hits"):
         for cell in strip.cells:
             verdict = {True: "right", False: "wrong", None: "unknown"}[cell.right]

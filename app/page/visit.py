@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,8 +15,9 @@ from app.options import AUTO
 from app.page import chart
 from app.page.looks import plain
 from app.page.measured import Measured, Range, Unit, budget_range, found_in, spent, units
-from app.page.opened import FEWEST_HITS, MOST_HITS, Opened
+from app.page.opened import FEWEST_HITS, MOST_HITS, Opened, Refined
 from app.page.pictures import Query, stored_query, uploaded_query
+from indexing import Where
 from matvit import Granularity, MatViTConfig, Submodel
 from retrieval import ParetoFrontier
 
@@ -27,7 +29,11 @@ MOST_SUBMODELS = 8
 NAMES = ("index", "query", "submodel", "k")
 """What a link says, in the address."""
 
-_REMEMBERED = ("sizes", "k", "unit", "budget", "failures")
+_REMEMBERED = (
+    "sizes", "k", "unit", "budget", "failures", "min_score", "inside", "classes", "collapse",
+)  # fmt: skip
+_MARK = re.compile(r"([+-])(\d{1,18})")
+_MOST_MARKS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +119,7 @@ def begin(shown: Shown, name: str) -> list[str]:
         state.sizes, state.pick, state.k = list(shown.trained), None, _FEW_HITS
         state.asked, state.upload = int(shown.opened.index.ids[0]), None
         state.turn, state.chart_turn, state.address = 0, 0, {}
+        state.more, state.less = (), ()
         if shown.recommended is not None:
             use(shown, shown.recommended)
         if shown.has_auto:
@@ -135,8 +142,8 @@ def begin(shown: Shown, name: str) -> list[str]:
 def follow(shown: Shown, link: Link) -> None:
     """Show what a link says."""
     state = st.session_state
-    if link.query is not None:
-        state.asked, state.upload = link.query, None
+    if link.query is not None and (state.upload is not None or link.query != state.asked):
+        ask_with(link.query, None)
     if link.k is not None:
         state.k = link.k
     if link.submodels:
@@ -186,14 +193,73 @@ def query(shown: Shown) -> Query:
         upload: Query = state.upload
         return upload
     if not _has(shown, state.asked):  # it was removed meanwhile
-        state.asked = int(shown.opened.index.ids[0])
+        ask_with(int(shown.opened.index.ids[0]), None)
     return stored_query(shown.opened.index, state.asked)
 
 
 def ask(number: int) -> None:
     """Ask with an image of the index."""
-    st.session_state.asked, st.session_state.upload = number, None
+    ask_with(number, None)
     st.session_state.view = SEARCH
+
+
+def ask_with(number: int, upload: Query | None) -> None:
+    """Take another query: what was marked to go with the one before is marked no longer."""
+    state = st.session_state
+    state.asked, state.upload, state.more, state.less = number, upload, (), ()
+
+
+def mark(number: int, sign: str) -> None:
+    """Have answers be like an image too, or unlike it; the same mark again takes it back.
+
+    Args:
+        number: Id of the image.
+        sign: `+` or `-`.
+    """
+    state = st.session_state
+    had = number in (state.more if sign == "+" else state.less)
+    state.more = tuple(each for each in state.more if each != number)
+    state.less = tuple(each for each in state.less if each != number)
+    if had:
+        return
+    if len(state.more) + len(state.less) >= _MOST_MARKS:
+        state.refused = f"At most {_MOST_MARKS} images can be marked; take one back first."
+    elif sign == "+":
+        state.more = (*state.more, number)
+    else:
+        state.less = (*state.less, number)
+
+
+def take_mark(shown: Shown) -> None:
+    """Mark an image as the script of the page says, whose buttons cost the server nothing."""
+    said = _MARK.fullmatch(st.session_state.mark)
+    st.session_state.mark = ""
+    if said is not None and _has(shown, int(said[2])):
+        mark(int(said[2]), said[1])
+
+
+def refined(shown: Shown) -> Refined:
+    """What was added to the query.
+
+    Raises:
+        ValueError: If the pattern is none.
+    """
+    state = st.session_state
+    pattern = (state.get("inside") or "").strip()
+    return Refined(
+        more=tuple(each for each in state.more if _has(shown, each)),
+        less=tuple(each for each in state.less if _has(shown, each)),
+        where=Where(
+            inside=(pattern,) if pattern else (),
+            labels=tuple(state.get("classes") or ()),
+        ),
+        collapse=bool(state.get("collapse")),
+    )
+
+
+def min_score() -> float | None:
+    """The cut-off, if there is one."""
+    return st.session_state.get("min_score") or None
 
 
 def ask_any(shown: Shown) -> None:
@@ -215,7 +281,7 @@ def take_upload(shown: Shown) -> None:
     if sent is None:
         return
     try:
-        state.upload = uploaded_query(sent.name, sent.getvalue())
+        ask_with(state.asked, uploaded_query(sent.name, sent.getvalue()))
     except ValueError as error:
         state.refused = f"{plain(sent.name)}: {plain(error)}"
     if state.get("view") != CHOOSE or not shown.has_choice:

@@ -15,7 +15,7 @@ from retrieval.ground_truth import Wanted, find_others
 
 MAX_FALSE_ACCEPTS = 0.05
 _RANKS = 64
-_DECIMALS = 4
+_STEPS = 10_000  # of a score: four decimals
 
 
 class Cutoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,9 +118,8 @@ def choose_cutoff(
     worst_first = np.sort(choosing.wrong)[::-1]
     allowed = int(max_false_accepts * len(worst_first))
     limit = float(worst_first[min(allowed, len(worst_first) - 1)])
-    step = 10.0**-_DECIMALS
     # Just above the first that may not pass: a score that reaches a cut-off passes it.
-    score = -1.0 if limit == -math.inf else min(1.0, round((limit // step + 1) * step, _DECIMALS))
+    score = -1.0 if limit == -math.inf else min(1.0, (math.floor(limit * _STEPS) + 1) / _STEPS)
     judged = reporting.right[~np.isnan(reporting.right)]
     return Cutoff(
         min_score=score,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -47,6 +47,7 @@ def tune(
     max_false_accepts: float = MAX_FALSE_ACCEPTS,
     latency: bool = True,
     progress: bool = False,
+    on_step: Callable[[], object] = lambda: None,
 ) -> Tuning:
     """Find the submodels that keep the most retrieval, and store them with the index.
 
@@ -84,6 +85,7 @@ def tune(
             one of another label; without labels, to somebody whose image is not there.
         latency: Whether to time the submodels that are kept, anew whatever is remembered.
         progress: Show a progress bar on stderr.
+        on_step: Called after each submodel that was measured; what it raises ends the run.
 
     Returns:
         What was found, measured on queries that were not used to find it.
@@ -103,10 +105,15 @@ def tune(
     with only_one(folder), progress_of("tuning", unit="submodels", shown=progress) as bar:
         sample = draw_sample(retriever, queries, size=size, seed=seed)
         settings = _settings(retriever, sample, k)
-        journal = Journal(folder / PROGRESS, settings, model, bar.update)
+
+        def told(count: int) -> None:
+            bar.update(count)
+            on_step()
+
+        journal = Journal(folder / PROGRESS, settings, model, told)
         trial = _search(retriever, sample, k, journal)
         reported = _worth_reporting(model, trial.searched)
-        reporting = Trial(retriever, sample.reporting, k)
+        reporting = Trial(retriever, sample.reporting, k, on_progress=on_step)
         points = _report(model, reporting, len(sample.reporting), reported, k)
         selected = _report(model, trial, len(sample.selecting), reported, k)
         escalation = _escalation(retriever, sample, reported, max_loss, certainty)

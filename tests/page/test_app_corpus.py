@@ -131,3 +131,42 @@ def test_what_cannot_be_evaluated_is_one_friendly_line(page, queries, sizes, lin
     (error,) = page.error
     assert line in error.value
     assert "\n" not in error.value
+
+
+def test_a_query_on_which_a_size_loses_is_compared_with_a_click(page, photo_folder):
+    turn_to(page, "eval")
+    evaluate(page, photo_folder, "S,M")
+    judged = page.session_state["judged"].evaluation
+    wanted = judged.disagreements("S")
+    table = next(each for each in page.dataframe if "this size" in each.value.columns)
+    assert list(table.value["query"]) == [each.path for each in wanted]
+    assert list(table.value["lost"]) == pytest.approx([each.lost for each in wanted])
+    page.selectbox(key="disagreeing").set_value("M").run()
+    table = next(each for each in page.dataframe if "this size" in each.value.columns)
+    assert list(table.value["query"]) == [each.path for each in judged.disagreements("M")]
+    assert not page.exception
+
+
+def test_an_index_is_tuned_from_the_page(own_page, monkeypatch):
+    from app.page import tune as page_tune
+
+    begun, go_on = Event(), Event()
+
+    def held(opened, size, tell):
+        tell(3)
+        begun.set()
+        assert go_on.wait(60)
+        tell(4)
+
+    monkeypatch.setattr(page_tune, "tune_opened", held)
+    turn_to(own_page, "eval")
+    press(own_page, "tune")
+    assert begun.wait(60)
+    own_page.run()
+    assert any(text.value.startswith("3 submodels measured") for text in own_page.info)
+    press(own_page, "stop-tuning")
+    go_on.set()
+    own_page.session_state["tuning"].wait()
+    own_page.run()
+    assert not own_page.exception
+    assert any("Stopped; the next run goes on" in text.value for text in own_page.info)

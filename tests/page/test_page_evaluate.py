@@ -9,8 +9,9 @@ import pytest
 from photo_index import open_photos, upload
 from PIL import Image
 
-from app.page.evaluate import Judging, WatchedCorpus, judge, results_table
+from app.page.evaluate import WatchedCorpus, judge, results_table
 from app.page.opened import Opened
+from app.page.work import StoppedError, Work
 from indexing import Corpus, Decoders
 from retrieval import ParetoFrontier, evaluate
 from retrieval.speed import Speed
@@ -105,22 +106,40 @@ def test_an_evaluation_goes_on_by_itself_and_tells_how_far_it_is(opened, photo_f
         assert go_on.wait(60)
         return judge(opened, str(photo_folder), "S", 5, tell)
 
-    judging = Judging(work)
+    judging = Work(work)
     assert begun.wait(60)
-    assert (judging.share, judging.done, judging.judged) == (0.5, False, None)
+    assert (judging.told, judging.done, judging.found) == (0.5, False, None)
     go_on.set()
     judging.wait()
     assert judging.done
     assert judging.error is None
-    assert judging.share == 1
-    assert {point.submodel for point in judging.judged.frontier} == {"S", "XL"}
+    assert judging.told == 1
+    assert {point.submodel for point in judging.found.frontier} == {"S", "XL"}
+
+
+def test_an_evaluation_can_be_stopped(opened, photo_folder):
+    begun, go_on = Event(), Event()
+
+    def work(tell):
+        tell(0.1)
+        begun.set()
+        assert go_on.wait(60)
+        return judge(opened, str(photo_folder), "S", 5, tell)
+
+    judging = Work(work)
+    assert begun.wait(60)
+    judging.stop()
+    go_on.set()
+    judging.wait()
+    assert isinstance(judging.error, StoppedError)
+    assert (judging.found, judging.told, judging.stopping) == (None, 0.1, True)
 
 
 def test_an_evaluation_that_fails_says_why(opened):
-    judging = Judging(lambda tell: judge(opened, "/nowhere/at/all", "S", 5, tell))
+    judging = Work(lambda tell: judge(opened, "/nowhere/at/all", "S", 5, tell))
     judging.wait()
     assert isinstance(judging.error, FileNotFoundError)
-    assert judging.judged is None
+    assert judging.found is None
 
 
 def test_nobody_asks_while_sizes_are_timed(opened, photo_folder, monkeypatch):

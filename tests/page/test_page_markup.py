@@ -170,7 +170,7 @@ def test_no_span_has_a_name_that_nobody_reads_out():
         ),
     ]
     for tag in re.findall(r"<[^>]*aria-label[^>]*>", "".join(pieces)):
-        assert "role=" in tag
+        assert "role=" in tag or tag.startswith("<button")
 
 
 def test_the_legend_says_what_milliseconds_leave_out():
