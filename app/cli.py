@@ -22,6 +22,7 @@ from app.convert_cli import convert, import_scenic
 from app.duplicates_cli import index_duplicates
 from app.encoder_cli import extract, train
 from app.evaluate_cli import evaluate
+from app.export_cli import index_export
 from app.index_cli import index_cli
 from app.options import (
     DEMO,
@@ -57,6 +58,7 @@ cli = typer.Typer(
     rich_markup_mode=None,
 )
 index_cli.command("adopt")(index_adopt)
+index_cli.command("export")(index_export)
 index_cli.command("duplicates")(index_duplicates)
 cli.add_typer(index_cli, name="index")
 

@@ -110,9 +110,7 @@ class Gallery:
         Raises:
             ValueError: If it cannot be read.
         """
-        stream = io.BytesIO()
-        Image.fromarray(self._preprocess.pixels(data)).save(stream, "JPEG", quality=_QUALITY)
-        source = base64.b64encode(stream.getvalue()).decode()
+        source = base64.b64encode(small_picture(data, self._preprocess)).decode()
         alt = html.escape(readable(captions[-1] if captions else ""), quote=True)
         image = f'<img alt="{alt}" loading="lazy" src="data:image/jpeg;base64,{source}">'
         return _figure(image, captions, verdict)
@@ -133,6 +131,21 @@ class Gallery:
             f"<h1>{_safe(title)}</h1>\n{body}\n</html>\n"
         )
         matvit.write_atomically(file, lambda stream: stream.write(text.encode()))
+
+
+def small_picture(data: bytes, preprocess: matvit.Preprocess) -> bytes:
+    """Make a small JPEG of an image file.
+
+    Args:
+        data: The file.
+        preprocess: Which part of it, and how large.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    stream = io.BytesIO()
+    Image.fromarray(preprocess.pixels(data)).save(stream, "JPEG", quality=_QUALITY)
+    return stream.getvalue()
 
 
 def _figure(inside: str, captions: Iterable[str], verdict: bool | None) -> str:

@@ -17,6 +17,7 @@ from app.page.choose import draw_choose
 from app.page.corpus import draw_corpus, draw_welcome, is_built
 from app.page.evaluate import draw_evaluate, take_judged
 from app.page.looks import plain
+from app.page.map import draw_map
 from app.page.measured import find_measured
 from app.page.opened import Opened, Stamp, encoder_stamp, open_all, out_of_the_collector, stamp
 from app.page.search import draw_search, draw_unseen_mark, draw_unseen_uploader
@@ -61,6 +62,7 @@ def _draw(opened: Opened, index: Path, report: Path) -> None:
         visit.CHOOSE: partial(draw_choose, shown),
         visit.CORPUS: partial(draw_corpus, shown),
         visit.EVALUATE: partial(draw_evaluate, shown),
+        visit.MAP: partial(draw_map, shown),
     }
     tabs = st.tabs(list(views), key="view", on_change="rerun")
     for tab, draw in zip(tabs, views.values(), strict=True):

@@ -5,6 +5,8 @@ from .index import ImageIndex as ImageIndex
 # isort: split
 # What goes with them:
 from .adopt import AdoptReport as AdoptReport
+from .atlas import Plane as Plane
+from .atlas import write_atlas as write_atlas
 from .compact import CompactReport as CompactReport
 from .corpus.corpus import DecodedBatch as DecodedBatch
 from .corpus.decoding import Decoders as Decoders

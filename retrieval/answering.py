@@ -52,6 +52,15 @@ class Finder:
         everything = wish.where.lets_all_through
         self._among = None if everything else index.where(wish.where)
 
+    @property
+    def left_out(self) -> Rows:
+        """Rows that answer no question, because they are named by id.
+
+        Raises:
+            KeyError: If the index has no such image.
+        """
+        return self._index.rows_of(np.array(self._wish.leave_out, dtype=np.int64))
+
     def own_rows(self, questions: Sequence[Together]) -> list[Rows]:
         """Rows that do not answer each question: left out by id, or the very images it asks with.
 
@@ -59,7 +68,7 @@ class Finder:
             FileNotFoundError: If there is no file at a path.
             KeyError: If an image that is named by id is not in the index.
         """
-        named = self._index.rows_of(np.array(self._wish.leave_out, dtype=np.int64))
+        named = self.left_out
         if not self._wish.exclude_self:
             return [named] * len(questions)
         digests = self._index.metadata.column("sha256")

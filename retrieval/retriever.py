@@ -246,7 +246,8 @@ class Retriever:
         if not len(vectors):
             return []
         questions = [Question(vector[np.newaxis], vectors[:0], "mean") for vector in vectors]
-        finder, own = Finder(self.index, wish), [np.empty(0, dtype=np.int64)] * len(vectors)
+        finder = Finder(self.index, wish)
+        own = [finder.left_out] * len(vectors)
         return [look_up(self.index, found) for found in finder.find(questions, own, k)]
 
     def _embed(

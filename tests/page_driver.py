@@ -13,7 +13,10 @@ from streamlit.testing.v1 import AppTest
 from indexing import Corpus
 from retrieval import Retriever, evaluate
 
-PAGES = {"search": "Search", "choose": "Choose a size", "corpus": "Corpus", "eval": "Evaluate"}
+PAGES = {
+    "search": "Search", "choose": "Choose a size", "corpus": "Corpus", "eval": "Evaluate",
+    "map": "Map",
+}  # fmt: skip
 
 
 def measure(retriever: Retriever, queries: Path) -> str:

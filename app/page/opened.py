@@ -19,7 +19,7 @@ from PIL import Image
 from app.options import AUTO
 from app.page.measured import Tuned, read_tuned
 from app.page.pictures import Kept, Pictures, Query, Sights
-from indexing import MANIFEST, NEARLY_SAME, ImageIndex, Where, read_manifest
+from indexing import MANIFEST, NEARLY_SAME, ImageIndex, Plane, Where, read_manifest
 from matvit import Encoder, ImageLike
 from retrieval import (
     TUNING,
@@ -209,6 +209,11 @@ class Opened:
     def info(self) -> dict[str, Any]:
         """The index in plain JSON values."""
         return self.index.info()
+
+    @cached_property
+    def plane(self) -> Plane:
+        """The plane in which the images differ most."""
+        return Plane.of(self.index.embeddings)
 
     @cached_property
     def tuned(self) -> Tuned:

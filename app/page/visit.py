@@ -22,6 +22,7 @@ from matvit import Granularity, MatViTConfig, Submodel
 from retrieval import ParetoFrontier
 
 SEARCH, CHOOSE, CORPUS, EVALUATE = "Search", "Choose a size", "Corpus", "Evaluate"
+MAP = "Map"
 _FEW_HITS = 6
 MOST_SUBMODELS = 8
 """Submodels that one link may ask for: each is an embedding to compute."""
@@ -31,6 +32,7 @@ NAMES = ("index", "query", "submodel", "k")
 
 _REMEMBERED = (
     "sizes", "k", "unit", "budget", "failures", "min_score", "inside", "classes", "collapse",
+    "near",
 )  # fmt: skip
 _MARK = re.compile(r"([+-])(\d{1,18})")
 _MOST_MARKS = 8

@@ -248,13 +248,13 @@ def test_auto_is_warm_for_all_it_may_go_on_to(
     tune(opened)
     asked, search, search_auto = [], opened.retriever.search, AutoRetriever.search
 
-    def note(image, submodel, k):
+    def note(image, submodel, *how):
         asked.append(submodel)
-        return search(image, submodel, k)
+        return search(image, submodel, *how)
 
-    def note_auto(auto, image, k):
+    def note_auto(auto, image, *how):
         asked.append("auto")
-        return search_auto(auto, image, k)
+        return search_auto(auto, image, *how)
 
     monkeypatch.setattr(opened.retriever, "search", note)
     monkeypatch.setattr(AutoRetriever, "search", note_auto)

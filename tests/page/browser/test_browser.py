@@ -199,7 +199,7 @@ def test_a_link_shows_no_picture_from_elsewhere(page, server):
 
 def test_nothing_is_wider_than_a_telephone(page):
     page.set_viewport_size({"width": 400, "height": 900})
-    for tab in ("Choose a size", "Corpus", "Evaluate", "Search"):
+    for tab in ("Choose a size", "Corpus", "Evaluate", "Map", "Search"):
         chosen = page.get_by_role("tab", name=tab)
         chosen.click()
         sync_api.expect(chosen).to_have_attribute("aria-selected", "true")
@@ -210,3 +210,67 @@ def test_nothing_is_wider_than_a_telephone(page):
               .map(it => it.outerHTML.slice(0, 200))"""
         )
         assert too_wide == []
+
+
+def test_more_like_a_hit_and_back_with_the_mouse(page):
+    """+ and - are plain HTML: a script hands on what they say."""
+    expect, cell = sync_api.expect, page.locator("[class*='st-key-hit-'][class*='strip-3-2']").first
+    page.wait_for_function(SETTLED)
+    page.wait_for_function("window.matvitPaste")
+    name = cell.locator("[class*='st-key-ask-'] button").text_content().removeprefix("Ask with ")
+    sign = cell.get_by_role("button", name="More like this")
+    expect(sign.locator("xpath=..")).to_have_css("opacity", "0")
+    cell.hover()
+    expect(sign.locator("xpath=..")).to_have_css("opacity", "1")
+    sign.click()
+    marked = page.locator("[class*='st-key-marked-'] button")
+    expect(marked).to_have_count(1)
+    expect(marked).to_contain_text(name)
+    expect(page.get_by_role("button", name=f"Ask with {name}", exact=True)).to_have_count(0)
+    marked.click()
+    expect(marked).to_have_count(0)
+    expect(page.get_by_role("button", name=f"Ask with {name}", exact=True).first).to_be_visible()
+
+
+def test_keys_go_over_the_hits_mark_them_and_choose_sizes(page):
+    expect = sync_api.expect
+    page.wait_for_function(SETTLED)
+    page.wait_for_function("window.matvitPaste")
+    here = "document.activeElement.closest(\"[class*='st-key-hit-']\")?.className ?? ''"
+    page.mouse.click(700, 20)
+    page.keyboard.press("ArrowRight")
+    assert "strip-0-1" in page.evaluate(here)
+    page.keyboard.press("ArrowRight")
+    assert "strip-0-2" in page.evaluate(here)
+    page.keyboard.press("ArrowDown")
+    assert "strip-1-2" in page.evaluate(here)
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowLeft")
+    assert "strip-0-1" in page.evaluate(here)
+    page.keyboard.press("+")
+    expect(page.locator("[class*='st-key-marked-'] button")).to_have_count(1)
+    page.keyboard.press("2")
+    expect(page.locator(".mv-head .mv-title")).to_have_count(3)
+    page.wait_for_function(SETTLED)
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_have_count(0)
+    with page.expect_file_chooser():
+        page.keyboard.press("/")
+    button = page.locator("[class*='st-key-ask-strip-0-1 '] button")
+    name = button.text_content().removeprefix("Ask with ")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".mv-name")).to_have_text(name)
+
+
+def test_keys_leave_alone_who_types(page):
+    page.wait_for_function(SETTLED)
+    page.get_by_role("button", name="Filter").click()
+    names = page.get_by_label("Only names like")
+    names.fill("")
+    names.press("2")
+    names.press("/")
+    sync_api.expect(names).to_have_value("2/")
+    sync_api.expect(page.locator(".mv-head .mv-title")).to_have_count(4)
