@@ -85,7 +85,7 @@ def main() -> None:
     for count in [0] if given.index else given.vectors:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            embeddings, queries = _stored(given.index) if given.index else _made(folder, count)
+            embeddings, queries = _stored(given.index) if given.index else made(folder, count)
             compared = compare(folder, embeddings, queries, given.kinds, given.device, given.rounds)
             for row in compared:
                 rows.append(row)
@@ -255,7 +255,7 @@ def _recall(found: NDArray[np.int64], exact: NDArray[np.int64]) -> float:
     return float(np.mean(shared) / RANKS)
 
 
-def _made(folder: Path, count: int) -> tuple[Embeddings, NDArray[np.float32]]:
+def made(folder: Path, count: int) -> tuple[Embeddings, NDArray[np.float32]]:
     """Store vectors around random centres, and draw queries around the same."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((max(count // _PER_CENTRE, 1), DIM), dtype=np.float32)

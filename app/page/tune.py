@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 
 import streamlit as st
 
@@ -26,8 +25,14 @@ def tune_opened(opened: Opened, size: int, tell: Callable[[float], None]) -> Tun
         tell: Called with how many submodels are measured, after each; it may raise to stop, and
             what is measured by then is kept for the next time.
     """
-    number = count(1)
-    return tune(opened.retriever, size=size, on_step=lambda: tell(next(number)))
+    measured = 0
+
+    def step(count: int) -> None:
+        nonlocal measured
+        measured += count
+        tell(measured)
+
+    return tune(opened.retriever, size=size, on_step=step)
 
 
 def draw_tune(shown: Shown) -> None:

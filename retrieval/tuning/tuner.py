@@ -47,7 +47,7 @@ def tune(
     max_false_accepts: float = MAX_FALSE_ACCEPTS,
     latency: bool = True,
     progress: bool = False,
-    on_step: Callable[[], object] = lambda: None,
+    on_step: Callable[[int], object] = lambda _: None,
 ) -> Tuning:
     """Find the submodels that keep the most retrieval, and store them with the index.
 
@@ -85,7 +85,8 @@ def tune(
             one of another label; without labels, to somebody whose image is not there.
         latency: Whether to time the submodels that are kept, anew whatever is remembered.
         progress: Show a progress bar on stderr.
-        on_step: Called after each submodel that was measured; what it raises ends the run.
+        on_step: Called with the number of submodels that an interrupted run has measured, and
+            with 1 for each more; what it raises ends the run.
 
     Returns:
         What was found, measured on queries that were not used to find it.
@@ -108,12 +109,12 @@ def tune(
 
         def told(count: int) -> None:
             bar.update(count)
-            on_step()
+            on_step(count)
 
         journal = Journal(folder / PROGRESS, settings, model, told)
         trial = _search(retriever, sample, k, journal)
         reported = _worth_reporting(model, trial.searched)
-        reporting = Trial(retriever, sample.reporting, k, on_progress=on_step)
+        reporting = Trial(retriever, sample.reporting, k, on_progress=lambda: on_step(1))
         points = _report(model, reporting, len(sample.reporting), reported, k)
         selected = _report(model, trial, len(sample.selecting), reported, k)
         escalation = _escalation(retriever, sample, reported, max_loss, certainty)

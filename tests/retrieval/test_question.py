@@ -161,6 +161,15 @@ def test_twins_are_shown_once_and_others_move_up(retriever):
         Wish(collapse=2)
 
 
+def test_some_are_left_out_by_id(retriever):
+    everything = retriever.search(Stored(0), k=13)
+    gone = (everything[0].id, everything[3].id)
+    hits = retriever.search(Stored(0), k=13, wish=Wish(leave_out=gone))
+    assert [hit.id for hit in hits] == [hit.id for hit in everything if hit.id not in gone]
+    with pytest.raises(KeyError, match="no image with id 99"):
+        retriever.search(Stored(0), wish=Wish(leave_out=(99,)))
+
+
 def test_wishes_go_together(retriever, photos):
     wish = Wish(where=Where(inside=("apple", "bread")), exclude_self=True, collapse=0.99999)
     stored = Stored.named(retriever.index, "cheese/02.png")

@@ -125,6 +125,26 @@ def test_an_interrupted_run_goes_on_where_it_stopped(untuned, monkeypatch):
     assert resumed.escalation == fresh.escalation
 
 
+def test_a_run_is_stopped_by_who_watches_it_and_goes_on_where_it_stopped(untuned):
+    fresh, counted = small_retriever_run(untuned), []
+
+    def watch(count):
+        counted.append(count)
+        if sum(counted) == 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        tune(untuned, size=80, latency=False, on_step=watch)
+    assert counted == [0, 1, 1, 1, 1, 1]
+    assert (untuned.index.path / PROGRESS).exists()
+    assert tuning_of(untuned) is None
+    again = []
+    resumed = tune(untuned, size=80, latency=False, on_step=again.append)
+    assert again[0] == 5
+    assert set(again[1:]) == {1}
+    assert resumed.frontier == fresh.frontier
+
+
 def small_retriever_run(retriever):
     made = tune(retriever, size=80, latency=False)
     (retriever.index.path / TUNING).unlink()
