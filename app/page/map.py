@@ -23,7 +23,7 @@ MOST_SHOWN = 4_000
 
 _MOST_CLASSES = 12
 _WAY, _OTHER = "#d6604d", "#7d8a9c"
-_MARGIN = 0.35
+_ROOM = 1.7
 
 
 def draw_map(shown: Shown) -> None:
@@ -96,16 +96,10 @@ def map_chart(places: pd.DataFrame, way: pd.DataFrame, *, near: bool) -> alt.Lay
         way: See `way_of`.
         near: Show only what is around the query.
     """
-    axes = {}
-    for name in ("x", "y"):
-        around = _around(way[name]) if near else None
-        scale = alt.Scale(zero=False, **({"domain": around} if around else {}))
-        axes[name] = alt.Axis(labels=False, ticks=False, grid=False), scale
-    x, y = (
-        kind(f"{name}:Q", title=None, axis=axes[name][0], scale=axes[name][1])
-        for kind, name in ((alt.X, "x"), (alt.Y, "y"))
-    )
-    few = 0 < places["class"].nunique() <= _MOST_CLASSES
+    bare = alt.Axis(labels=False, ticks=False, grid=False)
+    x = alt.X("x:Q", title=None, axis=bare, scale=_scale(way["x"], near=near))
+    y = alt.Y("y:Q", title=None, axis=bare, scale=_scale(way["y"], near=near))
+    few = 1 < places["class"].nunique() <= _MOST_CLASSES
     colour = (
         alt.Color("class:N", legend=alt.Legend(orient="top", title=None))
         if few
@@ -128,9 +122,10 @@ def map_chart(places: pd.DataFrame, way: pd.DataFrame, *, near: bool) -> alt.Lay
     return chart
 
 
-def _around(values: pd.Series) -> list[float]:
-    """From where to where, with some room on both sides."""
+def _scale(values: pd.Series[float], *, near: bool) -> alt.Scale:
+    """All there is, or what is around some values, with some room on both sides."""
+    if not near:
+        return alt.Scale(zero=False)
     low, high = float(values.min()), float(values.max())
-    room = max(high - low, 0.02) * (0.5 + _MARGIN)
-    middle = (low + high) / 2
-    return [middle - 2 * room, middle + 2 * room]
+    room, middle = _ROOM * max(high - low, 0.02), (low + high) / 2
+    return alt.Scale(zero=False, domain=[middle - room, middle + room])
