@@ -18,8 +18,17 @@ from matvit import conversion, training
 
 _REPORT, _DATABASE = "report.json", 5000
 
-_STAGES = {"cut": "cut as it is", "reordered": "reordered", "trained": "trained"}
+_STAGES = {
+    "cut": "cut as it is", "reordered": "reordered", "fitted": "fitted", "trained": "trained",
+}  # fmt: skip
 """Of a conversion, as `--json` and people read them."""
+
+
+class RankBy(StrEnum):
+    """What makes a hidden unit important."""
+
+    ENERGY = "energy"
+    FIRST_ORDER = "first-order"
 
 
 class Fit(StrEnum):
@@ -35,13 +44,25 @@ def convert(
         str,
         typer.Argument(
             metavar="ENCODER",
-            help="Bundled encoder, checkpoint folder, or a timm Vision Transformer by name.",
+            help="Bundled encoder, folder of ours or of Hugging Face's, hf-hub:owner/name, or a "
+            "timm Vision Transformer by name.",
         ),
     ],
     images: Annotated[str, typer.Option(help="Folder of images, Parquet or tar files; no labels.")],
     out: Annotated[Path, typer.Option(help="Folder for the converted encoder.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="File with the weights of that timm model: .safetensors or .pt."),
+    ] = None,
     no_training: Annotated[
         bool, typer.Option("--no-training", help="Only sort the hidden units by importance.")
+    ] = False,
+    rank_by: Annotated[
+        RankBy, typer.Option(help="Importance of a hidden unit: output energy, or its derivative.")
+    ] = RankBy.ENERGY,
+    least_squares: Annotated[
+        bool,
+        typer.Option("--least-squares", help="Then fit what is kept to what was lost: no steps."),
     ] = False,
     epochs: Annotated[
         float | None,
@@ -57,7 +78,9 @@ def convert(
     ] = 20_000,
     img_size: Annotated[
         int | None,
-        typer.Option("--image-size", min=1, help="Side of the input, for timm names only."),
+        typer.Option(
+            "--image-size", min=1, help="Side of the input, for encoders of timm and Hugging Face."
+        ),
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = Device.AUTO,
@@ -70,7 +93,7 @@ def convert(
     """
     conversion.check_target(out, resume=resume)
     where = matvit.resolve_device(device.value)
-    model = _find_encoder(encoder, img_size).to(where)
+    model = _find_encoder(encoder, img_size, weights).to(where)
     data = training.LabelledPixels.load(
         indexing.Corpus.open(images), model.preprocess,
         labels=False, limit=max_images, progress=True,
@@ -81,6 +104,7 @@ def convert(
     }  # fmt: skip
     rows = _convert_and_judge(
         model, data, out, None if no_training else settings,
+        ranking=rank_by.value, least_squares=least_squares,
         seed=seed, device=device.value, resume=resume, progress=True,
     )  # fmt: skip
     if as_json:
@@ -115,17 +139,34 @@ def import_scenic(
     )
 
 
-def _find_encoder(source: str, img_size: int | None = None) -> matvit.MatViT:
-    """Load a bundled encoder, a checkpoint folder, or a timm Vision Transformer by name.
+def _find_encoder(
+    source: str, img_size: int | None = None, weights: Path | None = None
+) -> matvit.MatViT:
+    """Load an encoder of ours, of Hugging Face's or of timm's.
+
+    Args:
+        source: Bundled name, folder, `hf-hub:owner/name`, or timm's name.
+        img_size: Side of the input.
+        weights: File with the weights of a timm model.
 
     Raises:
         FileNotFoundError: If it is a path where nothing is.
         ValueError: If it can be neither loaded nor converted.
     """
-    is_ours = source in matvit.bundled_encoders() or Path(source).exists()
-    if is_ours and img_size is not None:
-        raise ValueError("--image-size is for encoders that timm loads; this one has its own")
-    if is_ours:
+    if weights is not None:
+        if source in matvit.bundled_encoders() or Path(source).exists():
+            raise ValueError(f"--weights go with the name of a timm model; {source} has its own")
+        return conversion.from_timm(source, weights=weights, img_size=img_size)
+    folder = Path(source)
+    if matvit.is_on_hub(source):
+        folder = matvit.hub_folder(source)
+    if conversion.is_huggingface(folder):
+        return conversion.from_huggingface(folder, img_size=img_size)
+    if conversion.is_timm(folder):
+        return conversion.from_timm(f"local-dir:{folder}", img_size=img_size)
+    if source in matvit.bundled_encoders() or folder.exists():
+        if img_size is not None:
+            raise ValueError("--image-size is for encoders that timm loads; this one has its own")
         return matvit.MatViT.load(source)
     if "/" in source and ":" not in source:
         raise FileNotFoundError(f"no encoder {source!r}: there is no such folder")
@@ -176,7 +217,7 @@ def _convert_and_judge(
             "macs": matvit.count_macs(model.config, size),
             "macs_fraction": matvit.count_macs(model.config, size) / full,
             **{stage: _figures(stages[stage][row]) if stage in stages else None
-               for stage in _STAGES},
+               for stage in _STAGES if stage != "fitted" or stage in stages},
         }
         for row, size in enumerate(sizes)
     ]  # fmt: skip
@@ -200,7 +241,7 @@ def _figures(found: retrieval.Agreement) -> dict[str, float]:
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     """Lay the rows out for people."""
-    stages = [stage for stage in _STAGES if rows[0][stage] is not None]
+    stages = [stage for stage in _STAGES if rows[0].get(stage) is not None]
     lines = [
         f"{'':22}" + "".join(f"{_STAGES[stage]:>22}" for stage in stages),
         f"{'size':<6}{'GMACs':>8}{'of full':>8}"

@@ -26,6 +26,8 @@ from .files import parse_json as parse_json
 from .files import read_file as read_file
 from .files import read_json as read_json
 from .files import read_part as read_part
+from .hub import hub_folder as hub_folder
+from .hub import is_on_hub as is_on_hub
 from .loading import load_encoder as load_encoder
 from .loading import save_encoder as save_encoder
 from .mixes import mix_n_match as mix_n_match

@@ -23,9 +23,11 @@ from numpy import ndarray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from matvit.card import CARD, card_of, is_ours
 from matvit.config import MatViTConfig
 from matvit.cost import count_params, resolve_submodel
 from matvit.files import open_regular, read_json
+from matvit.hub import hub_folder, is_on_hub
 from matvit.identity import fingerprint_of
 from matvit.preprocess import Preprocess
 from matvit.writing import SEAL, is_whole, sealed, sha256_of, write_atomically
@@ -84,12 +86,15 @@ def bundled_encoders() -> list[str]:
 
 
 def locate(source: str | Path) -> Path:
-    """Find the folder of an encoder: a bundled name, or a path.
+    """Find the folder of an encoder: a bundled name, a path, or `hf-hub:owner/name`.
 
     Raises:
-        FileNotFoundError: If there is neither.
+        FileNotFoundError: If there is none of them.
+        ValueError: If it is no name that the hub could have.
     """
     names = bundled_encoders()
+    if is_on_hub(source):
+        source = hub_folder(str(source))
     if str(source) in names:
         return _BUNDLED / str(source)
     folder = Path(source)
@@ -164,6 +169,12 @@ def write_encoder(folder: str | Path, settings: Settings, files: Mapping[str, by
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     hashes = {name: _write(folder / name, content) for name, content in files.items()}
+    if settings.submodel is None and is_ours(folder / CARD):
+        card = card_of(
+            settings.name, settings.fingerprint, settings.model, settings.preprocess,
+            settings.training,
+        )  # fmt: skip
+        _write(folder / CARD, card.encode())
     _write(folder / SETTINGS, replace(settings, files=hashes).to_json())
     if ANCHOR not in files:
         (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier encoder in this folder

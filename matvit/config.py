@@ -34,7 +34,8 @@ class MatViTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         num_heads: Attention heads per block.
         mlp_ratio: Hidden units of the full feed-forward network, in units of `embed_dim`.
         num_classes: Classes of the training head; 0 for none. The head is not part of the encoder.
-        global_pool: `"token"` reads the class token, `"avg"` averages the patch tokens.
+        global_pool: `"token"` reads the class token, `"avg"` averages the patch tokens, `"map"`
+            lets a learned query attend to them, as SigLIP does.
         class_token: Whether there is a class token.
         reg_tokens: Number of register tokens.
         qkv_bias: Bias in the query, key and value projections.
@@ -58,7 +59,7 @@ class MatViTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     num_heads: _Count
     mlp_ratio: int | float = 4.0  # an integer stays one: the fingerprint tells 4 from 4.0
     num_classes: Annotated[int, Meta(le=1 << 24)] = 0
-    global_pool: Literal["token", "avg"] = "token"
+    global_pool: Literal["token", "avg", "map"] = "token"
     class_token: bool = True
     reg_tokens: _Count = 0
     qkv_bias: bool = True
@@ -88,8 +89,10 @@ class MatViTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 "embed_dim * mlp_ratio must be a multiple of 8, since the smallest trained "
                 f"size keeps one eighth of it; got {self.hidden_dim}"
             )
-        if self.global_pool not in ("token", "avg"):
-            raise ValueError(f"global_pool must be 'token' or 'avg', got {self.global_pool!r}")
+        if self.global_pool not in ("token", "avg", "map"):
+            raise ValueError(
+                f"global_pool must be 'token', 'avg' or 'map', got {self.global_pool!r}"
+            )
         if self.global_pool == "token" and not self.class_token:
             raise ValueError("global_pool='token' reads the class token; set class_token=True")
         if self.num_classes < 0 or self.reg_tokens < 0:

@@ -12,6 +12,9 @@ Only the last line shrinks with the width, so the smallest trained size of a ViT
 44 % of the full encoder. Tokens that a block merges are gone from its feed-forward network on,
 which shrinks N in all three. To find them costs N^2 D / 4 of the patch tokens before. The
 classification head is no part of the encoder.
+
+A query that pools attends once more, to the patches: 2 N D^2 for keys and values, 2 N D for the
+attention, and 2 D^2 + 2 D width for projections and feed-forward network of one token.
 """
 
 from __future__ import annotations
@@ -71,6 +74,7 @@ def count_params(config: MatViTConfig, submodel: Submodel) -> int:
     check_submodel(config, submodel)
     return (
         _stem_params(config)
+        + _pooling_params(config)
         + config.depth * _attention_params(config)
         + sum(
             (2 * width * config.embed_dim) + width + config.embed_dim for width in submodel.widths
@@ -108,7 +112,25 @@ def _count_macs(
     for merged, width in (*blocks, (0, 0))[:attentions]:
         macs += count_block_macs(config, patches, merged, width)
         patches -= merged
-    return macs
+    pools = len(blocks) == config.depth
+    return macs + (_pooling_macs(config, patches) if pools else 0)
+
+
+def _pooling_macs(config: MatViTConfig, patches: int) -> int:
+    """Cost of the query that attends to the patches, and of the feed-forward network behind it."""
+    dim, hidden = config.embed_dim, config.hidden_dim
+    if config.global_pool != "map":
+        return 0
+    return 2 * dim**2 + 2 * patches * dim**2 + 2 * patches * dim + 2 * dim * hidden
+
+
+def _pooling_params(config: MatViTConfig) -> int:
+    """The query, its attention, a norm and a feed-forward network."""
+    dim, hidden = config.embed_dim, config.hidden_dim
+    if config.global_pool != "map":
+        return 0
+    attention = dim + 4 * (dim * dim + dim)
+    return attention + 2 * dim + 2 * dim * hidden + hidden + dim
 
 
 def count_block_macs(config: MatViTConfig, patches: int, merged: int, width: int) -> int:

@@ -21,10 +21,11 @@ def load_encoder(
     runtime: Literal["auto", "torch", "onnx"] = "auto",
     threads: int | None = None,
 ) -> Encoder:
-    """Load an encoder: a bundled one by name, or a folder that `save_encoder` wrote.
+    """Load an encoder: a bundled one by name, a folder that `save_encoder` wrote, or from the hub.
 
     Args:
-        source: Name or folder.
+        source: Name or folder; or `hf-hub:owner/name`, which is fetched once, if the hub's
+            library is installed, and then found in its cache.
         device: `"cpu"` or `"cuda"`.
         runtime: What computes. `"auto"` is ONNX Runtime on a CPU, which embeds a single query
             about twice as fast as torch does, and torch on a GPU. Vectors and fingerprint are the

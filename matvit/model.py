@@ -235,7 +235,7 @@ class MatViT(nn.Module):
 
     @staticmethod
     def load(source: str | Path, *, device: str | torch.device = "cpu") -> MatViT:
-        """Load a bundled encoder by name, or from a folder that `save` wrote.
+        """Load a bundled encoder by name, from a folder that `save` wrote, or `hf-hub:owner/name`.
 
         Raises:
             FileNotFoundError: If there is neither; the message lists the bundled names.

@@ -151,7 +151,7 @@ def run(
     blocks = cast("list[NestedBlock]", list(weights.blocks))
     states: Memory = {} if memory is None else memory
     if () not in states:
-        states[()] = Tokens(blocks[0].attend(_embed_patches(weights, images)))
+        states[()] = Tokens(blocks[0].attend(embed_patches(weights, images)))
     prefix_tokens = weights.num_prefix_tokens
     patches = states[()].x.shape[1] - prefix_tokens
     wanted = [submodel.blocks(patches) for submodel in submodels]
@@ -171,7 +171,7 @@ def run(
     return [states[each] for each in wanted]
 
 
-def _embed_patches(
+def embed_patches(
     weights: VisionTransformer, images: Float[Tensor, "batch 3 height width"]
 ) -> Float[Tensor, "batch tokens dim"]:
     """Run everything before the first block: patches, positions, prefix tokens."""
@@ -186,12 +186,15 @@ def pool(
     """Reduce what `run` returned to one vector per image, not normalised."""
     pooled: dict[int, Tensor] = {}
     for together in _of_one_length(dict(enumerate(outcomes))).values():
-        x, sizes = _join([outcomes[row] for row in together])
-        x = weights.norm(x)
-        if sizes is not None and weights.global_pool == "avg":
-            counts = sizes / sizes[:, weights.num_prefix_tokens :].mean(dim=1, keepdim=True)
-            x = x * counts[:, :, None]  # so that the mean over tokens is one over patches
-        vectors = weights.forward_head(x, pre_logits=True)
+        joined, prefix = _join([outcomes[row] for row in together]), weights.num_prefix_tokens
+        x, sizes = weights.norm(joined.x), joined.sizes
+        if joined.log_sizes is not None and weights.global_pool == "map":
+            vectors = weights.attn_pool(x[:, prefix:], attn_mask=joined.log_sizes[..., prefix:])
+        else:
+            if sizes is not None and weights.global_pool == "avg":
+                counts = sizes / sizes[:, prefix:].mean(dim=1, keepdim=True)
+                x = x * counts[:, :, None]  # so that the mean over tokens is one over patches
+            vectors = weights.forward_head(x, pre_logits=True)
         pooled.update(zip(together, vectors.chunk(len(together)), strict=True))
     return torch.stack([pooled[row] for row in range(len(outcomes))])
 

@@ -360,7 +360,9 @@ def _pool(graph: _Graph, config: MatViTConfig, tokens: _Tokens) -> str:
     else:
         x = graph.norm(x, "norm", config.norm_eps)
         x = graph.slice(x, config.prefix_tokens)
-        if sizes is None:
+        if config.global_pool == "map":
+            x = _attend_once(graph, config, x, sizes)
+        elif sizes is None:
             x = graph.reduce("ReduceMean", x, axis=1, keepdims=0)
         else:  # the mean over patches, that tokens stand for
             shares = graph.add("Div", graph.slice(sizes, config.prefix_tokens),
@@ -370,3 +372,31 @@ def _pool(graph: _Graph, config: MatViTConfig, tokens: _Tokens) -> str:
     x = graph.norm(x, "fc_norm", config.norm_eps)
     length = graph.reduce("ReduceL2", x, axis=-1, keepdims=1)
     return graph.add("Div", x, graph.add("Max", length, graph.constant(1e-12)))
+
+
+def _attend_once(graph: _Graph, config: MatViTConfig, x: str, sizes: str | None) -> str:
+    """Let the learned query attend to the tokens, and run its feed-forward network."""
+    heads, per_head = config.num_heads, config.embed_dim // config.num_heads
+
+    def layer(name: str) -> tuple[ndarray, ndarray]:
+        return graph.scaled(f"attn_pool.{name}", "attn_pool")
+
+    weight, bias = layer("q")
+    query = (graph.tensors["attn_pool.latent"][0, 0] @ weight.T + bias) * per_head**-0.5
+    split = graph.constant([0, 0, 2, heads, per_head])
+    joined = graph.add("Reshape", graph.linear(x, *layer("kv")), split)
+    joined = graph.add("Transpose", joined, perm=[2, 0, 3, 1, 4])
+    keys, values = (
+        graph.add("Gather", joined, graph.constant(np.array(part)), axis=0) for part in range(2)
+    )
+    asked = graph.constant(query.reshape(1, heads, 1, per_head))
+    keys = graph.add("Transpose", keys, perm=[0, 1, 3, 2])
+    scores = graph.add("MatMul", asked, keys)
+    if sizes is not None:  # as often as a token has patches
+        counts = graph.add("Log", graph.slice(sizes, config.prefix_tokens))
+        scores = graph.add("Add", scores, graph.add("Unsqueeze", counts, graph.constant([1, 2])))
+    mixed = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), values)
+    x = graph.add("Reshape", mixed, graph.constant([0, config.embed_dim]))
+    x = graph.linear(x, *layer("proj"))
+    hidden = graph.linear(graph.norm(x, "attn_pool.norm", config.norm_eps), *layer("mlp.fc1"))
+    return graph.add("Add", x, graph.linear(_activate(graph, config, hidden), *layer("mlp.fc2")))

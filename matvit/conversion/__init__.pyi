@@ -1,9 +1,14 @@
 from .conversion import CUT as CUT
+from .conversion import FITTED as FITTED
 from .conversion import REORDERED as REORDERED
 from .conversion import TRAINED as TRAINED
 from .conversion import check_target as check_target
 from .conversion import conversion_recipe as conversion_recipe
 from .conversion import convert as convert
 from .conversion import split as split
+from .from_huggingface import from_huggingface as from_huggingface
+from .from_huggingface import is_huggingface as is_huggingface
+from .from_huggingface import is_timm as is_timm
+from .from_module import from_module as from_module
 from .from_timm import from_timm as from_timm
 from .scenic import from_scenic as from_scenic

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from matvit.checkpoint import SETTINGS, read_settings
 from matvit.config import MatViTConfig
-from matvit.conversion.reorder import reorder
+from matvit.conversion.fit import fit
+from matvit.conversion.reorder import Ranking, reorder
 from matvit.embedding import embed
 from matvit.identity import without_head
 from matvit.mixes import trained_sizes
@@ -34,8 +35,9 @@ from matvit.training.recipes import recipe as find_recipe
 from matvit.training.run import LOG, RECIPE, STATE, train
 from matvit.training.schedule import Phase, Recipe, Schedule
 
-CUT, REORDERED, TRAINED = "cut", "reordered", "trained"
-"""Stages of a conversion: the original cut as it is, with sorted hidden units, and trained."""
+CUT, REORDERED, FITTED, TRAINED = "cut", "reordered", "fitted", "trained"
+"""Stages of a conversion: the original cut as it is, with sorted hidden units, with what is kept
+fitted to what was lost, and trained."""
 
 Watch = Callable[[str, MatViT], None]
 
@@ -112,6 +114,8 @@ def convert(
     out: str | Path,
     recipe: Recipe | None,
     *,
+    ranking: Ranking = "energy",
+    least_squares: bool = False,
     seed: int = 0,
     device: str = "auto",
     resume: bool = False,
@@ -125,6 +129,8 @@ def convert(
         data: Images like those that it will see; their labels are not looked at.
         out: Folder for the encoder.
         recipe: How to train, as from `conversion_recipe`; None only sorts the hidden units.
+        ranking: By what the hidden units are sorted; see `reorder`.
+        least_squares: Whether their second matrices are fitted then; see `fit`.
         seed: Decides order, augmentation and random submodels.
         device: Where to train: `auto`, `cpu` or `cuda`.
         resume: Go on with a conversion that was stopped.
@@ -141,9 +147,10 @@ def convert(
     tell: Watch = watch or (lambda _stage, _encoder: None)
     if recipe is None and (out / _WORKPLACE / _RUN / STATE).exists():
         raise ValueError(f"the conversion in {out} has begun to train; resume it with training")
-    start = _start(original, data, out, resume=resume)
     tell(CUT, original)
-    tell(REORDERED, start)
+    start = _start(
+        original, data, out, tell, ranking=ranking, least_squares=least_squares, resume=resume
+    )
     trained = start
     if recipe is not None:
         trained = train(
@@ -210,7 +217,16 @@ def full_size_of(model: MatViT) -> MatViT:
     return plain.to(model.device)
 
 
-def _start(original: MatViT, data: LabelledPixels, out: Path, *, resume: bool) -> MatViT:
+def _start(
+    original: MatViT,
+    data: LabelledPixels,
+    out: Path,
+    tell: Watch,
+    *,
+    ranking: Ranking,
+    least_squares: bool,
+    resume: bool,
+) -> MatViT:
     """Sort the hidden units, or load them as they were sorted before the conversion stopped.
 
     An encoder whose sizes are nested already keeps its order if that is the better one. The order
@@ -219,6 +235,8 @@ def _start(original: MatViT, data: LabelledPixels, out: Path, *, resume: bool) -
     check_target(out, resume=resume)
     folder = out / _WORKPLACE / _START
     begun_with = {"original": original.fingerprint, "images": data.fingerprint}
+    if ranking != "energy" or least_squares:
+        begun_with |= {"ranking": ranking, "fit": "least squares" if least_squares else "none"}
     if resume:
         before = read_settings(folder).training
         for what, now in begun_with.items():
@@ -228,10 +246,16 @@ def _start(original: MatViT, data: LabelledPixels, out: Path, *, resume: bool) -
                     f"cannot resume in {out}: it was begun with {name} {was}, this is {now}; "
                     "resume with what it was begun with"
                 )
-        return MatViT.load(folder, device=original.device)
+        start = MatViT.load(folder, device=original.device)
+        tell(FITTED if least_squares else REORDERED, start)
+        return start
     sample = data.sample(_SORTING_IMAGES).pixels
-    candidates = (original, reorder(original, sample))
+    candidates = (original, reorder(original, sample, by=ranking))
     start = max(candidates, key=lambda encoder: _nearness(encoder, sample[::4]))
+    tell(REORDERED, start)
+    if least_squares:
+        start = fit(start, sample)
+        tell(FITTED, start)
     start.save(folder, training=begun_with)
     return start
 

@@ -11,6 +11,7 @@ import math
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from threading import Thread
 from typing import Any, Literal, cast
 from urllib.error import HTTPError
@@ -27,10 +28,17 @@ from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import Mlp
 from timm.layers.patch_dropout import PatchDropout
 from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import checkpoint_filter_fn as timm_names
 from torch import nn
 from torch.nn.functional import normalize
 
 from matvit.config import Activation, MatViTConfig, ratio_of
+from matvit.conversion.weight_files import (
+    fitting_weights,
+    is_beside,
+    read_weights,
+    refuse_left,
+)
 from matvit.identity import without_head
 from matvit.model import MatViT
 from matvit.nested import ACTIVATIONS, timm_arguments
@@ -55,6 +63,7 @@ def from_timm(
     source: str | nn.Module,
     *,
     pretrained: bool = True,
+    weights: str | Path | None = None,
     img_size: int | None = None,
     preprocess: Preprocess | None = None,
 ) -> MatViT:
@@ -67,6 +76,9 @@ def from_timm(
         source: Name, as `timm.create_model` takes it, or a model.
         pretrained: Whether a name stands for trained weights, fetched over the network unless
             timm has them already.
+        weights: File with the weights of a model that is named, instead of those: see
+            `read_weights`. Names may begin with `module.` or the like, averaged weights (EMA) come
+            first, and heads of any kind are left behind.
         img_size: Side of the input of a model that is named; None is the one it was trained at.
             At another one timm resamples the position embedding.
         preprocess: How images become its input; None follows the model's `pretrained_cfg`, or
@@ -76,7 +88,12 @@ def from_timm(
         ValueError: If there is no such model, it has no pretrained weights, or it cannot be
             represented; the message says why.
     """
+    if weights is not None and not isinstance(source, str):
+        raise ValueError("weights go with the name of a timm model; this one has its own")
+    pretrained = pretrained and weights is None
     vit = create_timm(source, pretrained, img_size) if isinstance(source, str) else source
+    if weights is not None:
+        _load(vit, Path(weights))
     config = config_of(vit)
     assert isinstance(vit, VisionTransformer)
     if {p.dtype for p in vit.parameters()} != {torch.float32}:
@@ -88,6 +105,26 @@ def from_timm(
     model.to(next(vit.parameters()).device)
     _check_same_vectors(vit, model)
     return model
+
+
+def _load(vit: nn.Module, path: Path) -> None:
+    """Load the weights of a file, whatever stands before their names and whichever head they have.
+
+    Raises:
+        ValueError: If a tensor is missing, left over or of another shape; the message names it.
+    """
+    try:
+        found, _ = fitting_weights(read_weights(path), "patch_embed.proj.weight", _name(vit))
+        found = timm_names(found, vit)
+        wanted = without_head(vit.state_dict())
+        for name, value in wanted.items():
+            if name not in found or found[name].shape != value.shape:
+                there = tuple(found[name].shape) if name in found else "missing"
+                raise ValueError(f"{name} is {there}, wanted {tuple(value.shape)}")
+        refuse_left(name for name in found if name not in wanted and not is_beside(name))
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold the weights of {_name(vit)}: {error}") from error
+    vit.load_state_dict({name: found[name] for name in wanted}, strict=False)
 
 
 def config_of(vit: nn.Module) -> MatViTConfig:

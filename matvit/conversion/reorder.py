@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Literal
 
 import torch
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float, Float64, UInt8
 from numpy import ndarray
 from timm.layers.layer_scale import LayerScale
 from torch import Tensor, nn
@@ -21,28 +22,41 @@ from matvit.model import AnchoredMatViT, MatViT
 from matvit.nested import NestedBlock, NestedMlp
 from matvit.torch_runtime import batches
 
+Ranking = Literal["energy", "first-order"]
+
+_DIRECTIONS = 4
+"""Random directions of the vector per image along which `first_order` looks."""
+
 
 def reorder(
-    model: MatViT, pixels: UInt8[ndarray, "images height width 3"], *, batch_size: int = 32
+    model: MatViT,
+    pixels: UInt8[ndarray, "images height width 3"],
+    *,
+    by: Ranking = "energy",
+    batch_size: int = 32,
 ) -> MatViT:
-    """Return a copy whose hidden units are sorted by `output_energy`, the largest first.
+    """Return a copy whose hidden units are sorted by importance, the largest first.
 
     Of equals, the one that came first stays first. Vectors at full size change by rounding only.
 
     Args:
         model: An encoder with one set of weights.
         pixels: Images like those that it will see, as `Preprocess.pixels` makes them.
+        by: What is important: `"energy"` is `output_energy`, `"first-order"` is `first_order`.
         batch_size: Images per forward pass.
 
     Raises:
-        ValueError: If there are no images, or the model has an anchor.
+        ValueError: If there are no images, the model has an anchor, or the ranking is unknown.
     """
-    energies = output_energy(model, pixels, batch_size=batch_size)
+    if by not in ("energy", "first-order"):
+        raise ValueError(f"rank hidden units by energy or first-order, got {by!r}")
+    measure = output_energy if by == "energy" else first_order
+    found = measure(model, pixels, batch_size=batch_size)
     sorted_model = copy.deepcopy(model)
     with torch.no_grad():
-        for block, energy in zip(sorted_model.backbone.blocks, energies, strict=True):
-            order = torch.sort(energy, descending=True, stable=True).indices
-            mlp = _feed_forward(block)
+        for block, importance in zip(sorted_model.backbone.blocks, found, strict=True):
+            order = torch.sort(importance, descending=True, stable=True).indices
+            mlp = feed_forward_of(block)
             for parameter in mlp.fc1.parameters():  # weight and bias
                 parameter.copy_(parameter[order])
             mlp.fc2.weight.copy_(mlp.fc2.weight[:, order])
@@ -61,13 +75,14 @@ def output_energy(
     Raises:
         ValueError: If there are no images, or the model has an anchor.
     """
-    if len(pixels) == 0:
-        raise ValueError("the importance of hidden units is measured on images; got none")
-    if isinstance(model, AnchoredMatViT):
-        raise ValueError(f"{model.name} has an anchor; sort the encoder it was made from instead")
+    refuse_unfit(model, pixels)
     blocks = list(model.backbone.blocks)
     sums = [torch.zeros(model.config.hidden_dim, dtype=torch.float64) for _ in blocks]
-    handles = [_watch(block, total) for block, total in zip(blocks, sums, strict=True)]
+
+    def add(place: int, hidden: Tensor) -> None:
+        sums[place].add_(hidden.double().square().flatten(0, -2).sum(dim=0).cpu())
+
+    handles = [_watch(block, place, add) for place, block in enumerate(blocks)]
     try:
         with torch.inference_mode():
             for _, images in batches(model, pixels, batch_size):
@@ -82,26 +97,89 @@ def output_energy(
     ]
 
 
-def _watch(block: nn.Module, total: Tensor) -> RemovableHandle:
-    """Add up the squares of a block's hidden activations in `total` whenever it runs."""
+def first_order(
+    model: MatViT, pixels: UInt8[ndarray, "images height width 3"], *, batch_size: int = 32
+) -> list[Float64[Tensor, "hidden"]]:
+    """How far the vector of an image moves, to first order, if a hidden unit falls silent.
 
-    def add(module: nn.Module, inputs: tuple[Tensor, ...], hidden: Tensor) -> None:  # noqa: ARG001
-        total.add_(hidden.double().square().flatten(0, -2).sum(dim=0).cpu())
+    The mean square of the unit's activation times the derivative of the unit vector by it, summed
+    over the tokens of an image. The squared length of that is had from random directions: its
+    expectation is the mean square of the projection. Unlike `output_energy` this knows which
+    tokens and which directions the blocks behind it listen to.
 
-    hook: Callable[..., None] = add
-    return _feed_forward(block).act.register_forward_hook(hook)
+    Raises:
+        ValueError: If there are no images, or the model has an anchor.
+    """
+    refuse_unfit(model, pixels)
+    blocks = list(model.backbone.blocks)
+    sums = [torch.zeros(model.config.hidden_dim, dtype=torch.float64) for _ in blocks]
+    seen: dict[int, Tensor] = {}
+    handles = [_watch(block, place, seen.__setitem__) for place, block in enumerate(blocks)]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.enable_grad():
+            for _, images in batches(model, pixels, batch_size):
+                vectors = model(images.to(next(model.parameters()).dtype))
+                hidden = [seen[place] for place in range(len(blocks))]
+                for last in range(_DIRECTIONS - 1, -1, -1):
+                    direction = torch.randn(vectors.shape, generator=generator).to(vectors)
+                    slopes = torch.autograd.grad(vectors, hidden, direction, retain_graph=last > 0)
+                    for total, slope, units in zip(sums, slopes, hidden, strict=True):
+                        moved = (slope * units).detach().sum(dim=1).double()
+                        total.add_(moved.square().sum(dim=0).cpu())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [total / (len(pixels) * _DIRECTIONS) for total in sums]
+
+
+def hidden_units(
+    block: NestedBlock, x: Float[Tensor, "batch tokens dim"], width: int
+) -> Float[Tensor, "batch tokens width"]:
+    """Activations of the first hidden units of a block, for tokens before its second half."""
+    mlp = feed_forward_of(block)
+    bias = mlp.fc1.bias
+    units: Tensor = mlp.act(
+        nn.functional.linear(
+            block.norm2(x), mlp.fc1.weight[:width], None if bias is None else bias[:width]
+        )
+    )
+    return units
+
+
+def feed_forward_of(block: nn.Module) -> NestedMlp:
+    """The feed-forward network of a block."""
+    assert isinstance(block, NestedBlock)
+    assert isinstance(block.mlp, NestedMlp)
+    return block.mlp
+
+
+def refuse_unfit(model: MatViT, pixels: UInt8[ndarray, "images height width 3"]) -> None:
+    """Refuse an encoder of two sets of weights, and to measure anything on no image.
+
+    Raises:
+        ValueError: If there are no images, or the model has an anchor.
+    """
+    if len(pixels) == 0:
+        raise ValueError("the importance of hidden units is measured on images; got none")
+    if isinstance(model, AnchoredMatViT):
+        raise ValueError(f"{model.name} has an anchor; sort the encoder it was made from instead")
+
+
+def _watch(block: nn.Module, place: int, look: Callable[[int, Tensor], None]) -> RemovableHandle:
+    """Show a block's hidden activations to somebody whenever it runs."""
+
+    def show(module: nn.Module, inputs: tuple[Tensor, ...], hidden: Tensor) -> None:  # noqa: ARG001
+        look(place, hidden)
+
+    hook: Callable[..., None] = show
+    return feed_forward_of(block).act.register_forward_hook(hook)
 
 
 def _column_energy(block: nn.Module) -> Float64[Tensor, "hidden"]:
     """Squared length of each hidden unit's column in the output layer."""
     assert isinstance(block, NestedBlock)
-    columns = _feed_forward(block).fc2.weight.detach().double()
+    columns = feed_forward_of(block).fc2.weight.detach().double()
     if isinstance(block.ls2, LayerScale):
         columns = columns * block.ls2.gamma.detach().double().unsqueeze(1)
     return columns.square().sum(dim=0)
-
-
-def _feed_forward(block: nn.Module) -> NestedMlp:
-    assert isinstance(block, NestedBlock)
-    assert isinstance(block.mlp, NestedMlp)
-    return block.mlp

@@ -56,7 +56,10 @@ def test_saving_replaces_an_earlier_checkpoint(model, tmp_path):
         model.backbone.cls_token.add_(1)
     model.save(tmp_path)
     assert MatViT.load(tmp_path).fingerprint == model.fingerprint
-    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint.SETTINGS, checkpoint.WEIGHTS]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "README.md", checkpoint.SETTINGS, checkpoint.WEIGHTS,
+    ]  # fmt: skip
+    assert model.fingerprint in (tmp_path / "README.md").read_text()
 
 
 def test_an_unknown_name_lists_the_known_ones():

@@ -51,6 +51,12 @@ VARIANTS = {
         "norm_layer": nn.LayerNorm,
     },
     "siglip": {"global_pool": "avg", "act_layer": GELUTanh, "class_token": False, "fc_norm": False},
+    "siglip with its pooling": {
+        "global_pool": "map",
+        "act_layer": GELUTanh,
+        "class_token": False,
+    },
+    "pooling beside a class token": {"global_pool": "map"},
     "gelu by approximation": {"act_layer": partial(nn.GELU, approximate="tanh")},
     "normed queries and keys": {"qk_norm": True},
     "no bias in attention": {"qkv_bias": False},
@@ -118,8 +124,7 @@ def test_known_encoders_can_be_represented(name):
     [
         ({"mlp_layer": SwiGLU}, "its feed-forward networks are SwiGLU"),
         ({"block_fn": ResPostBlock}, "its blocks are ResPostBlock"),
-        ({"global_pool": "map"}, "must be 'token' or 'avg', got 'map'"),
-        ({"global_pool": "max"}, "must be 'token' or 'avg', got 'max'"),
+        ({"global_pool": "max"}, "must be 'token', 'avg' or 'map', got 'max'"),
         ({"act_layer": nn.ReLU}, "act_layer must be one of .* got 'ReLU'"),
         ({"norm_layer": RmsNorm}, "blocks.0.norm1 is RmsNorm, only LayerNorm can be"),
         ({"final_norm": False}, "norm is None, only LayerNorm can be"),
