@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from matvit.config import MatViTConfig
 from matvit.cost import count_macs, count_params
-from matvit.files import read_file
 from matvit.preprocess import Preprocess
 from matvit.submodel import Granularity, Submodel
-
-CARD = "README.md"
-_MOST_BYTES = 1 << 20
 
 _TEXT = """\
 ---
@@ -22,8 +16,6 @@ tags:
 - matformer
 - vision-transformer
 ---
-
-{mark}
 
 # {name}
 
@@ -81,7 +73,6 @@ def card_of(
         for size in sizes
     ]
     return _TEXT.format(
-        mark=_MARK,
         name=name,
         rows="\n".join(rows),
         dim=config.embed_dim,
@@ -93,14 +84,6 @@ def card_of(
         origin=_origin(training),
         fingerprint=fingerprint,
     )
-
-
-def is_ours(path: Path) -> bool:
-    """Whether a card may be written: nobody has put one of their own there."""
-    try:
-        return _MARK in read_file(path, max_bytes=_MOST_BYTES).data.decode(errors="replace")
-    except OSError:
-        return not path.exists()
 
 
 def _origin(training: dict[str, object]) -> str:

@@ -23,10 +23,9 @@ from numpy import ndarray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from matvit.card import CARD, card_of, is_ours
 from matvit.config import MatViTConfig
 from matvit.cost import count_params, resolve_submodel
-from matvit.files import open_regular, read_json
+from matvit.files import open_regular, read_file, read_json
 from matvit.hub import hub_folder, is_on_hub
 from matvit.identity import fingerprint_of
 from matvit.preprocess import Preprocess
@@ -36,8 +35,14 @@ FORMAT_VERSION: Final = 1
 WEIGHTS = "model.safetensors"
 ANCHOR: Final = "anchor.safetensors"
 SETTINGS = "config.json"
+CARD = "README.md"
 DEFAULT_ENCODER = "matvit-tiny64"
 _BUNDLED = Path(__file__).parent / "weights"
+
+_WRITTEN_HERE = (
+    "<!-- Written with the encoder; without this line it stays when that is replaced. -->"
+)
+_MOST_CARD_BYTES = 1 << 20
 
 Tensors = Mapping[str, Float32[ndarray, "..."]]
 """Weights under timm's names."""
@@ -152,7 +157,12 @@ def fitting(source: str | Path) -> Iterator[None]:
         ) from error
 
 
-def write_encoder(folder: str | Path, settings: Settings, files: Mapping[str, bytes]) -> Path:
+def write_encoder(
+    folder: str | Path,
+    settings: Settings,
+    files: Mapping[str, bytes],
+    card: str | None = None,
+) -> Path:
     """Write weights and settings into a folder; weights first, settings last.
 
     Each file appears in one step. An interrupted write leaves files whose fingerprints disagree,
@@ -162,6 +172,7 @@ def write_encoder(folder: str | Path, settings: Settings, files: Mapping[str, by
         folder: Created if missing; an earlier encoder in it is replaced.
         settings: All but the hashes.
         files: Content of each file of weights.
+        card: What to tell people, in Markdown; it replaces no card that they wrote themselves.
 
     Returns:
         The folder.
@@ -169,16 +180,20 @@ def write_encoder(folder: str | Path, settings: Settings, files: Mapping[str, by
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     hashes = {name: _write(folder / name, content) for name, content in files.items()}
-    if settings.submodel is None and is_ours(folder / CARD):
-        card = card_of(
-            settings.name, settings.fingerprint, settings.model, settings.preprocess,
-            settings.training,
-        )  # fmt: skip
-        _write(folder / CARD, card.encode())
+    if card is not None and _may_write(folder / CARD):
+        _write(folder / CARD, f"{card}\n{_WRITTEN_HERE}\n".encode())
     _write(folder / SETTINGS, replace(settings, files=hashes).to_json())
     if ANCHOR not in files:
         (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier encoder in this folder
     return folder
+
+
+def _may_write(card: Path) -> bool:
+    """Whether nobody has put a card of their own there."""
+    try:
+        return _WRITTEN_HERE.encode() in read_file(card, max_bytes=_MOST_CARD_BYTES).data
+    except OSError:
+        return not card.exists()
 
 
 def _write(path: Path, content: bytes) -> str:

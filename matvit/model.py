@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from matvit.card import card_of
 from matvit.checkpoint import (
     ANCHOR,
     FORMAT_VERSION,
@@ -283,7 +284,11 @@ class MatViT(nn.Module):
             training=training or {},
             anchor=ANCHOR if ANCHOR in files else UNSET,
         )
-        return write_encoder(folder, settings, {name: file_of(files[name]) for name in files})
+        card = card_of(
+            self.name, settings.fingerprint, self.config, self.preprocess, settings.training
+        )
+        contents = {name: file_of(files[name]) for name in files}
+        return write_encoder(folder, settings, contents, card)
 
     def take_weights(self, files: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Load the tensors of the files of a checkpoint."""

@@ -145,7 +145,8 @@ def _columns(block: NestedBlock) -> Float64[Tensor, "hidden_and_one dim"]:
 def _take(block: NestedBlock, columns: Float64[Tensor, "hidden_and_one dim"]) -> None:
     """Give a block its columns; where layer scale lets nothing through they do not matter."""
     layer, scale = feed_forward_of(block).fc2, _scale(block).double().cpu()
-    before, passes = _columns(block) / scale.clamp_min(_TINY), scale.abs() > _TINY
+    before = torch.cat([layer.weight.detach().T, layer.bias.detach()[None]]).double().cpu()
+    passes = scale.abs() > _TINY
     found = torch.where(passes, columns / torch.where(passes, scale, 1.0), before)
     with torch.no_grad():
         layer.weight.copy_(found[:-1].T)
