@@ -132,32 +132,38 @@ def _solve(
             wanted[kept] += (units.T @ target).double().cpu()
     pull = ridge * gram.diagonal()[:-1].mean().clamp_min(_TINY)
     gram.diagonal().add_(pull)
-    return torch.linalg.solve(gram, wanted + pull * before)
+    columns: Tensor = torch.linalg.solve(gram, wanted + pull * before)
+    return columns
 
 
-def _columns(block: NestedBlock) -> Float64[Tensor, "hidden_and_one dim"]:
-    """Columns of the second matrix and its bias, with the layer scale after them."""
+def _columns(block: NestedBlock, *, scaled: bool = True) -> Float64[Tensor, "hidden_and_one dim"]:
+    """Columns of the second matrix and its bias, with the layer scale after them or without."""
     layer = feed_forward_of(block).fc2
-    columns = torch.cat([layer.weight.detach().T, layer.bias.detach()[None]])
-    return (columns * _scale(block)).double().cpu()
+    columns = torch.cat([layer.weight.T, _bias(block)[None]]).detach().double().cpu()
+    return columns * _scale(block) if scaled else columns
 
 
 def _take(block: NestedBlock, columns: Float64[Tensor, "hidden_and_one dim"]) -> None:
     """Give a block its columns; where layer scale lets nothing through they do not matter."""
-    layer, scale = feed_forward_of(block).fc2, _scale(block).double().cpu()
-    before = torch.cat([layer.weight.detach().T, layer.bias.detach()[None]]).double().cpu()
+    scale = _scale(block)
     passes = scale.abs() > _TINY
+    before = _columns(block, scaled=False)
     found = torch.where(passes, columns / torch.where(passes, scale, 1.0), before)
     with torch.no_grad():
-        layer.weight.copy_(found[:-1].T)
-        layer.bias.copy_(found[-1])
+        feed_forward_of(block).fc2.weight.copy_(found[:-1].T)
+        _bias(block).copy_(found[-1])
 
 
-def _scale(block: NestedBlock) -> Float[Tensor, " dim"]:
-    layer = feed_forward_of(block).fc2
-    if isinstance(block.ls2, LayerScale):
-        return block.ls2.gamma.detach()
-    return layer.bias.detach().new_ones(len(layer.bias))
+def _scale(block: NestedBlock) -> Float64[Tensor, " dim"]:
+    """What layer scale multiplies each dimension by."""
+    gamma = block.ls2.gamma if isinstance(block.ls2, LayerScale) else torch.ones_like(_bias(block))
+    return gamma.detach().double().cpu()
+
+
+def _bias(block: NestedBlock) -> Float[Tensor, " dim"]:
+    bias = feed_forward_of(block).fc2.bias
+    assert bias is not None
+    return bias
 
 
 def _nested(block: torch.nn.Module) -> NestedBlock:

@@ -115,7 +115,7 @@ def _load(vit: nn.Module, path: Path) -> None:
     """
     try:
         found, _ = fitting_weights(read_weights(path), "patch_embed.proj.weight", _name(vit))
-        found = timm_names(found, vit)
+        found = timm_names(found, cast(VisionTransformer, vit))
         wanted = without_head(vit.state_dict())
         for name, value in wanted.items():
             if name not in found or found[name].shape != value.shape:
