@@ -34,7 +34,7 @@ from indexing import Corpus
 from matvit import DEFAULT_ENCODER, MatViT, count_macs, embed
 from matvit.conversion.fit import fit
 from matvit.conversion.from_huggingface import translated
-from matvit.conversion.reorder import feed_forward_of, reorder
+from matvit.conversion.reorder import feed_forward_of, first_layers, reorder
 from matvit.training import LabelledPixels
 
 _GRAPH_SIZE = 224
@@ -88,7 +88,7 @@ def main() -> None:
     for name, encoder, seconds in encoders(model, seen, given):
         stages.append({"stage": name, "seconds": seconds, "rows": judge.rows(encoder)})
         print(stages[-1], file=sys.stderr, flush=True)
-    write_result("real_vit" if given.onnx else "label_free", result)
+        write_result("real_vit" if given.onnx else "label_free", result)  # stages take minutes
 
 
 def encoders(model: MatViT, seen: NDArray[np.uint8], given: argparse.Namespace) -> Any:  # noqa: ANN401
@@ -149,9 +149,10 @@ def shuffled(model: MatViT) -> MatViT:
     with torch.no_grad():
         for block in shuffled_model.backbone.blocks:
             mlp = feed_forward_of(block)
-            order = torch.randperm(len(mlp.fc1.weight), generator=generator)
-            for parameter in mlp.fc1.parameters():
-                parameter.copy_(parameter[order])
+            order = torch.randperm(model.config.hidden_dim, generator=generator)
+            for layer in first_layers(mlp):
+                for parameter in layer.parameters():
+                    parameter.copy_(parameter[order])
             mlp.fc2.weight.copy_(mlp.fc2.weight[:, order])
     return shuffled_model
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 
 _Pixels = Annotated[int, Meta(le=1 << 14)]  # bounds of what a file may ask to be built
 _Count = Annotated[int, Meta(le=1 << 12)]
@@ -23,8 +23,8 @@ def ratio_of(hidden_dim: int, embed_dim: int) -> float:
 class MatViTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Architecture of a nested Vision Transformer.
 
-    Every field but `norm_eps` is the `timm.models.vision_transformer.VisionTransformer` argument
-    of the same name, so a timm model's settings can be copied over unchanged.
+    Every field but `norm_eps` and `gated` is the argument of the same name of timm's
+    `VisionTransformer`, so a timm model's settings can be copied over unchanged.
 
     Args:
         img_size: Side of the square input, in pixels.
@@ -47,6 +47,8 @@ class MatViTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         dynamic_img_size: Accept other input sizes by resampling the position embedding.
         act_layer: Activation of the feed-forward networks, by timm's name.
         norm_eps: Added to the variance in every layer norm.
+        gated: Feed-forward networks of two first layers, one of which gates the other: SwiGLU, if
+            the activation is `"silu"`.
 
     Raises:
         ValueError: If the sizes do not fit together.
@@ -71,6 +73,7 @@ class MatViTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     dynamic_img_size: bool = False
     act_layer: Activation = "gelu"
     norm_eps: int | float = 1e-6
+    gated: bool = False
 
     def __post_init__(self) -> None:
         for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads"):
@@ -154,7 +157,7 @@ class MatViTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         that those encoders keep their fingerprints.
         """
         values: dict[str, Any] = to_builtins(self)
-        for name, without_effect in (("act_layer", "gelu"), ("norm_eps", 1e-6)):
+        for name, without_effect in (("act_layer", "gelu"), ("norm_eps", 1e-6), ("gated", False)):
             if values[name] == without_effect:
                 del values[name]
         return values

@@ -6,7 +6,7 @@ activations are not. For N tokens of dimension D, per block:
 
     query, key, value and output projections   4 N D^2
     attention scores and weighted sum          2 N^2 D
-    feed-forward network                       2 N D width
+    feed-forward network                       2 N D width, gated 3 N D width
 
 Only the last line shrinks with the width, so the smallest trained size of a ViT-B/16 still costs
 44 % of the full encoder. Tokens that a block merges are gone from its feed-forward network on,
@@ -72,12 +72,14 @@ def count_shared_macs(
 def count_params(config: MatViTConfig, submodel: Submodel) -> int:
     """Parameters of the extracted encoder, biases, norms and embeddings included."""
     check_submodel(config, submodel)
+    matrices = 3 if config.gated else 2
     return (
         _stem_params(config)
         + _pooling_params(config)
         + config.depth * _attention_params(config)
         + sum(
-            (2 * width * config.embed_dim) + width + config.embed_dim for width in submodel.widths
+            (matrices * width * config.embed_dim) + (matrices - 1) * width + config.embed_dim
+            for width in submodel.widths
         )
     )
 
@@ -146,7 +148,7 @@ def count_block_macs(config: MatViTConfig, patches: int, merged: int, width: int
     macs = 4 * tokens * dim**2 + 2 * tokens**2 * dim
     if merged:
         macs += (patches - patches // 2) * (patches // 2) * dim
-    return macs + 2 * (tokens - merged) * dim * width
+    return macs + (3 if config.gated else 2) * (tokens - merged) * dim * width
 
 
 def _stem_params(config: MatViTConfig) -> int:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from msgspec.structs import replace
 from numpy import ndarray
-from timm.layers.mlp import Mlp
+from timm.layers.mlp import Mlp, SwiGLU
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -67,7 +67,8 @@ class ExtractedViT(VisionTransformer):
         check_submodel(config, submodel)
         super().__init__(**timm_arguments(replace(config, num_classes=0)))
         for block, width in zip(self.blocks, submodel.widths, strict=True):
-            block.mlp = Mlp(config.embed_dim, width, act_layer=ACTIVATIONS[config.act_layer])
+            kind = SwiGLU if config.gated else Mlp
+            block.mlp = kind(config.embed_dim, width, act_layer=ACTIVATIONS[config.act_layer])
         setattr(self, "head", UnitNorm())  # noqa: B010 -- timm declares a linear head or none
         self.config, self.preprocess = config, preprocess
         self.name, self._cut, self.is_whole = name, submodel, False
@@ -227,7 +228,7 @@ def _slice(tensors: Mapping[str, Tensor], submodel: Submodel) -> dict[str, Tenso
     kept = without_head(tensors)
     for block, width in enumerate(submodel.widths):
         mlp = f"blocks.{block}.mlp"
-        kept[f"{mlp}.fc1.weight"] = kept[f"{mlp}.fc1.weight"][:width]
-        kept[f"{mlp}.fc1.bias"] = kept[f"{mlp}.fc1.bias"][:width]
+        for name in [name for name in kept if name.startswith(f"{mlp}.fc1")]:
+            kept[name] = kept[name][:width]
         kept[f"{mlp}.fc2.weight"] = kept[f"{mlp}.fc2.weight"][:, :width]
     return kept

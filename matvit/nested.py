@@ -22,7 +22,7 @@ from typing import Any, TypeVar, cast
 import torch
 from jaxtyping import Float
 from timm.layers.activations import GELUTanh, QuickGELU
-from timm.layers.mlp import Mlp
+from timm.layers.mlp import Mlp, SwiGLU
 from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_tanh": GELUTanh,
     "quick_gelu": QuickGELU,
+    "silu": nn.SiLU,
 }
 
 if hasattr(os, "register_at_fork"):
@@ -70,16 +71,58 @@ class NestedMlp(Mlp):
         Raises:
             ValueError: If `width` is outside 1..hidden_dim.
         """
-        hidden_dim = len(self.fc1.weight)
-        width = hidden_dim if width is None else width
-        # A Python slice would clip in silence and the cost reported would be wrong.
-        if not 1 <= width <= hidden_dim:
-            raise ValueError(f"width must be within 1..{hidden_dim}, got {width}")
-        bias = self.fc1.bias
-        hidden = linear(x, self.fc1.weight[:width], None if bias is None else bias[:width])
-        hidden = self.drop1(self.act(hidden))
-        out: Tensor = self.drop2(linear(hidden, self.fc2.weight[:, :width], self.fc2.bias))
-        return out
+        return _second(self, self.hidden(x, _checked(width, len(self.fc1.weight))))
+
+    def hidden(
+        self, x: Float[Tensor, "*batch tokens dim"], width: int
+    ) -> Float[Tensor, "*batch tokens width"]:
+        """Activations of the first `width` hidden units."""
+        hidden: Tensor = self.drop1(self.act(_first(self.fc1, x, width)))
+        return hidden
+
+
+class NestedSwiGLU(SwiGLU):
+    """The same of two first layers, one of which gates the other; both are cut alike.
+
+    Parameters are named and shaped as in timm's `SwiGLU`.
+    """
+
+    def forward(
+        self, x: Float[Tensor, "*batch tokens dim"], width: int | None = None
+    ) -> Float[Tensor, "*batch tokens dim"]:
+        """Run the nested network that keeps the first `width` hidden units (None: all).
+
+        Raises:
+            ValueError: If `width` is outside 1..hidden_dim.
+        """
+        return _second(self, self.hidden(x, _checked(width, len(self.fc1_x.weight))))
+
+    def hidden(
+        self, x: Float[Tensor, "*batch tokens dim"], width: int
+    ) -> Float[Tensor, "*batch tokens width"]:
+        """Activations of the first `width` hidden units."""
+        gate = self.act(_first(self.fc1_g, x, width))
+        hidden: Tensor = self.drop1(gate * _first(self.fc1_x, x, width))
+        return hidden
+
+
+def _checked(width: int | None, hidden_dim: int) -> int:
+    """A Python slice would clip in silence and the cost reported would be wrong."""
+    width = hidden_dim if width is None else width
+    if not 1 <= width <= hidden_dim:
+        raise ValueError(f"width must be within 1..{hidden_dim}, got {width}")
+    return width
+
+
+def _first(layer: nn.Linear, x: Tensor, width: int) -> Tensor:
+    """Run the rows of a first layer that belong to the first hidden units."""
+    return linear(x, layer.weight[:width], None if layer.bias is None else layer.bias[:width])
+
+
+def _second(mlp: NestedMlp | NestedSwiGLU, hidden: Tensor) -> Tensor:
+    """Run the columns of the second layer that belong to the hidden units that there are."""
+    out: Tensor = mlp.drop2(linear(hidden, mlp.fc2.weight[:, : hidden.shape[-1]], mlp.fc2.bias))
+    return out
 
 
 class NestedBlock(Block):
@@ -112,17 +155,15 @@ def timm_arguments(config: MatViTConfig) -> dict[str, Any]:
     arguments = {**config.to_dict(), "act_layer": ACTIVATIONS[config.act_layer]}
     if (eps := arguments.pop("norm_eps", None)) is not None:
         arguments["norm_layer"] = partial(LayerNorm, eps=eps)
+    arguments["mlp_layer"] = SwiGLU if arguments.pop("gated", False) else Mlp
     return arguments
 
 
 def nested_vit(config: MatViTConfig, drop_path_rate: float = 0.0) -> VisionTransformer:
     """Build a timm ViT whose feed-forward networks run at any width."""
-    return VisionTransformer(
-        **timm_arguments(config),
-        drop_path_rate=drop_path_rate,
-        block_fn=NestedBlock,
-        mlp_layer=NestedMlp,
-    )
+    arguments = timm_arguments(config)
+    arguments["mlp_layer"] = NestedSwiGLU if config.gated else NestedMlp
+    return VisionTransformer(**arguments, drop_path_rate=drop_path_rate, block_fn=NestedBlock)
 
 
 def run(

@@ -330,9 +330,15 @@ def _feed_forward(
 ) -> _Tokens:
     """Feed-forward network of the first `width` hidden units, with its residual."""
     name, x = f"blocks.{block}", tokens.x
-    weight, bias = (graph.tensors[f"{name}.mlp.fc1.{part}"][:width] for part in ("weight", "bias"))
-    hidden = graph.linear(graph.norm(x, f"{name}.norm2", config.norm_eps), weight, bias)
-    hidden = _activate(graph, config, hidden)
+    normed = graph.norm(x, f"{name}.norm2", config.norm_eps)
+
+    def first(layer: str) -> str:
+        weight, bias = (graph.tensors[f"{name}.mlp.{layer}.{part}"] for part in ("weight", "bias"))
+        return graph.linear(normed, weight[:width], bias[:width])
+
+    hidden = _activate(graph, config, first("fc1_g" if config.gated else "fc1"))
+    if config.gated:
+        hidden = graph.add("Mul", hidden, first("fc1_x"))
     weight, bias = graph.scaled(f"{name}.mlp.fc2", f"{name}.ls2")
     return tokens._replace(x=graph.add("Add", x, graph.linear(hidden, weight[:, :width], bias)))
 
@@ -341,6 +347,8 @@ def _activate(graph: _Graph, config: MatViTConfig, x: str) -> str:
     if config.act_layer == "quick_gelu":
         scaled = graph.add("Mul", x, graph.constant(1.702))
         return graph.add("Mul", x, graph.add("Sigmoid", scaled))
+    if config.act_layer == "silu":
+        return graph.add("Mul", x, graph.add("Sigmoid", x))
     if config.act_layer == "gelu":
         curve = graph.add("Erf", graph.add("Div", x, graph.constant(2**0.5)))
     else:

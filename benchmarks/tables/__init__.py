@@ -16,6 +16,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "mixes": answers.mixes,
     "agreement": answers.agreement,
     "strategies": answers.strategies,
+    "real_vit": lambda: answers.label_free("real_vit"),
+    "label_free": lambda: answers.label_free("label_free"),
     "per_query": lambda: answers.per_query("per_query_tiny_imagenet", timed=True),
     # Measured beside other work: its milliseconds say nothing.
     "per_query_grocery": lambda: answers.per_query("per_query_grocery", timed=False),

@@ -114,6 +114,24 @@ def agreement() -> str:
     return table(columns, rows) + source(result)
 
 
+def label_free(name: str) -> str:
+    """What a conversion without a step of training keeps: overlap@10, and hits of the class."""
+    result = read(name)
+    sizes = result["stages"][0]["rows"]
+    columns = {"hidden units": "{stage}", "seconds": "{seconds:.0f}"}
+    columns |= {
+        f"{row['submodel']} ({row['macs_fraction']:.0%})": f"{{cells[{place}]}}"
+        for place, row in enumerate(sizes)
+    }
+    whole = result["hit_rate@1"]
+    rows = [
+        {**stage, "cells": [f"{row['overlap@10']:.3f}, {row['hit_rate@1'] / whole:.0%}"
+                            for row in stage["rows"]]}
+        for stage in result["stages"]
+    ]  # fmt: skip
+    return table(columns, rows) + source(result)
+
+
 def strategies() -> str:
     """What the choices of each way to search the submodels keep, on three data sets."""
     titles = {

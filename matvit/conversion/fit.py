@@ -21,7 +21,7 @@ from numpy import ndarray
 from timm.layers.layer_scale import LayerScale
 from torch import Tensor
 
-from matvit.conversion.reorder import feed_forward_of, hidden_units, refuse_unfit
+from matvit.conversion.reorder import feed_forward_of, refuse_unfit
 from matvit.mixes import trained_sizes
 from matvit.model import MatViT
 from matvit.nested import NestedBlock, embed_patches
@@ -123,7 +123,7 @@ def _solve(
     for streams in states:
         full = block.feed_forward(streams[0])
         for x, width in zip(streams[1:], widths, strict=True):
-            hidden = hidden_units(block, x, width).flatten(0, 1)
+            hidden = feed_forward_of(block).hidden(block.norm2(x), width).flatten(0, 1)
             ones = hidden.new_ones(len(hidden), 1)
             units = torch.cat([hidden, ones], dim=1)
             kept = torch.tensor([*range(width), count - 1])

@@ -32,7 +32,7 @@ _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757771
 
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
+    "quick_gelu": "quick_gelu", "silu": "silu", "swish": "silu",
 }  # fmt: skip
 
 
@@ -99,6 +99,8 @@ _DINO = _Family(
         "attention.attention.query": "q", "attention.attention.key": "k",
         "attention.attention.value": "v", "attention.output.dense": "attn.proj",
         "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
+        "mlp.weights_in": "mlp.packed", "mlp.weights_out": "mlp.fc2",
+        "mlp.gate_proj": "mlp.fc1_g", "mlp.up_proj": "mlp.fc1_x", "mlp.down_proj": "mlp.fc2",
     },
     scales={"layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma"},
     eps=1e-6,
@@ -256,8 +258,6 @@ def _family(settings: Mapping[str, Any]) -> _Family:
     if kind not in _FAMILIES:
         raise ValueError(f"it is of type {kind!r}; known: {', '.join(_FAMILIES)}")
     inner = {**settings, **settings.get("vision_config", {})}
-    if inner.get("use_swiglu_ffn"):
-        raise ValueError("its feed-forward networks are gated (use_swiglu_ffn)")
     if inner.get("vision_use_head") is False:
         raise ValueError("it does not pool (vision_use_head is false), so it has no vector")
     return _FAMILIES[kind]
@@ -272,13 +272,14 @@ def _config(
     if act not in _ACTIVATIONS:
         raise ValueError(f"its activation is {act!r}; known: {', '.join(_ACTIVATIONS)}")
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+    gated = "blocks.0.mlp.fc1_g.weight" in tensors
     return MatViTConfig(
         img_size=size,
         patch_size=patch,
         embed_dim=dim,
         depth=1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("blocks.")),
         num_heads=settings.get("num_attention_heads", 12),
-        mlp_ratio=ratio_of(tensors["blocks.0.mlp.fc1.weight"].shape[0], dim),
+        mlp_ratio=ratio_of(tensors["blocks.0.mlp.fc2.weight"].shape[1], dim),
         class_token="cls_token" in tensors,
         global_pool="map" if family.pooling else "token",
         reg_tokens=registers,
@@ -286,7 +287,8 @@ def _config(
         qkv_bias="blocks.0.attn.qkv.bias" in tensors,
         init_values=1.0 if "blocks.0.ls1.gamma" in tensors else None,
         pre_norm="norm_pre.weight" in tensors,
-        act_layer=_ACTIVATIONS[act],
+        act_layer="silu" if gated else _ACTIVATIONS[act],
+        gated=gated,
         norm_eps=settings.get("layer_norm_eps", family.eps),
     )
 
@@ -304,6 +306,9 @@ def _translate(family: _Family, found: Mapping[str, Tensor]) -> dict[str, Tensor
     refuse_left(name for name, ours in names.items() if ours is None and name not in _JOINED)
     tensors = {ours: found[name] for name, ours in names.items() if ours is not None}
     _join_attention(tensors)
+    for key in [key for key in tensors if ".mlp.packed." in key]:
+        gate, other = tensors.pop(key).chunk(2)
+        tensors |= {key.replace("packed", "fc1_g"): gate, key.replace("packed", "fc1_x"): other}
     if family.pooling:
         _split_pooling(tensors, found)
     for key in ("cls_token", "reg_token", "pos_embed"):

@@ -1,12 +1,13 @@
 """Any plain Vision Transformer of timm's as a MatViT that gives the same vectors.
 
 Plain means: timm's own `VisionTransformer` of ordinary blocks, each with self-attention and a
-two-layer feed-forward network. That covers the ImageNet, DeiT, DINO, DINOv2 (but giant), CLIP and
-many SigLIP encoders. What cannot be represented is refused, never approximated.
+feed-forward network of two layers, or a gated one. That covers the ImageNet, DeiT, DINO, DINOv2,
+CLIP and SigLIP encoders. What cannot be represented is refused, never approximated.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import socket
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from timm.data.config import resolve_data_config
 from timm.layers.activations import GELU
 from timm.layers.drop import DropPath
 from timm.layers.layer_scale import LayerScale
-from timm.layers.mlp import Mlp
+from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from timm.layers.patch_dropout import PatchDropout
 from timm.models.vision_transformer import Block, VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as timm_names
@@ -94,6 +95,7 @@ def from_timm(
     vit = create_timm(source, pretrained, img_size) if isinstance(source, str) else source
     if weights is not None:
         _load(vit, Path(weights))
+    vit = _unpacked(vit)
     config = config_of(vit)
     assert isinstance(vit, VisionTransformer)
     if {p.dtype for p in vit.parameters()} != {torch.float32}:
@@ -105,6 +107,31 @@ def from_timm(
     model.to(next(vit.parameters()).device)
     _check_same_vectors(vit, model)
     return model
+
+
+def _unpacked(vit: nn.Module) -> nn.Module:
+    """Return an encoder whose gated networks have both first layers apart, as the nested ones do.
+
+    timm also packs them into one matrix; the order of its halves says which one is the gate.
+    """
+    blocks = list(getattr(vit, "blocks", []))
+    if not blocks or not all(type(getattr(block, "mlp", None)) is GluMlp for block in blocks):
+        return vit
+    unpacked = copy.deepcopy(vit)
+    for block in cast(Any, unpacked).blocks:
+        packed = block.mlp
+        dim, width, layers = packed.fc1.in_features, packed.fc2.in_features, ["fc1_g", "fc1_x"]
+        has_norm, has_bias = not isinstance(packed.norm, nn.Identity), packed.fc1.bias is not None
+        if has_norm or not has_bias or packed.fc2.bias is None or packed.chunk_dim != -1:
+            return vit  # it is refused for what it is
+        block.mlp = SwiGLU(dim, width, act_layer=lambda act=packed.act: act)
+        block.mlp.to(packed.fc1.weight.device, packed.fc1.weight.dtype)
+        for part in ("weight", "bias"):
+            halves = getattr(packed.fc1, part).detach().chunk(2)
+            for layer, half in zip(layers[:: -1 if packed.gate_last else 1], halves, strict=True):
+                getattr(getattr(block.mlp, layer), part).data.copy_(half)
+        block.mlp.fc2 = packed.fc2
+    return unpacked.train(vit.training)
 
 
 def _load(vit: nn.Module, path: Path) -> None:
@@ -140,7 +167,9 @@ def config_of(vit: nn.Module) -> MatViTConfig:
     block = vit.blocks[0]
     if type(block) is not Block:
         raise _refusal(vit, f"its blocks are {type(block).__name__}")
-    if type(block.mlp) is not Mlp:
+    vit = _unpacked(vit)
+    block = vit.blocks[0]
+    if type(block.mlp) not in (Mlp, SwiGLU):
         raise _refusal(vit, f"its feed-forward networks are {type(block.mlp).__name__}")
     images, patches = vit.patch_embed.img_size, vit.patch_embed.patch_size
     if images is None:
@@ -254,7 +283,7 @@ def _settings(vit: Any) -> MatViTConfig:  # noqa: ANN401 -- timm's annotations a
         embed_dim=vit.embed_dim,
         depth=len(vit.blocks),
         num_heads=block.attn.num_heads,
-        mlp_ratio=ratio_of(block.mlp.fc1.out_features, vit.embed_dim),
+        mlp_ratio=ratio_of(block.mlp.fc2.in_features, vit.embed_dim),
         global_pool=vit.global_pool,
         class_token=vit.has_class_token,
         reg_tokens=vit.num_reg_tokens,
@@ -266,6 +295,7 @@ def _settings(vit: Any) -> MatViTConfig:  # noqa: ANN401 -- timm's annotations a
         dynamic_img_size=vit.dynamic_img_size,
         act_layer=cast(Activation, _kind(block.mlp.act)),
         norm_eps=getattr(block.norm1, "eps", 1e-6),
+        gated=type(block.mlp) is SwiGLU,
     )
     norm_after_pooling = not isinstance(vit.fc_norm, nn.Identity)
     if norm_after_pooling == (vit.global_pool == "avg"):

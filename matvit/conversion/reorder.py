@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float64, UInt8
 from numpy import ndarray
 from timm.layers.layer_scale import LayerScale
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from matvit.model import AnchoredMatViT, MatViT
-from matvit.nested import NestedBlock, NestedMlp
+from matvit.nested import NestedBlock, NestedMlp, NestedSwiGLU
 from matvit.torch_runtime import batches
 
 Ranking = Literal["energy", "first-order"]
@@ -57,8 +57,9 @@ def reorder(
         for block, importance in zip(sorted_model.backbone.blocks, found, strict=True):
             order = torch.sort(importance, descending=True, stable=True).indices
             mlp = feed_forward_of(block)
-            for parameter in mlp.fc1.parameters():  # weight and bias
-                parameter.copy_(parameter[order])
+            for layer in first_layers(mlp):
+                for parameter in layer.parameters():  # weight and bias
+                    parameter.copy_(parameter[order])
             mlp.fc2.weight.copy_(mlp.fc2.weight[:, order])
     return sorted_model
 
@@ -133,25 +134,16 @@ def first_order(
     return [total / (len(pixels) * _DIRECTIONS) for total in sums]
 
 
-def hidden_units(
-    block: NestedBlock, x: Float[Tensor, "batch tokens dim"], width: int
-) -> Float[Tensor, "batch tokens width"]:
-    """Activations of the first hidden units of a block, for tokens before its second half."""
-    mlp = feed_forward_of(block)
-    bias = mlp.fc1.bias
-    units: Tensor = mlp.act(
-        nn.functional.linear(
-            block.norm2(x), mlp.fc1.weight[:width], None if bias is None else bias[:width]
-        )
-    )
-    return units
-
-
-def feed_forward_of(block: nn.Module) -> NestedMlp:
+def feed_forward_of(block: nn.Module) -> NestedMlp | NestedSwiGLU:
     """The feed-forward network of a block."""
     assert isinstance(block, NestedBlock)
-    assert isinstance(block.mlp, NestedMlp)
+    assert isinstance(block.mlp, (NestedMlp, NestedSwiGLU))
     return block.mlp
+
+
+def first_layers(mlp: NestedMlp | NestedSwiGLU) -> list[nn.Linear]:
+    """The layers whose rows are hidden units: one, or two of a gated network."""
+    return [mlp.fc1] if isinstance(mlp, NestedMlp) else [mlp.fc1_g, mlp.fc1_x]
 
 
 def refuse_unfit(model: MatViT, pixels: UInt8[ndarray, "images height width 3"]) -> None:
@@ -173,7 +165,7 @@ def _watch(block: nn.Module, place: int, look: Callable[[int, Tensor], None]) ->
         look(place, hidden)
 
     hook: Callable[..., None] = show
-    return feed_forward_of(block).act.register_forward_hook(hook)
+    return feed_forward_of(block).drop1.register_forward_hook(hook)
 
 
 def _column_energy(block: nn.Module) -> Float64[Tensor, "hidden"]:

@@ -171,3 +171,20 @@ def test_a_conversion_fits_if_it_is_asked_and_the_full_size_stays_bit_for_bit(pi
     wanted = embed(stages[FITTED], pixels, "S", precision="float32")
     np.testing.assert_array_equal(found, wanted)
     assert MatViT.load(tmp_path / "out").fingerprint == model.fingerprint
+
+
+def test_gated_networks_are_sorted_and_fitted_too(pixels):
+    torch.manual_seed(0)
+    config = MatViTConfig(
+        img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, act_layer="silu", gated=True
+    )
+    model = MatViT(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    for by in ("energy", "first-order"):
+        ordered = reorder(model, pixels, by=by)
+        assert nearness(ordered, model, pixels, "XL") == pytest.approx(1, abs=1e-5)
+        assert nearness(ordered, model, pixels, "S") > nearness(model, model, pixels, "S")
+        fitted = fit(ordered, pixels)
+        assert nearness(fitted, model, pixels, "S") > nearness(ordered, model, pixels, "S")

@@ -16,7 +16,16 @@ import torch
 from huggingface_hub import constants as hub
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
-from timm.layers import GELUTanh, LayerNorm, QuickGELU, RmsNorm, SwiGLU
+from timm.layers import (
+    ConvMlp,
+    GELUTanh,
+    GluMlp,
+    LayerNorm,
+    QuickGELU,
+    RmsNorm,
+    SwiGLU,
+    SwiGLUPacked,
+)
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import nn
 from torch.nn.functional import normalize
@@ -56,6 +65,9 @@ VARIANTS = {
         "act_layer": GELUTanh,
         "class_token": False,
     },
+    "gated": {"mlp_layer": SwiGLU, "act_layer": nn.SiLU},
+    "gated, packed": {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU},
+    "gated by the second half": {"mlp_layer": GluMlp},
     "pooling beside a class token": {"global_pool": "map"},
     "gelu by approximation": {"act_layer": partial(nn.GELU, approximate="tanh")},
     "normed queries and keys": {"qk_norm": True},
@@ -122,7 +134,15 @@ def test_known_encoders_can_be_represented(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mlp_layer": SwiGLU}, "its feed-forward networks are SwiGLU"),
+        ({"mlp_layer": ConvMlp}, "its feed-forward networks are ConvMlp"),
+        (
+            {"mlp_layer": SwiGLU, "scale_mlp_norm": True},
+            "blocks.0.mlp.norm is LayerNorm, only None can be",
+        ),
+        (
+            {"mlp_layer": SwiGLUPacked, "scale_mlp_norm": True},
+            "its feed-forward networks are GluMlp",
+        ),
         ({"block_fn": ResPostBlock}, "its blocks are ResPostBlock"),
         ({"global_pool": "max"}, "must be 'token', 'avg' or 'map', got 'max'"),
         ({"act_layer": nn.ReLU}, "act_layer must be one of .* got 'ReLU'"),
