@@ -26,10 +26,10 @@ def test_later_settings_are_written_only_where_they_change_something():
         ({"num_heads": 3}, "embed_dim must be a multiple of num_heads 3, got 16"),
         ({"mlp_ratio": 0.25}, "multiple of 8.*got 4"),
         ({"mlp_ratio": 0.8}, "multiple of 8.*got 12"),
-        ({"global_pool": "map"}, "global_pool must be 'token' or 'avg', got 'map'"),
+        ({"global_pool": "max"}, "global_pool must be 'token', 'avg' or 'map', got 'max'"),
         ({"class_token": False}, "reads the class token"),
         ({"reg_tokens": -1}, "cannot be negative"),
-        ({"act_layer": "relu"}, "one of gelu, gelu_tanh, quick_gelu, got 'relu'"),
+        ({"act_layer": "relu"}, "one of gelu, gelu_tanh, quick_gelu, silu, got 'relu'"),
         ({"norm_eps": 0}, "norm_eps must be above 0, got 0"),
     ],
 )
@@ -52,7 +52,7 @@ def test_unknown_and_missing_keys_are_refused():
         ({"depth": 1 << 20, "num_heads": 1}, "Expected `int` <= 4096"),
         ({"img_size": 1 << 20}, "Expected `int` <= 16384"),
         ({"qkv_bias": 1}, "Expected `bool`, got `int`"),
-        ({"global_pool": "map"}, "Invalid enum value 'map'"),
+        ({"global_pool": "max"}, "Invalid enum value 'max'"),
         ({"num_heads": 3}, "embed_dim must be a multiple of num_heads 3, got 16"),
     ],
 )

@@ -174,7 +174,7 @@ def test_a_conversion_fits_if_it_is_asked_and_the_full_size_stays_bit_for_bit(pi
 
 
 def test_gated_networks_are_sorted_and_fitted_too(pixels):
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     config = MatViTConfig(
         img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, act_layer="silu", gated=True
     )
