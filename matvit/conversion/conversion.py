@@ -221,10 +221,10 @@ def _start(
     original: MatViT,
     data: LabelledPixels,
     out: Path,
-    tell: Watch,
+    tell: Watch = lambda _stage, _encoder: None,
     *,
-    ranking: Ranking,
-    least_squares: bool,
+    ranking: Ranking = "energy",
+    least_squares: bool = False,
     resume: bool,
 ) -> MatViT:
     """Sort the hidden units, or load them as they were sorted before the conversion stopped.

@@ -148,7 +148,9 @@ def test_saving_an_ordinary_encoder_over_a_converted_one_leaves_no_anchor(
     assert json.loads((tmp_path / "config.json").read_text())["anchor"] == checkpoint.ANCHOR
     nested.save(tmp_path)
     assert "anchor" not in json.loads((tmp_path / "config.json").read_text())
-    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint.SETTINGS, checkpoint.WEIGHTS]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        checkpoint.CARD, checkpoint.SETTINGS, checkpoint.WEIGHTS,
+    ]  # fmt: skip
     assert MatViT.load(tmp_path).fingerprint == nested.fingerprint
 
 

@@ -84,7 +84,7 @@ def test_the_encoder_remembers_where_it_comes_from(tmp_path):
     converted = convert(model, pictures(), tmp_path, quick(model, epochs=1), device="cpu", seed=4)
     assert same_weights(MatViT.load(tmp_path), converted)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "anchor.safetensors", "config.json", "model.safetensors", "recipe.json"
+        "README.md", "anchor.safetensors", "config.json", "model.safetensors", "recipe.json"
     ]  # fmt: skip
     training = json.loads((tmp_path / "config.json").read_text())["training"]
     assert training["converted_from"] == {"name": "original", "fingerprint": model.fingerprint}
