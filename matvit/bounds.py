@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import Condition
 
 from PIL import ExifTags, Image
@@ -24,6 +26,7 @@ _DECODERS = {"WEBP": 14, "AVIF": 12, "HEIF": 12, "JPEG2000": 12}
 _RGB, _FLOAT = 4, 16
 _COEFFICIENT = 2
 _LARGE = 1 << 25
+_KEPT = 1 << 26  # bytes that a thread may keep of what was freed, for its next image
 
 _MOST_SCANS = 100  # of a JPEG; encoders make 10
 _MOST_SEGMENTS, _MOST_FILLING = 1 << 16, 1 << 20  # before the first scan, and bytes between them
@@ -60,6 +63,8 @@ class _Memory:
         try:
             yield
         finally:
+            if needed > _KEPT:
+                _give_back()
             with self._freed:
                 self._held -= needed
                 self._freed.notify_all()
@@ -67,6 +72,21 @@ class _Memory:
     def reset(self) -> None:
         """Forget threads that a forked process does not have."""
         self._freed, self._held = Condition(), 0
+
+
+def _give_back() -> None:
+    """Return to the system what was freed: glibc keeps it, for each thread its own."""
+    if (trim := _trim()) is not None:
+        trim(0)
+
+
+@cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another library of C, or Windows
+        return None
+    return trim
 
 
 MEMORY = _Memory()

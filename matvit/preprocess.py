@@ -223,13 +223,26 @@ def opened_upright(source: ImageLike, side: int) -> Iterator[Upright]:
         if image is not source:
             image.draft("RGB", (side, side))
         check_time(image, data)
-        with MEMORY.hold(memory_to_decode(image, width * height, data)):
-            rgb = upright_rgb(image)
+        with MEMORY.hold(memory_to_decode(image, width * height, data)), _freeing(source) as mine:
+            mine.append(image)
+            mine.append(rgb := upright_rgb(image))
             if image.size == (width, height):
                 width, height = rgb.size
             elif image.getexif().get(ORIENTATION) in QUARTER_TURNS:
                 width, height = height, width
             yield Upright(rgb, width, height)
+
+
+@contextmanager
+def _freeing(source: object) -> Iterator[list[Image.Image]]:
+    """Free images at the end, though somebody may still know them; not the one that was given."""
+    images: list[Image.Image] = []
+    try:
+        yield images
+    finally:
+        for image in images:
+            if image is not source:
+                image.close()
 
 
 def read_dimensions(data: bytes) -> tuple[int, int]:

@@ -166,21 +166,21 @@ DISTILL64 = Recipe(
     phases=(
         replace(
             _DISTILL,
-            epochs=7.5,
+            epochs=7.61,
             vector_weight=0.0,
             resolutions=((32, 0.8), (48, 0.1), (64, 0.1)),
         ),
         replace(
             _DISTILL,
-            epochs=2.5,
+            epochs=1.5,
             vector_weight=0.0,
-            resolutions=((32, 0.3), (48, 0.3), (64, 0.4)),
+            resolutions=((32, 0.45), (48, 0.35), (64, 0.2)),
         ),
     ),
     batch_size=512,
     learning_rate=1.5e-3,
     warmup_steps=100,
-    cooldown=0.25,
+    cooldown=0.1645,
     jitter=0.3,
     grayscale=0.1,
     mixup=0.2,
@@ -192,7 +192,9 @@ DISTILL64 = Recipe(
     matvit train DATA --recipe distill64 --init matvit-tiny64 --teacher tf_efficientnet_lite2 \\
         --teacher-size 192
 
-Not run to its end yet: on two CPU cores it takes several hours. Starts from scratch as well."""
+On Tiny ImageNet, one CPU core that had work beside it: an hour and a half, 909,000 images. Of 3,000
+validation images among 20,000 training images XL found .298 where the encoder that it began with
+found .262; groceries, never seen, .894 and .889. Starts from scratch as well."""
 
 DISTILL_GPU = replace(
     DISTILL64,

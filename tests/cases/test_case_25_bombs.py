@@ -9,6 +9,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,3 +177,24 @@ def test_forked_process_does_not_wait_for_threads_that_it_does_not_have():
             with bounds.MEMORY.hold(bounds.MAX_MEMORY):
                 os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or bounds._trim() is None, reason="glibc's matter")
+def test_what_threads_decoded_is_given_back():
+    data = encoded(Image.new("RGB", (4_200, 4_200)), "PNG")
+    page = os.sysconf("SC_PAGE_SIZE")
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+
+    SMALL.decode(data)
+    before, barrier = resident(), threading.Barrier(4)
+
+    def decode(_):
+        barrier.wait(20)  # each in a thread of its own
+        SMALL.decode(data)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(decode, range(4)))
+        grown = resident() - before
+    assert grown < 2 * 4_200**2 * 4  # of four images that were in memory
