@@ -188,7 +188,8 @@ def draw_evaluate(shown: Shown) -> None:
         sizes = left.text_input(
             "Sizes",
             "S,M,L,XL,mix",
-            help="`mix` adds a dozen Mix'n'Match submodels; `S:int8` is S in 8 bits",
+            help="`mix` adds a dozen Mix'n'Match submodels; `S~` merges tokens; "
+            "`S:int8` is S in 8 bits",
         )
         k = right.number_input("Hits that count", 1, 100, 10)
         wanted = st.form_submit_button("Evaluate", type="primary")

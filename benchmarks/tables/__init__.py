@@ -18,6 +18,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "strategies": answers.strategies,
     "real_vit": lambda: answers.label_free("real_vit"),
     "label_free": lambda: answers.label_free("label_free"),
+    "two_axes": lambda: answers.two_axes("two_axes_tiny_imagenet_5000", "Tiny ImageNet"),
     "per_query": lambda: answers.per_query("per_query_tiny_imagenet", timed=True),
     # Measured beside other work: its milliseconds say nothing.
     "per_query_grocery": lambda: answers.per_query("per_query_grocery", timed=False),
@@ -35,6 +36,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bombs": costs.bombs,
     "cycles": costs.cycles,
     "runtimes": costs.runtimes,
+    "merging": costs.merging,
     "startup": lambda: costs.startup("startup"),
     "startup_cpu": lambda: costs.startup("startup_cpu"),
     "metrics": costs.metrics,

@@ -140,6 +140,52 @@ def strategies() -> str:
     return "\n".join(_strategies(f"strategies_{name}", titles[name]) for name in titles)
 
 
+def two_axes(name: str, title: str) -> str:
+    """What each budget of compute buys with widths alone, and with merged tokens too."""
+    result = read(name)
+    columns = {
+        "at most": "{budget:.0%}",
+        "widths alone": "{one[submodel]}",
+        "costs": "{one[macs]}",
+        "overlap@10": "{one[overlap]}",
+        "retained hit rate": "{one[hits]}",
+        "both axes": "{both[submodel]}",
+        "costs ": "{both[macs]}",
+        "overlap@10 ": "{both[overlap]}",
+        "retained hit rate ": "{both[hits]}",
+        "more": "{more}",
+    }
+    rows = [
+        {
+            "budget": row["budget"],
+            "one": _bought(row["one axis"]),
+            "both": _bought(row["both"]),
+            "more": f"{row['gained']:+.3f} ± {row['gained_error']:.3f}" if "gained" in row else "",
+        }
+        for row in result["budgets"]
+        if row["both"] is not None
+    ]
+    return (
+        f"{title}, {result['selected_with']:,} queries to choose by, {result['judged_with']:,} "
+        f"others to measure with, {result['images']:,} images:\n\n"
+        + table(columns, rows)
+        + source(result)
+    )
+
+
+def _bought(row: Row | None) -> Row:
+    """Write down what a budget buys; nothing if it buys nothing."""
+    if row is None:
+        return dict.fromkeys(("submodel", "macs", "overlap", "hits"), "")
+    hits = row.get("retained_hit_rate@1")
+    return {
+        "submodel": f"`{row['submodel']}`",
+        "macs": f"{row['macs_fraction']:.0%}",
+        "overlap": f"{row['overlap@10']:.3f}",
+        "hits": "" if hits is None else f"{hits:.3f}",
+    }
+
+
 def _strategies(name: str, title: str) -> str:
     result = read(name)
     rows: dict[str, Row] = {}

@@ -224,6 +224,26 @@ def runtimes() -> str:
     return table(columns, rows) + source(result)
 
 
+def merging() -> str:
+    """How long a query takes that merges tokens, beside S."""
+    result = read("merging")
+    columns = {
+        "encoder": "{encoder}",
+        "submodel": "{submodel}",
+        "compute of S": "{macs_of_s:.2f}",
+        "ONNX, rows, ms": "{onnx rows}",
+        "ONNX, matrix": "{onnx matrix}",
+        "torch, rows": "{torch rows}",
+        "torch, matrix": "{torch matrix}",
+    }
+    rows: dict[tuple[str, str], Row] = {}
+    for row in result["rows"]:
+        mine = rows.setdefault((row["encoder"], row["submodel"]), dict(row))
+        said = f"{row['cpu_ms']:.1f} ({row['cpu_ms_of_s']:.2f} of S)"
+        mine[f"{row['runtime']} {row['form']}"] = said
+    return table(columns, rows.values()) + source(result)
+
+
 def startup(name: str) -> str:
     """What a command costs from the shell."""
     columns = {

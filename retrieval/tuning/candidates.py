@@ -27,8 +27,7 @@ KEPT = 3
 """Mixes that ask the index, of those with the same sizes and the same number of wider blocks."""
 
 Table = Sequence[Mapping[int, float]]
-"""Per block: the distortion of keeping a width there, by width."""
-
+"""Per block: the distortion of keeping a width there, by width; or of merging so many tokens."""
 
 SCHEDULES = 8
 """Submodels that merge tokens and ask the index, between two neighbouring sizes."""

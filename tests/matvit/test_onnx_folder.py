@@ -60,6 +60,17 @@ def test_a_runtime_that_computes_wrongly_is_found_out(encoder, folder):
     assert right.problem is None
 
 
+def test_a_graph_that_merges_tokens_is_written_and_passes_here(encoder, tmp_path):
+    export_onnx(encoder, encoder.submodel("S~"), tmp_path, int8=True, opset=18)
+    described, findings = check_onnx(tmp_path)
+    assert described.submodel == "S~"
+    assert [each.problem for each in findings] == [None, None]
+    golden = np.load(tmp_path / "golden.npz")
+    whole, merged = (embed(encoder, golden["image"][None], size)[0] for size in ("S", "S~"))
+    np.testing.assert_allclose(merged, golden["vector"])
+    assert whole @ merged < 0.9999
+
+
 def test_damage_is_named(folder):
     graph = folder / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"\0")

@@ -148,6 +148,14 @@ def test_ladders_start_small_and_share_prefixes_with_what_follows(model):
         assert len(set(ladder)) == len(ladder) > 1
 
 
+def test_a_ladder_from_merged_tokens_goes_on_with_all_hidden_units_and_merges_no_more(model):
+    start = model.submodel("S~1,0,1")
+    found = [ladder for ladder in ladders(model, [start]) if ladder[0] == start]
+    assert (start, model.submodel()) in found
+    middles = {str(ladder[1]) for ladder in found} - {"XL"}
+    assert middles == {"1xS,2xXL~1,2x0", "2xS,1xXL~1,2x0"}
+
+
 @pytest.mark.parametrize("labels", [True, False])
 def test_replies_are_what_a_search_by_hand_finds(tmp_path, labels):
     retriever = small_retriever(tmp_path, labels=labels)
