@@ -53,7 +53,9 @@ def test_milliseconds_are_those_of_this_machine(stored, monkeypatch):
     )
     chosen = stored.choose(max_ms=9.6)
     assert sum(chosen.widths) <= 96
-    with pytest.raises(ValueError, match="no submodel fits in 1 ms; the nearest, S, needs 2.4 ms"):
+    with pytest.raises(
+        ValueError, match="no submodel fits in 1 ms; the nearest, S.*, needs 2.4 ms"
+    ):
         stored.choose(max_ms=1)
     timed = stored.by_ms()
     assert timed.metric == "overlap@10"
@@ -65,7 +67,7 @@ def test_milliseconds_are_those_of_this_machine(stored, monkeypatch):
     [
         ({}, "a budget is needed: give max_gmacs, max_ms or min_recall"),
         ({"max_gmacs": -1.0}, "max_gmacs must be a number above 0, got -1.0"),
-        ({"max_gmacs": 1e-9}, "the nearest, S, needs"),
+        ({"max_gmacs": 1e-9}, "the nearest, S~.*, needs"),
     ],
 )
 def test_wishes_that_cannot_be_met_are_refused(stored, wish, message):

@@ -54,9 +54,9 @@ def test_a_shift_that_moves_all_scores_alike_is_no_distortion(retriever, queries
     trial = Trial(retriever, queries, k=5)
     near = trial._neighbours
     apart = np.linalg.svd(near[0])[2][-1]  # at a right angle to all differences of neighbours
-    shifted = trial._full.copy()
+    shifted = trial.full.copy()
     shifted[0] += 0.5 * apart
-    along = trial._full.copy()
+    along = trial.full.copy()
     along[0] += 0.5 * near[0, 0] / np.linalg.norm(near[0, 0])
     assert trial._distortion(along) > 1000 * trial._distortion(shifted)
 
