@@ -161,7 +161,8 @@ def config_of(vit: nn.Module) -> MatViTConfig:
         ValueError: If it cannot be represented; the message names the first difference.
     """
     if type(vit) is not VisionTransformer:
-        raise _refusal(vit, f"it is a {type(vit).__name__}")
+        positions = ", whose blocks turn queries and keys by their positions (RoPE)"
+        raise _refusal(vit, f"it is a {type(vit).__name__}{positions * hasattr(vit, 'rope')}")
     if len(vit.blocks) == 0:
         raise _refusal(vit, "it has no blocks")
     block = vit.blocks[0]

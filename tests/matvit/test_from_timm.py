@@ -135,6 +135,14 @@ def test_known_encoders_can_be_represented(name):
     assert preprocess_of(vit).img_size == config.img_size
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "vit_small_plus_patch16_dinov3"])
+def test_encoders_with_rotary_positions_are_refused_by_name(name):
+    with torch.device("meta"):
+        vit = timm.create_model(name, pretrained=False)
+    with pytest.raises(ValueError, match=f"^{name}.* it is a Eva, whose blocks .*RoPE"):
+        config_of(vit)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
