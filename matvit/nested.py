@@ -114,7 +114,7 @@ def _checked(width: int | None, hidden_dim: int) -> int:
     return width
 
 
-def _first(layer: nn.Linear, x: Tensor, width: int) -> Tensor:
+def _first(layer: nn.Linear | nn.Conv2d, x: Tensor, width: int) -> Tensor:
     """Run the rows of a first layer that belong to the first hidden units."""
     return linear(x, layer.weight[:width], None if layer.bias is None else layer.bias[:width])
 

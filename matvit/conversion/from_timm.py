@@ -95,7 +95,8 @@ def from_timm(
     vit = create_timm(source, pretrained, img_size) if isinstance(source, str) else source
     if weights is not None:
         _load(vit, Path(weights))
-    vit = _unpacked(vit)
+    if isinstance(vit, VisionTransformer):
+        vit = _unpacked(vit)
     config = config_of(vit)
     assert isinstance(vit, VisionTransformer)
     if {p.dtype for p in vit.parameters()} != {torch.float32}:
@@ -109,13 +110,12 @@ def from_timm(
     return model
 
 
-def _unpacked(vit: nn.Module) -> nn.Module:
+def _unpacked(vit: VisionTransformer) -> VisionTransformer:
     """Return an encoder whose gated networks have both first layers apart, as the nested ones do.
 
     timm also packs them into one matrix; the order of its halves says which one is the gate.
     """
-    blocks = list(getattr(vit, "blocks", []))
-    if not blocks or not all(type(getattr(block, "mlp", None)) is GluMlp for block in blocks):
+    if not all(type(getattr(block, "mlp", None)) is GluMlp for block in vit.blocks):
         return vit
     unpacked = copy.deepcopy(vit)
     for block in cast(Any, unpacked).blocks:
@@ -124,14 +124,16 @@ def _unpacked(vit: nn.Module) -> nn.Module:
         has_norm, has_bias = not isinstance(packed.norm, nn.Identity), packed.fc1.bias is not None
         if has_norm or not has_bias or packed.fc2.bias is None or packed.chunk_dim != -1:
             return vit  # it is refused for what it is
-        block.mlp = SwiGLU(dim, width, act_layer=lambda act=packed.act: act)
+        block.mlp = SwiGLU(dim, width)
+        block.mlp.act = packed.act
         block.mlp.to(packed.fc1.weight.device, packed.fc1.weight.dtype)
         for part in ("weight", "bias"):
             halves = getattr(packed.fc1, part).detach().chunk(2)
             for layer, half in zip(layers[:: -1 if packed.gate_last else 1], halves, strict=True):
                 getattr(getattr(block.mlp, layer), part).data.copy_(half)
         block.mlp.fc2 = packed.fc2
-    return unpacked.train(vit.training)
+        block.mlp.train(vit.training)
+    return unpacked
 
 
 def _load(vit: nn.Module, path: Path) -> None:

@@ -141,7 +141,7 @@ def feed_forward_of(block: nn.Module) -> NestedMlp | NestedSwiGLU:
     return block.mlp
 
 
-def first_layers(mlp: NestedMlp | NestedSwiGLU) -> list[nn.Linear]:
+def first_layers(mlp: NestedMlp | NestedSwiGLU) -> list[nn.Module]:
     """The layers whose rows are hidden units: one, or two of a gated network."""
     return [mlp.fc1] if isinstance(mlp, NestedMlp) else [mlp.fc1_g, mlp.fc1_x]
 
