@@ -84,7 +84,10 @@ def _draw_query(shown: Shown) -> Query | None:
 
 
 def _draw_marked(shown: Shown) -> None:
-    """Draw what was marked to be like, or unlike; a click takes it back."""
+    """Draw what was marked to be like, or unlike; a click takes it back.
+
+    Without a help of Streamlit's, which would draw each button twice.
+    """
     index = shown.opened.index
     for sign, said, numbers in (
         ("+", ":material/add:", st.session_state.more),
@@ -99,7 +102,6 @@ def _draw_marked(shown: Shown) -> None:
                 on_click=visit.mark,
                 args=(number, sign),
                 width="stretch",
-                help="Take it back",
             )
 
 
