@@ -115,7 +115,7 @@ def agreement() -> str:
 
 
 def label_free(name: str) -> str:
-    """What a conversion without a step of training keeps: overlap@10, and hits of the class."""
+    """What a conversion without a step of training keeps: overlap@10 and cosine."""
     result = read(name)
     sizes = result["stages"][0]["rows"]
     columns = {"hidden units": "{stage}", "seconds": "{seconds:.0f}"}
@@ -123,12 +123,13 @@ def label_free(name: str) -> str:
         f"{row['submodel']} ({row['macs_fraction']:.0%})": f"{{cells[{place}]}}"
         for place, row in enumerate(sizes)
     }
-    whole = result["hit_rate@1"]
     rows = [
-        {**stage, "cells": [f"{row['overlap@10']:.3f}, {row['hit_rate@1'] / whole:.0%}"
-                            for row in stage["rows"]]}
+        {
+            **stage,
+            "cells": [f"{row['overlap@10']:.3f}, {row['cosine']:.3f}" for row in stage["rows"]],
+        }
         for stage in result["stages"]
-    ]  # fmt: skip
+    ]
     return table(columns, rows) + source(result)
 
 
