@@ -68,7 +68,8 @@ def commands() -> list[list[str]]:
             for line in block.splitlines():
                 words = shlex.split(line.removeprefix("$ "), comments=True)
                 if words[:1] == ["matvit"]:
-                    found.append(words[1:])
+                    end = words.index("|") if "|" in words else len(words)
+                    found.append(words[1:end])
     return found
 
 
