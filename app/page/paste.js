@@ -55,7 +55,7 @@ if (!window.matvitPaste) {
     ["Enter", "ask with the hit"],
     ["+ \u2212", "more like the hit, or less"],
     ["1 2 3 4", "switch S, M, L, XL on and off"],
-    ["/", "choose an image of your own"],
+    ["/", "go to the upload, which Enter opens"],
     ["?", "this help"],
   ];
   const help = () => {
@@ -92,9 +92,9 @@ if (!window.matvitPaste) {
       return Boolean(pill);
     }
     if (event.key === "/") {
-      const input = document.querySelector('[data-testid="stFileUploader"] input[type="file"]');
-      if (input) input.click();
-      return Boolean(input);
+      const button = document.querySelector('[data-testid="stFileUploader"] button');
+      if (button) { button.focus(); button.scrollIntoView({ block: "nearest" }); }
+      return Boolean(button);
     }
     if (event.key === "?") { help(); return true; }
     return false;

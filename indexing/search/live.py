@@ -76,9 +76,16 @@ class LiveSearcher:
             kept = np.take_along_axis(may, order, axis=1)
             ids[pending] = np.where(kept, np.take_along_axis(found, order, axis=1), _NONE)
             scores[pending] = np.where(kept, np.take_along_axis(values, order, axis=1), -np.inf)
+            done = kept.all(axis=1)
+            if among is not None and not self._searcher.engine.is_exact:
+                far = may.mean(axis=1) < len(among) / everything / 2
+                if far.any():  # an approximate kind hardly looks where these images are
+                    nearest = self._searcher.nearest_among(queries[pending[far]], k, among)
+                    ids[pending[far]], scores[pending[far]] = nearest
+                    done |= far
             if fetch == everything:
                 break
-            pending = pending[~kept.all(axis=1)]
+            pending = pending[~done]
             fetch = min(_GROWTH * fetch, everything)
         return ids, scores
 
