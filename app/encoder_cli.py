@@ -24,8 +24,8 @@ class Form(StrEnum):
 
 
 RECIPES = (
-    "joint64", "plain32", "joint-after-plain", "align", "apart-s", "plain-gpu", "align-gpu",
-    "distill64", "distill-gpu",
+    "joint64", "plain32", "joint-after-plain", "align", "align-merging", "apart-s", "plain-gpu",
+    "align-gpu", "distill64", "distill-gpu",
 )  # fmt: skip
 """Named again for `--help`, which does not wait for torch."""
 
