@@ -36,7 +36,7 @@ WEIGHTS = "model.safetensors"
 ANCHOR: Final = "anchor.safetensors"
 SETTINGS = "config.json"
 CARD = "README.md"
-DEFAULT_ENCODER = "matvit-tiny64"
+DEFAULT_ENCODER = "matvit-tiny64-v2"
 _BUNDLED = Path(__file__).parent / "weights"
 
 _WRITTEN_HERE = (

@@ -322,3 +322,60 @@ def tuned() -> str:
         f"most:\n\n{table(submodels, result['rows'])}\n"
         f"{table(budgets, result['budgets'])}{source(result)}"
     )
+
+
+def whole_map() -> str:
+    """How far what is chosen is from the best of all submodels."""
+    result = read("whole_map")
+    columns = {
+        "chosen by": "{name}",
+        "submodels": "{count}",
+        "on the frontier": "{exact}",
+        "overlap@10 short of it, median": "{median:.3f}",
+        "most": "{most:.3f}",
+    }
+    names = {"tune": "`matvit tune`", "paper": "the paper's rule, all of its mixes"}
+    rows = []
+    for name, picks in result["picks"].items():
+        short = sorted(pick["shortfall"] for pick in picks)
+        rows.append({
+            "name": names[name],
+            "count": len(picks),
+            "exact": sum(each <= 0 for each in short),
+            "median": short[len(short) // 2],
+            "most": short[-1],
+        })  # fmt: skip
+    words = (
+        f"\n{len(result['points']):,} submodels, {result['queries']:,} queries, "
+        f"{result['images']:,} images; {len(result['best'])} of them are on the frontier.\n"
+    )
+    return table(columns, rows) + words + source(result)
+
+
+def encoders() -> str:
+    """The bundled encoders beside each other."""
+    columns = {
+        "encoder": "`{encoder}`",
+        "images": "{images}",
+        "hit_rate@1 of XL": "{XL:.4f}",
+        "L": "{L:.4f}",
+        "M": "{M:.4f}",
+        "S": "{S:.4f}",
+        "S retains": "{retained:.1%}",
+        "overlap@10 of S": "{overlap:.3f}",
+    }
+    sets = {"tiny_imagenet": "Tiny ImageNet", "grocery": "groceries, never seen"}
+    rows, sources = [], []
+    for name, images in sets.items():
+        for end in ("_first", ""):
+            result = read(name + end)
+            points = {point["submodel"]: point for point in result["points"]}
+            rows.append({
+                "encoder": result["conditions"]["encoder"],
+                "images": images,
+                "retained": points["S"]["retained_hit_rate@1"],
+                "overlap": points["S"]["overlap@10"],
+                **{size: points[size]["hit_rate@1"] for size in TRAINED},
+            })  # fmt: skip
+            sources.append(source(result))
+    return table(columns, rows) + sources[0] + sources[1]

@@ -256,6 +256,31 @@ def startup(name: str) -> str:
     return table(columns, result["rows"]) + source(result)
 
 
+def serving() -> str:
+    """A server under load."""
+    columns = {
+        "answers by": "{way}",
+        "load": "{factor:g} x",
+        "p50, ms": "{p50_ms:,.0f}",
+        "p95, ms": "{p95_ms:,.0f}",
+        "turned away": "{errors:.0%}",
+        "mean compute": "{macs_fraction:.0%}",
+        "overlap@10": "{overlap@10:.3f}",
+    }
+    result = read("serving")
+    words = (
+        f"\nLoads are multiples of the {result['sustained_per_s']:.0f} answers a second that the "
+        f"full size sustains; following aims at {result['slo_ms']:g} ms.\n"
+    )
+    memory = result["memory"]
+    words += (
+        f"\nOver {memory[-1]['requests']:,} requests more the server's memory went from "
+        f"{memory[0]['kilobytes'] / 1000:,.0f} to {memory[-1]['kilobytes'] / 1000:,.0f} MB, its "
+        f"descriptors from {memory[0]['descriptors']} to {memory[-1]['descriptors']}.\n"
+    )
+    return table(columns, result["rows"]) + words + source(result)
+
+
 def metrics() -> str:
     """How long judging takes."""
     result = read("metrics")
