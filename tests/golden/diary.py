@@ -131,7 +131,8 @@ def _question_steps(home: Path) -> Iterator[Step]:
     ]  # fmt: skip
     yield "search-no-budget-fits", ["search", index, apple, *encoder, "--max-gmacs", 0.000001]
     few = home / "bundled.index"
-    yield "index-build-bundled", ["index", "build", asked, "--out", few, "--json"]
+    first = ("--encoder", "matvit-tiny64")
+    yield "index-build-bundled", ["index", "build", asked, "--out", few, *first, "--json"]
     yield "search-bundled", ["search", few, photos / "cheese/005.ppm", "--submodel", "S", "--json"]
     yield "demo", [
         "demo", "--images", asked, "--out", home / "demo", *encoder, "--device", "cpu", "--json",
