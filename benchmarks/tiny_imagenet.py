@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--encoder", default=DEFAULT_ENCODER)
+    parser.add_argument("--trained", action="store_true", help="no mixes of the trained sizes")
     parser.add_argument("--name", default="tiny_imagenet")
     given = parser.parse_args()
 
@@ -44,11 +45,9 @@ def main() -> None:
     queries = Corpus.from_parquet(given.data / "val-*.parquet")
     index, seconds = open_or_build(model, given.data, given.work / "full.index")
     retriever = Retriever(model, index)
-    sizes = [
-        *trained_sizes(model.config),
-        *neighbouring_mixes(model.config),
-        *mix_n_match(model.config, _MIXES),
-    ]
+    sizes = list(trained_sizes(model.config))
+    if not given.trained:
+        sizes += [*neighbouring_mixes(model.config), *mix_n_match(model.config, _MIXES)]
     frontier = evaluate(retriever, queries, sizes, k=10, progress=True)
     write_report(frontier, given.work / "report")
     result: dict[str, Any] = {

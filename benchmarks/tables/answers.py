@@ -367,7 +367,7 @@ def encoders() -> str:
     sets = {"tiny_imagenet": "Tiny ImageNet", "grocery": "groceries, never seen"}
     rows, sources = [], []
     for name, images in sets.items():
-        for end in ("_first", ""):
+        for end in ("", "_v2"):
             result = read(name + end)
             points = {point["submodel"]: point for point in result["points"]}
             rows.append({
