@@ -53,7 +53,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.created
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing torch, timm and the tools for tests and docs, about 7 GB ..." >&2
-	$(PIP) --quiet --editable '.[build,page,demo,docs,dev,$(FAISS)]'
+	$(PIP) --quiet --editable '.[build,page,serve,demo,docs,dev,$(FAISS)]'
 	@touch $@
 
 clean:
