@@ -79,7 +79,7 @@ def fill(text: str) -> str:
 
 
 def _value(size: str, field: str) -> str:
-    points = {point["submodel"]: point for point in read("tiny_imagenet")["points"]}
+    points = {point["submodel"]: point for point in read("tiny_imagenet_v2")["points"]}
     return f"{100 * points[size][field]:.0f} %"
 
 

@@ -9,7 +9,7 @@ from tables import answers, costs
 TABLES: dict[str, Callable[[], str]] = {
     "front": answers.front,
     "headline": answers.headline,
-    "retrieval": lambda: answers.sizes("tiny_imagenet"),
+    "retrieval": lambda: answers.sizes("tiny_imagenet_v2"),
     "grocery": lambda: answers.sizes("grocery"),
     "demo": lambda: answers.sizes("demo"),
     "digits": lambda: answers.sizes("digits"),
