@@ -54,7 +54,8 @@ def serve(
     If the environment has MATVIT_TOKEN, requests must bear it: Authorization: Bearer TOKEN.
     """
     uvicorn = import_module("uvicorn")
-    from app.serving.server import SETTINGS, TOKEN, Settings, make_app, open_served
+    from app.serving.routes import SETTINGS, TOKEN, make_app
+    from app.serving.server import Settings, open_served
 
     if slo_ms is not None and not slo_ms > 0:
         bad_usage(ValueError(f"--slo-ms must be above 0, got {slo_ms:g}"))
@@ -77,7 +78,7 @@ def serve(
     # Whatever is wrong with it is said here, though every worker opens it for itself.
     retriever = open_served(settings)
     os.environ[SETTINGS] = msgspec.json.encode(settings).decode()
-    many = "app.serving.server:from_environment"
+    many = "app.serving.routes:from_environment"
     say(f"Serving {len(retriever.index):,} images at http://{host}:{port}; stop with Ctrl+C.")
     uvicorn.run(
         make_app(settings, token, retriever) if workers == 1 else many,

@@ -1,1 +1,1 @@
-"""An index that answers over HTTP: `server` is what is asked, `batches` who answers, `pace` how."""
+"""An index over HTTP: `routes` is what is asked, `batches` who answers, `pace` by which size."""

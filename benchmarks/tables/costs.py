@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tables.text import TRAINED, Row, read, source, table
+from tables.text import TRAINED, Row, read, rows_of, source, table
 
 
 def kinds(name: str) -> str:
@@ -154,8 +154,7 @@ def hostile() -> str:
         "called damage": "{called_damage}",
         "a file elsewhere changed": "{elsewhere}",
     }
-    result = read("hostile")
-    return table(columns, result["rows"]) + source(result)
+    return rows_of("hostile", columns)
 
 
 def bombs() -> str:
@@ -168,8 +167,7 @@ def bombs() -> str:
         "CPU seconds": "{seconds:.1f}",
         "memory grew by, MB": "{grown_mb:,}",
     }
-    result = read("bombs")
-    return table(columns, result["rows"]) + source(result)
+    return rows_of("bombs", columns)
 
 
 def cycles() -> str:
@@ -252,8 +250,7 @@ def startup(name: str) -> str:
         "fastest, s": "{fastest_s:.2f}",
         "memory, MB": "{peak_mb:,.0f}",
     }
-    result = read(name)
-    return table(columns, result["rows"]) + source(result)
+    return rows_of(name, columns)
 
 
 def serving() -> str:

@@ -51,3 +51,9 @@ def source(result: Row) -> str:
 def with_gmacs(row: Row) -> Row:
     """Add the compute of a row in GMACs."""
     return {**row, "gmacs": row["macs"] / 1e9}
+
+
+def rows_of(name: str, columns: dict[str, str]) -> str:
+    """Lay out the rows of a result as they are, and say where they come from."""
+    result = read(name)
+    return table(columns, result["rows"]) + source(result)

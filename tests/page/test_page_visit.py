@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.page.visit import MOST_SUBMODELS, Link, blocks_of, from_blocks, read_link, write_link
+from app.page.link import MOST_SUBMODELS, Link, read_link, write_link
+from app.page.visit import blocks_of, from_blocks
 from matvit.config import MatViTConfig
 from matvit.submodel import Granularity, Submodel
 

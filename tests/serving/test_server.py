@@ -13,7 +13,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from app.serving import batches, server
-from app.serving.server import Settings, make_app
+from app.serving.routes import make_app
+from app.serving.server import Settings
 from indexing import Corpus, ImageIndex
 from matvit import embed
 from retrieval import Retriever
