@@ -75,7 +75,8 @@ def make_app(
     )
     app.state.server = server
     _add_middleware(app, server.meters, token)
-    _add_routes(app, server)
+    _add_questions(app, server)
+    _add_facts(app, server)
     return app
 
 
@@ -115,7 +116,8 @@ def _add_middleware(app: FastAPI, meters: Meters, token: str | None) -> None:
         return JSONResponse(said, 503, {"Retry-After": str(AGAIN_S)})
 
 
-_IMAGE = {"schema": {"type": "string", "format": "binary"}}
+_FILE = {"schema": {"type": "string", "format": "binary"}}
+_IMAGES = {"image/*": _FILE, "application/octet-stream": _FILE}
 _VECTOR = {
     "schema": {
         "type": "object",
@@ -147,16 +149,18 @@ LabelQuery = Annotated[list[str] | None, Query(description="Classes; only images
 HitsQuery = Annotated[int, Query(ge=1, le=MOST_HITS, description="Hits wanted.")]
 
 
-def _add_routes(app: FastAPI, server: Server) -> None:
-    """Declare what can be asked."""
+def _takes(content: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": content}}
 
-    def takes(*kinds: str) -> dict[str, Any]:
-        content = {kind: _VECTOR if kind == "application/json" else _IMAGE for kind in kinds}
-        return {"requestBody": {"required": True, "content": content}}
 
-    image_kinds = ("image/*", "application/octet-stream")
+def _add_questions(app: FastAPI, server: Server) -> None:
+    """Declare what is embedded and searched."""
 
-    @app.post("/search", responses=_REFUSALS, openapi_extra=takes(*image_kinds, "application/json"))
+    @app.post(
+        "/search",
+        responses=_REFUSALS,
+        openapi_extra=_takes({**_IMAGES, "application/json": _VECTOR}),
+    )
     async def search(
         request: Request,
         k: HitsQuery = 10,
@@ -182,7 +186,7 @@ def _add_routes(app: FastAPI, server: Server) -> None:
         }
         return JSONResponse(said)
 
-    @app.post("/encode", responses=_REFUSALS, openapi_extra=takes(*image_kinds))
+    @app.post("/encode", responses=_REFUSALS, openapi_extra=_takes(_IMAGES))
     async def encode(
         request: Request, submodel: SizeQuery = None, at_least: FloorQuery = None
     ) -> JSONResponse:
@@ -197,6 +201,13 @@ def _add_routes(app: FastAPI, server: Server) -> None:
             "macs": answer.hits.macs,
             "encode_ms": answer.hits.encode_ms,
         })  # fmt: skip
+
+
+_CAREFUL = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
+
+
+def _add_facts(app: FastAPI, server: Server) -> None:
+    """Declare what is there to look at: pictures, and the server's own state."""
 
     @app.get(
         "/images/{id}",
@@ -230,9 +241,6 @@ def _add_routes(app: FastAPI, server: Server) -> None:
     async def metrics() -> Response:
         """Everything that this process counts, for Prometheus."""
         return Response(server.meters.text(), media_type="text/plain; version=0.0.4")
-
-
-_CAREFUL = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
 
 
 async def _question(

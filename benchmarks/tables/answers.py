@@ -324,34 +324,6 @@ def tuned() -> str:
     )
 
 
-def whole_map() -> str:
-    """How far what is chosen is from the best of all submodels."""
-    result = read("whole_map")
-    columns = {
-        "chosen by": "{name}",
-        "submodels": "{count}",
-        "on the frontier": "{exact}",
-        "overlap@10 short of it, median": "{median:.3f}",
-        "most": "{most:.3f}",
-    }
-    names = {"tune": "`matvit tune`", "paper": "the paper's rule, all of its mixes"}
-    rows = []
-    for name, picks in result["picks"].items():
-        short = sorted(pick["shortfall"] for pick in picks)
-        rows.append({
-            "name": names[name],
-            "count": len(picks),
-            "exact": sum(each <= 0 for each in short),
-            "median": short[len(short) // 2],
-            "most": short[-1],
-        })  # fmt: skip
-    words = (
-        f"\n{len(result['points']):,} submodels, {result['queries']:,} queries, "
-        f"{result['images']:,} images; {len(result['best'])} of them are on the frontier.\n"
-    )
-    return table(columns, rows) + words + source(result)
-
-
 def encoders() -> str:
     """The bundled encoders beside each other."""
     columns = {

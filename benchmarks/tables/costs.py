@@ -188,6 +188,24 @@ def cycles() -> str:
     return table(columns, result["rows"]) + words + source(result)
 
 
+def filters() -> str:
+    """What is found of the ten nearest that pass a filter."""
+    result = read("filters")
+    columns = {
+        "kind": "{kind}",
+        "of the images pass": "{share:.0%}",
+        "which": "{which}",
+        "recall@10": "{recall:.3f}",
+        "ms": "{ms:.1f}",
+    }
+    rows = [
+        {**row, "which": "those farthest from the query" if row["far"] else "drawn at random"}
+        for row in result["rows"]
+    ]
+    words = f"{result['images']:,} synthetic vectors:\n\n"
+    return words + table(columns, rows) + source(result)
+
+
 def runtimes() -> str:
     """What runs an encoder: time, memory, and what is found with it."""
     result = read("runtimes")

@@ -97,17 +97,23 @@ def test_the_table_leaves_out_what_was_not_measured(opened, photo_folder, tmp_pa
     assert list(plain["overlap@5"])[-1] == 1
 
 
-def test_an_evaluation_goes_on_by_itself_and_tells_how_far_it_is(opened, photo_folder):
+def held(opened, photo_folder, told: float) -> tuple[Work, Event]:
+    """An evaluation that has told how far it is, and waits to go on."""
     begun, go_on = Event(), Event()
 
     def work(tell):
-        tell(0.5)
+        tell(told)
         begun.set()
         assert go_on.wait(60)
         return judge(opened, str(photo_folder), "S", 5, tell)
 
     judging = Work(work)
     assert begun.wait(60)
+    return judging, go_on
+
+
+def test_an_evaluation_goes_on_by_itself_and_tells_how_far_it_is(opened, photo_folder):
+    judging, go_on = held(opened, photo_folder, told=0.5)
     assert (judging.told, judging.done, judging.found) == (0.5, False, None)
     go_on.set()
     judging.wait()
@@ -118,16 +124,7 @@ def test_an_evaluation_goes_on_by_itself_and_tells_how_far_it_is(opened, photo_f
 
 
 def test_an_evaluation_can_be_stopped(opened, photo_folder):
-    begun, go_on = Event(), Event()
-
-    def work(tell):
-        tell(0.1)
-        begun.set()
-        assert go_on.wait(60)
-        return judge(opened, str(photo_folder), "S", 5, tell)
-
-    judging = Work(work)
-    assert begun.wait(60)
+    judging, go_on = held(opened, photo_folder, told=0.1)
     judging.stop()
     go_on.set()
     judging.wait()
