@@ -328,6 +328,7 @@ def encoders() -> str:
     """The bundled encoders beside each other."""
     columns = {
         "encoder": "`{encoder}`",
+        "images": "{images}",
         "XL": "{XL:.4f}",
         "L": "{L:.4f}",
         "M": "{M:.4f}",
@@ -335,15 +336,17 @@ def encoders() -> str:
         "S retains": "{retained:.1%}",
         "overlap@10 of S": "{overlap:.3f}",
     }
-    rows, sources = [], ""
-    for name in ("tiny_imagenet", "tiny_imagenet_v2"):
-        result = read(name)
-        points = {point["submodel"]: point for point in result["points"]}
-        rows.append({
-            "encoder": result["conditions"]["encoder"],
-            "retained": points["S"]["retained_hit_rate@1"],
-            "overlap": points["S"]["overlap@10"],
-            **{size: points[size]["hit_rate@1"] for size in TRAINED},
-        })  # fmt: skip
-        sources += source(result)
-    return table(columns, rows) + sources
+    rows, sources = [], []
+    for images, name in (("Tiny ImageNet", "tiny_imagenet"), ("groceries", "grocery")):
+        for end in ("", "_v2"):
+            result = read(name + end)
+            points = {point["submodel"]: point for point in result["points"]}
+            rows.append({
+                "encoder": result["conditions"]["encoder"],
+                "images": images,
+                "retained": points["S"]["retained_hit_rate@1"],
+                "overlap": points["S"]["overlap@10"],
+                **{size: points[size]["hit_rate@1"] for size in TRAINED},
+            })  # fmt: skip
+            sources.append(source(result))
+    return table(columns, rows) + "".join(sources)
