@@ -48,6 +48,12 @@ def serve(
     time_limit: Annotated[
         float, typer.Option(min=0.01, help="Seconds that a question may wait for its answer.")
     ] = 10.0,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of files to serve at /page/, such as the page that encodes in the browser."
+        ),
+    ] = None,
 ) -> None:
     """Answer searches over HTTP; what can be asked is at /docs.
 
@@ -64,6 +70,8 @@ def serve(
         bad_usage(
             ValueError(f"--host {host} lets other machines ask; set {TOKEN} to what they must bear")
         )
+    if page is not None and not (page / "index.html").is_file():
+        bad_usage(ValueError(f"--page {page} has no index.html; name the folder that has it"))
     indexing.read_finished(index)  # before a server is started for nothing
     settings = Settings(
         index=str(index.absolute()),
@@ -73,6 +81,7 @@ def serve(
         most_bytes=max_bytes,
         most_waiting=max_waiting,
         limit_s=time_limit,
+        page=None if page is None else str(page.absolute()),
     )
     _check_port(host, port)
     # Whatever is wrong with it is said here, though every worker opens it for itself.

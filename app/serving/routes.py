@@ -16,6 +16,7 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.staticfiles import StaticFiles
 
 from app.output import one_line
 from app.serving.batches import Answer, BusyError, Question
@@ -32,6 +33,9 @@ TOKEN = "MATVIT_TOKEN"  # noqa: S105 -- the name of the variable that holds it
 """Environment variable with the token that requests must bear."""
 
 MOST_HITS = 100
+PAGE = "/page"
+"""Where files of one's own are, such as a page that encodes in the browser."""
+
 _OPEN_PATHS = ("/health",)
 
 
@@ -77,6 +81,8 @@ def make_app(
     _add_middleware(app, server.meters, token)
     _add_questions(app, server)
     _add_facts(app, server)
+    if settings.page is not None:
+        app.mount(PAGE, StaticFiles(directory=settings.page, html=True), name="page")
     return app
 
 
@@ -84,6 +90,11 @@ def from_environment() -> FastAPI:
     """Make the application of a worker process."""
     settings = msgspec.json.decode(os.environ[SETTINGS], type=Settings)
     return make_app(settings, os.environ.get(TOKEN) or None)
+
+
+def _is_open(path: str) -> bool:
+    """Say whether a path is there for everybody: a page has to come before its token can."""
+    return path in _OPEN_PATHS or path.startswith(f"{PAGE}/")
 
 
 def _add_middleware(app: FastAPI, meters: Meters, token: str | None) -> None:
@@ -97,7 +108,7 @@ def _add_middleware(app: FastAPI, meters: Meters, token: str | None) -> None:
         given = request.headers.get("authorization", "")
         if (
             token is not None
-            and request.url.path not in _OPEN_PATHS
+            and not _is_open(request.url.path)
             and not secrets.compare_digest(given.encode(), f"Bearer {token}".encode())
         ):
             said = {"detail": "a token is wanted: Authorization: Bearer TOKEN"}

@@ -39,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         most_bytes: Of an upload.
         most_waiting: Questions that may wait.
         limit_s: Seconds that a question may wait for its answer.
+        page: Folder of files to serve beside it; None for none.
     """
 
     index: str
@@ -48,6 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     most_bytes: int = 20_000_000
     most_waiting: int = 64
     limit_s: float = 10.0
+    page: str | None = None
 
 
 class Server:

@@ -74,6 +74,7 @@ def test_a_server_answers_until_it_is_told_to_end(index, photo_folder, encoder, 
         (["--host", "0.0.0.0"], 2, "--host 0.0.0.0 lets other machines ask; set MATVIT_TOKEN"),
         (["--slo-ms", "0"], 2, "--slo-ms must be above 0, got 0"),
         (["--submodel", "Q"], 1, "unknown size 'Q'"),
+        (["--page", "none"], 2, "--page none has no index.html; name the folder that has it"),
         (["--port", "{taken}"], 1, "choose another with --host and --port"),
     ],
 )

@@ -287,3 +287,16 @@ def test_what_can_be_asked_is_described(retriever):
         assert set(paths) == {"/search", "/encode", "/images/{id}", "/health", "/metrics"}
         body = paths["/search"]["post"]["requestBody"]["content"]
         assert set(body) == {"image/*", "application/octet-stream", "application/json"}
+
+
+def test_a_page_beside_it_is_for_everybody_and_nothing_else_is(retriever, tmp_path):
+    folder = tmp_path / "page"
+    folder.mkdir()
+    (folder / "index.html").write_text("<p>Hello")
+    (tmp_path / "secret").write_text("secret")
+    with client(retriever, token="t", page=str(folder)) as asked:
+        assert asked.get("/page/").text == "<p>Hello"
+        assert asked.get("/page/%2e%2e/secret").status_code == 404
+        assert asked.get("/images/0").status_code == 401
+    with client(retriever) as asked:
+        assert asked.get("/page/").status_code == 404
