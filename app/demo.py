@@ -33,6 +33,7 @@ _QUERY_EVERY = 5
 _MAX_QUERIES = 500
 _MIXES = 8
 _TUNED_WITH = 800
+_TARGET = 0.99  # of what the full encoder finds
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,12 @@ def run_demo(model: Encoder, out: Path, images: Path | None, *, progress: bool) 
     mixes, recommended = mix_n_match(model.config, _MIXES), None
     say("Finding out which encoder sizes keep most of it, with altered images of the index.")
     try:
-        tuning = tune(retriever, size=_TUNED_WITH, progress=progress)
+        tuning = tune(
+            retriever,
+            size=_TUNED_WITH,
+            target=None if corpus.labels is None else _TARGET,
+            progress=progress,
+        )
     except TooFewQueriesError as error:
         say(f"No size is recommended: {one_line(error)}")
     else:
