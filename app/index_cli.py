@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 import indexing
+from app.commands import group
 from app.options import (
     Device,
     DeviceOption,
@@ -36,7 +37,21 @@ from app.output import (
     show_row,
 )
 
-index_cli = typer.Typer(help="Build, update and check image indexes.")
+index_cli = group(
+    {
+        "build": "app.index_cli:index_build",
+        "add": "app.index_cli:index_add",
+        "remove": "app.index_cli:index_remove",
+        "relocate": "app.index_cli:index_relocate",
+        "compact": "app.index_cli:index_compact",
+        "verify": "app.index_cli:index_verify",
+        "info": "app.index_cli:index_info",
+        "adopt": "app.adopt_cli:index_adopt",
+        "export": "app.export_cli:index_export",
+        "duplicates": "app.duplicates_cli:index_duplicates",
+    },
+    about="Build, update and check image indexes.",
+)
 
 BatchOption = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 WorkersOption = Annotated[
@@ -71,7 +86,6 @@ ExcludeOption = Annotated[
 ]
 
 
-@index_cli.command("build")
 def index_build(
     images: Annotated[
         str,
@@ -136,7 +150,6 @@ def index_build(
     exit_with_failures(len(index.failures))
 
 
-@index_cli.command("add")
 def index_add(
     index: IndexArgument,
     images: Annotated[
@@ -199,7 +212,6 @@ def index_add(
     exit_with_failures(report.failed)
 
 
-@index_cli.command("remove")
 def index_remove(
     index: IndexArgument,
     names: Annotated[
@@ -237,7 +249,6 @@ def index_remove(
         say(f"{report.forgotten:,} images that could not be read are no longer listed.")
 
 
-@index_cli.command("relocate")
 def index_relocate(
     index: IndexArgument,
     place: Annotated[
@@ -259,7 +270,6 @@ def index_relocate(
         )
 
 
-@index_cli.command("compact")
 def index_compact(index: IndexArgument, as_json: JsonOption = False) -> None:
     """Give back the space of what was removed or left behind."""
     report = indexing.compact_index(index, progress=True)
@@ -273,7 +283,6 @@ def index_compact(index: IndexArgument, as_json: JsonOption = False) -> None:
         )
 
 
-@index_cli.command("verify")
 def index_verify(
     index: IndexArgument,
     repair: Annotated[
@@ -322,7 +331,6 @@ def _show_verified(index: Path, report: indexing.VerifyReport) -> None:
         show(f"changed  {damage.file}: {damage.problem}")
 
 
-@index_cli.command("info")
 def index_info(
     index: IndexArgument,
     failures: Annotated[

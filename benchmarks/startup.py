@@ -3,7 +3,8 @@
     python benchmarks/startup.py [--turns 7] [--python PYTHON]
 
 Each command is a process of its own, in turns; the second turn on counts, when the files are in
-the cache of the system. PYTHON may be that of an environment without torch.
+the cache of the system and Python has kept what it compiled. PYTHON may be that of an environment
+without torch.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def run(python: str, arguments: list[str]) -> tuple[float, float]:
     child = os.posix_spawn(
         python,
         [python, "-c", "from app import main; main()", *arguments],
-        dict(os.environ),
+        {name: said for name, said in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         file_actions=[(os.POSIX_SPAWN_DUP2, nowhere, 1)],
     )
     _, status, usage = os.wait4(child, 0)

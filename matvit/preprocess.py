@@ -58,6 +58,7 @@ _SUFFIXES = {  # of formats worth trusting with unknown files (no EPS: it starts
     "JPEG2000": (".jp2",),
     "ICO": (".ico",),
 }
+_PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Ppm", "Avif", "Jpeg2K", "Ico")
 _WANTED = "expected a path, the bytes of a file, a file, a Pillow image or an array"
 
 
@@ -267,7 +268,9 @@ def readable_suffixes() -> frozenset[str]:
 @cache
 def _formats() -> tuple[str, ...]:
     """Formats that Pillow reads here, by itself or with a plug-in."""
-    Image.init()
+    for plugin in _PLUGINS:  # `Image.init` would import all forty
+        with suppress(ImportError):
+            importlib.import_module(f"PIL.{plugin}ImagePlugin")
     with suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
     return tuple(name for name in _SUFFIXES if name in Image.OPEN)

@@ -78,7 +78,7 @@ def test_every_command_and_option_that_is_named_exists(words):
     command = typer.main.get_command(cli)
     rest = list(words)
     while hasattr(command, "commands"):
-        command = command.commands[rest.pop(0)]
+        command = command.get_command(None, rest.pop(0))
     options = {name for parameter in command.params for name in parameter.opts}
     assert {word for word in rest if re.match(r"--?[a-z]", word)} <= options
 
