@@ -20,7 +20,7 @@ from app.page.looks import plain
 from app.page.map import draw_map
 from app.page.measured import find_measured
 from app.page.opened import Opened, Stamp, encoder_stamp, open_all, out_of_the_collector, stamp
-from app.page.search import draw_search, draw_unseen_mark, draw_unseen_uploader
+from app.page.search import draw_search, draw_unseen_said, draw_unseen_uploader
 from app.page.visit import Shown
 from indexing import ImageIndex
 from matvit import Encoder, load_encoder
@@ -71,7 +71,7 @@ def _draw(opened: Opened, index: Path, report: Path) -> None:
                 draw()
     if not tabs[0].open:
         draw_unseen_uploader(shown)
-    draw_unseen_mark(shown)
+    draw_unseen_said(shown)
     visit.write_address(index.name)
 
 

@@ -44,6 +44,7 @@ def take_all(browser: Browser, address: str) -> None:
         "page": ("light", (1400, 1000), None),
         "page-dark": ("dark", (1400, 1000), None),
         "page-choose": ("light", (1400, 1000), "Choose a size"),
+        "page-map": ("light", (1400, 1000), "Map"),
         "page-narrow": ("light", (420, 1500), None),
     }
     for name, (scheme, size, tab) in shots.items():

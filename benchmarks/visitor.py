@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_MS = 120_000
-PICTURES = "[class*='st-key-hit-'] img"
+PICTURES = ".mv-hit img"
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 _ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic", "--disable-sync",
@@ -91,8 +91,8 @@ def settle(page: Page) -> None:
     """Wait until no picture is missing and nothing is drawn again."""
     page.wait_for_function(
         """() => {
-          const all = document.querySelectorAll("[class*='st-key-hit-']");
-          const drawn = [...document.querySelectorAll("[class*='st-key-hit-'] img")];
+          const all = document.querySelectorAll(".mv-hit");
+          const drawn = [...document.querySelectorAll(".mv-hit img")];
           return all.length && drawn.length === all.length && drawn.every(it => it.complete)
             && !document.querySelector("[data-stale='true'], [data-testid='stSkeleton']");
         }"""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from html import unescape
+from html.parser import HTMLParser
 from pathlib import Path
 from unittest import mock
 
@@ -31,8 +33,58 @@ def turn_to(page: AppTest, name: str) -> AppTest:
 
 def html(page: AppTest, kind: str) -> list[str]:
     """The text of every piece of HTML of a kind, its tags left out."""
-    pieces = [each.value for each in page.get("html") if f'<div class="mv-{kind}"' in each.value]
-    return [" ".join(re.sub(r"<[^>]*>", " ", piece).split()) for piece in pieces]
+    reader = _Pieces(f"mv-{kind}")
+    for each in page.get("html"):
+        reader.feed(each.value)
+    return [" ".join(" ".join(words).split()) for words in reader.pieces]
+
+
+class _Pieces(HTMLParser):
+    """Collects what is written in each `div` of a class."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.depth = name, 0
+        self.pieces: list[list[str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "div" and self.depth:
+            self.depth += 1
+        elif tag == "div" and self.name in (dict(attrs).get("class") or "").split():
+            self.depth = 1
+            self.pieces.append([])
+
+    def handle_endtag(self, tag: str) -> None:
+        self.depth -= tag == "div" and self.depth > 0
+
+    def handle_data(self, data: str) -> None:
+        if self.depth:
+            self.pieces[-1].append(data)
+
+
+def hits(page: AppTest, at: str) -> dict[str, tuple[str, str]]:
+    """What the button over each hit says to the server and to people, by the hit's place.
+
+    Args:
+        page: The page.
+        at: How the place begins: `strip-3-` for the fourth strip.
+    """
+    drawn = "".join(each.value for each in page.get("html"))
+    found = re.findall(
+        r'data-place="([^"]+)">.*?class="mv-ask" data-say="([^"]+)"><span>Ask with (.*?)</span>',
+        drawn,
+    )
+    return {place: (said, unescape(name)) for place, said, name in found if place.startswith(at)}
+
+
+def say(page: AppTest, said: str) -> AppTest:
+    """Hand on what a button of a hit says, as the script of the page does."""
+    return page.text_input(key="said").set_value(said).run()
+
+
+def ask(page: AppTest, place: str) -> AppTest:
+    """Ask with the hit at a place, such as `strip-3-1`."""
+    return say(page, hits(page, place)[place][0])
 
 
 def titles(page: AppTest) -> list[str]:

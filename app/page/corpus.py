@@ -13,15 +13,15 @@ import streamlit as st
 
 from app.demo import INDEX, run_demo
 from app.output import readable
+from app.page import markup
 from app.page.looks import plain
-from app.page.search import ask_button, draw_picture
 from app.page.visit import Shown
 from indexing import Failure, ImageIndex, read_manifest
 from matvit import DEFAULT_ENCODER, load_encoder
 
 FAILURES_PER_PAGE = 20
 
-_SAMPLED = 24
+_SAMPLED, _COLUMNS = 24, 12
 _ONE_AT_A_TIME = Lock()
 
 
@@ -52,13 +52,17 @@ def _draw_sample(shown: Shown) -> None:
         st.subheader("Some of the images", anchor=False)
         st.button("Others", icon=":material/shuffle:", key="others", on_click=_draw_lots)
     seed = st.session_state.setdefault("lot", 0)
-    index = shown.opened.index
-    with st.grid(12, min_column_width=92, key="gallery"):
-        for number in sample(index, _SAMPLED, seed):
-            path = index.paths[shown.opened.row_of(number)]
-            with st.container(key=f"hit-gallery-{number}", gap=None):
-                draw_picture(shown.opened.pictures.of(number).data, path, path)
-                ask_button(number, path, key=f"gallery-{number}")
+    index, pictures = shown.opened.index, shown.opened.pictures
+    drawn = [
+        markup.hit(
+            number,
+            index.path_of(shown.opened.row_of(number)),
+            pictures.of(number),
+            place=f"gallery-{number}",
+        )
+        for number in sample(index, _SAMPLED, seed)
+    ]
+    st.html(markup.grid(drawn, _COLUMNS))
 
 
 def _draw_lots() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from PIL import Image, ImageDraw
-
 from app.output import one_line, readable
 
 STYLE = Path(__file__).with_name("style.css")
@@ -14,7 +12,7 @@ _SCRIPT = Path(__file__).with_name("paste.js")
 
 _LIGHT = {"primaryColor": "#2166ac", "linkColor": "#2166ac"}
 _DARK = {"primaryColor": "#4f9be0", "linkColor": "#6fb1ee"}
-_SIDE, _BLUE, _FAINT = 64, (33, 102, 172, 255), (138, 151, 168, 110)
+_BLUE, _FAINT = "#2166ac", "#8a97a86e"
 
 _PUNCTUATION = re.compile(r"[\\`*_{}\[\]<>#!|$~&@]|:(?=\S)")
 _ITEM = re.compile(r"^(\d*)([-+=.)])")
@@ -38,15 +36,15 @@ def script() -> str:
     return f"<script>{_SCRIPT.read_text(encoding='utf-8')}</script>"
 
 
-def icon() -> Image.Image:
-    """Draw the sign of the page: bars that keep more and more of their blocks."""
-    image = Image.new("RGBA", (_SIDE, _SIDE))
-    draw = ImageDraw.Draw(image)
-    for place, share in enumerate((0.25, 0.5, 0.75, 1)):
-        left, high = 3 + 15 * place, round(share * 56)
-        draw.rounded_rectangle((left, 4, left + 11, 60), 3, fill=_FAINT)
-        draw.rounded_rectangle((left, 60 - high, left + 11, 60), 3, fill=_BLUE)
-    return image
+def icon() -> str:
+    """Draw the sign of the page, an SVG: bars that keep more and more of their blocks."""
+    bars = [
+        f'<rect x="{3 + 15 * place}" y="{60 - high}" width="12" height="{high}" rx="3" '
+        f'fill="{colour}"/>'
+        for place, kept in enumerate((14, 28, 42, 56))
+        for high, colour in ((56, _FAINT), (kept, _BLUE))
+    ]
+    return f'<svg viewBox="0 0 64 64">{"".join(bars)}</svg>'
 
 
 def spoken(submodel: str) -> str:

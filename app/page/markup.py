@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+from base64 import b64encode
 from collections.abc import Sequence
 
 from app.output import readable
 from app.page.comparison import Cell, Cost, Strip
 from app.page.looks import spoken
+from app.page.pictures import Picture, Query, Sight
 from retrieval import OperatingPoint, ParetoFrontier, Step
 
 
@@ -42,6 +44,55 @@ def strip_head(
         f'<div class="mv-fact"><b>{answer.macs / 1e9:.3f}</b> GMACs · {strip.fraction:.0%}</div>'
         f"{_bar('compute', min(1.0, strip.fraction))}"
         f"{_times(strip, slowest_ms)}{_agreement(strip, is_full=is_full)}</div>"
+    )
+
+
+class Html(str):
+    """HTML that Streamlit takes as it is; other text it searches for indents, which takes long."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
+def strip(head: str, found: str) -> Html:
+    """Put what an answer cost beside what it found."""
+    return Html(f'<div class="mv-strip">{head}{found}</div>')
+
+
+def grid(hits: Sequence[str], columns: int) -> Html:
+    """Lay hits in rows.
+
+    Args:
+        hits: See `hit`.
+        columns: Of a row, where there is room for so many.
+    """
+    return Html(f'<div class="mv-hits" style="--columns:{columns}">{"".join(hits)}</div>')
+
+
+def hit(
+    number: int, path: str, picture: Picture, *, place: str, verdict: str = "", below: str = ""
+) -> str:
+    """Draw an image with a button over it that asks with it.
+
+    All of it is one piece of HTML, for each element of Streamlit's costs the server as much as a
+    thumbnail; the script of the page hands on what the buttons say.
+
+    Args:
+        number: Id of the image.
+        path: Its name.
+        picture: Its thumbnail.
+        place: Tells it from others on the page.
+        verdict: `right` or `wrong`, if that is known.
+        below: HTML below the picture.
+    """
+    name, kind = escape(path), f" mv-{verdict}" if verdict else ""
+    seen = gone(path) if picture.data is None else _image("jpeg", picture.data, name)
+    return (
+        f'<div class="mv-hit{kind}" data-place="{escape(place)}">{seen}'
+        f'<button type="button" class="mv-ask" data-say="={number}"><span>Ask with {name}</span>'
+        f"</button>{below}</div>"
     )
 
 
@@ -88,10 +139,16 @@ def legend(scale: tuple[float, float], *, labelled: bool) -> str:
     return f'<div class="mv-legend">{spans}</div>'
 
 
-def query_card(name: str, label: str | None) -> str:
-    """Name the query and its class."""
-    known = "" if label is None else f'<div class="mv-tag">class {escape(label)}</div>'
-    return f'<div class="mv-query"><div class="mv-name">{escape(name)}</div>{known}</div>'
+def query_card(query: Query, sight: Sight) -> Html:
+    """Show the query and what the encoder sees of it, with its name and its class."""
+    name, side = escape(query.name), len(sight.pixels)
+    known = "" if query.label is None else f'<div class="mv-tag">class {escape(query.label)}</div>'
+    return Html(
+        f'<div class="mv-asked">{_image("jpeg", sight.whole, f"the query, {name}")}'
+        f'<div class="mv-query"><div class="mv-name">{name}</div>{known}</div>'
+        f'<div class="mv-seen">{_image("png", sight.seen, "the query as the encoder sees it")}'
+        f"<span>All the encoder sees: {side} by {side} pixels</span></div></div>"
+    )
 
 
 def gone(path: str) -> str:
@@ -122,6 +179,10 @@ def escape(text: str) -> str:
     return html.escape(readable(text))
 
 
+def _image(kind: str, data: bytes, alt: str) -> str:
+    return f'<img src="data:image/{kind};base64,{b64encode(data).decode()}" alt="{alt}">'
+
+
 def _bar(name: str, share: float) -> str:
     return (
         f'<div class="mv-track"><span class="mv-{name}" style="width:{100 * share:.1f}%"></span>'
@@ -146,7 +207,7 @@ def _twins(count: int) -> str:
 def _marks(number: int) -> str:
     """Buttons that mark a hit; the script of the page hands on what they say."""
     buttons = "".join(
-        f'<button type="button" class="mv-sign" data-mark="{sign}{number}" '
+        f'<button type="button" class="mv-sign" data-say="{sign}{number}" '
         f'aria-label="{said}" title="{said}"></button>'
         for sign, said in (("+", "More like this"), ("-", "Less like this"))
     )

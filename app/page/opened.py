@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -41,8 +40,6 @@ KEPT = 2048
 
 MOST = MOST_HITS + 1
 """Hits of every answer: those that can be shown, and the query itself."""
-
-_TIMES, _ENOUGH_S = 3, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +90,9 @@ class Answers:
     """Asks an index, and remembers what it said and how long that took.
 
     Every question is asked for the most hits there may be, so that showing more or fewer of them
-    asks nothing again. What is quick to answer is asked three times, for one measurement says
-    little: the answer is the one that took the median time. Before its first question a submodel
-    answers once for nothing, since that selects kernels and fills caches. One question is asked
-    at a time, so that its milliseconds are its own.
+    asks nothing again. Before its first question a submodel answers once for nothing, since that
+    selects kernels and fills caches. One question is asked at a time, so that its milliseconds are
+    its own.
 
     Args:
         retriever: The index and its encoder.
@@ -136,13 +132,7 @@ class Answers:
         image, wish = self._decoded(query), refined.wish(query)
         with self.alone():
             self._warm_up(image, submodel)
-            start, found = perf_counter(), []
-            for _ in range(_TIMES):
-                found.append(self._search(refined.question(image), submodel, wish))
-                if perf_counter() - start > _ENOUGH_S:
-                    break
-        found.sort(key=lambda hits: hits.encode_ms + hits.search_ms)
-        return found[(len(found) - 1) // 2]
+            return self._search(refined.question(image), submodel, wish)
 
     def _warm_up(self, image: ImageLike, submodel: str) -> None:
         """Let a submodel answer for nothing; of `auto`, all that it may go on to."""

@@ -16,23 +16,37 @@ if (!window.matvitPaste) {
     if (event.dataTransfer && event.dataTransfer.types.includes("Files")) event.preventDefault();
   });
 
-  // + and - on a hit are plain HTML, which costs the server nothing: what they say goes through a
-  // text input that nobody sees.
+  // Hits and their buttons are plain HTML, which costs the server next to nothing: what they say
+  // goes through a text input that nobody sees.
   const setValue = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set;
-  const mark = (said) => {
-    const input = document.querySelector(".st-key-unseen-mark input");
+  const say = (said) => {
+    const input = document.querySelector(".st-key-unseen-said input");
     if (!input || !said) return;
     setValue.call(input, said);
     input.dispatchEvent(new Event("input", { bubbles: true }));
     input.dispatchEvent(new FocusEvent("focusout", { bubbles: true }));
   };
   document.addEventListener("click", (event) => {
-    const sign = event.target.closest && event.target.closest(".mv-sign");
-    if (sign) mark(sign.dataset.mark);
+    const button = event.target.closest && event.target.closest("[data-say]");
+    if (button) say(button.dataset.say);
   });
 
+  // An answer replaces the hits of the last one: the focus stays where it was.
+  let place = null;
+  const note = (event) => {
+    const hit = event.target.closest && event.target.closest(".mv-hit");
+    place = hit ? hit.dataset.place : null;
+  };
+  document.addEventListener("focusin", note);
+  document.addEventListener("pointerdown", note);
+  new MutationObserver(() => {
+    if (!place || document.activeElement !== document.body) return;
+    const again = document.querySelector(`.mv-hit[data-place="${place}"] .mv-ask`);
+    if (again) again.focus({ preventScroll: true });
+  }).observe(document.body, { childList: true, subtree: true });
+
   // The keyboard: arrows over the hits, of which Enter asks with one because it is a button.
-  const hits = () => [...document.querySelectorAll("[class*='st-key-ask-'] button")]
+  const hits = () => [...document.querySelectorAll(".mv-ask")]
     .filter((each) => each.checkVisibility());
   const middle = (each) => {
     const box = each.getBoundingClientRect();
@@ -75,15 +89,15 @@ if (!window.matvitPaste) {
     dialog.showModal();
   };
   const press = (event) => {
-    const hit = document.activeElement && document.activeElement.closest("[class*='st-key-hit-']");
+    const hit = document.activeElement && document.activeElement.closest(".mv-hit");
     if (event.key.startsWith("Arrow")) {
       const next = go(event.key);
       if (next) { next.focus(); next.scrollIntoView({ block: "nearest" }); }
       return Boolean(next);
     }
     if ((event.key === "+" || event.key === "-") && hit) {
-      const sign = hit.querySelector(`.mv-sign[data-mark^="${event.key}"]`);
-      if (sign) mark(sign.dataset.mark);
+      const sign = hit.querySelector(`.mv-sign[data-say^="${event.key}"]`);
+      if (sign) say(sign.dataset.say);
       return Boolean(sign);
     }
     if (/^[1-4]$/.test(event.key)) {

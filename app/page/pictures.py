@@ -27,7 +27,7 @@ MAX_UPLOAD_PIXELS = 51_000_000
 """What cameras and telephones of 50 megapixels take; about a gigabyte while it is decoded."""
 
 SIDE = 224
-"""Pixels per side of a thumbnail: sharp at the size it is shown, on most screens."""
+"""Most pixels per side of a thumbnail: sharp at the size it is shown, on most screens."""
 
 KEPT_BYTES = 64_000_000
 """Thumbnails of one index that are kept: about five thousand."""
@@ -35,8 +35,9 @@ KEPT_BYTES = 64_000_000
 SIGHTS_BYTES = 16_000_000
 """Sights that are kept: about a hundred."""
 
-_QUALITY = 88
-_SEEN_SIDE = 256
+_QUALITY, _QUALITY_OF_SMALL = 88, 95
+_SEEN_SIDE = 128
+_JPEG, _SMALL_BYTES = b"\xff\xd8\xff", 20_000
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -211,7 +212,7 @@ def stored_query(index: ImageIndex, number: int) -> Query:
     names, label = index.class_names, int(index.labels[row])
     return Query(
         data=index.image_bytes(number),
-        name=index.paths[row],
+        name=index.path_of(row),
         id=number,
         label=names[label] if names and label >= 0 else None,
     )
@@ -238,21 +239,28 @@ def uploaded_query(name: str, data: bytes, label: str | None = None) -> Query:
 def thumbnail(data: bytes, preprocess: Preprocess, side: int = SIDE) -> bytes:
     """Make a square JPEG of the part of an image that its encoder looks at.
 
+    A small image is not enlarged: the browser does that. A small square JPEG is its own thumbnail.
+
     Raises:
         ValueError: If the image cannot be read, or has too many pixels.
     """
+    width, height = read_dimensions(data)
+    is_whole = width == height <= side and preprocess.crop_pct == 1
+    if is_whole and data.startswith(_JPEG) and len(data) <= _SMALL_BYTES:
+        return data
+    side = min(side, width, height)
     return _jpeg(Image.fromarray(replace(preprocess, img_size=side).pixels(data)))
 
 
 def portrait(data: bytes, side: int = 2 * SIDE) -> bytes:
-    """Make a JPEG of a whole image, shrunk or enlarged to `side` at its longer side.
+    """Make a JPEG of a whole image, shrunk to `side` at its longer side.
 
     Args:
         data: A file that was read as an image before, and was not too large.
         side: Pixels.
     """
     with opened_upright(data, 2 * side) as (whole, _, _):
-        scale = side / max(whole.size)
+        scale = min(1.0, side / max(whole.size))
         size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
         return _jpeg(whole.resize(size, Image.Resampling.BICUBIC))
 
@@ -261,7 +269,9 @@ def as_seen(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
     """Make a PNG in which every pixel that an encoder sees is a square, the seams left sharp."""
     times = max(1, _SEEN_SIDE // len(pixels))
     stream = io.BytesIO()
-    Image.fromarray(pixels.repeat(times, axis=0).repeat(times, axis=1)).save(stream, "PNG")
+    Image.fromarray(pixels.repeat(times, axis=0).repeat(times, axis=1)).save(
+        stream, "PNG", compress_level=1
+    )
     return stream.getvalue()
 
 
@@ -280,5 +290,8 @@ def _size(data: bytes) -> tuple[int, int]:
 
 def _jpeg(image: Image.Image) -> bytes:
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=_QUALITY)
+    if max(image.size) < SIDE:  # it will be looked at enlarged
+        image.save(stream, "JPEG", quality=_QUALITY_OF_SMALL, subsampling=0)
+    else:
+        image.save(stream, "JPEG", quality=_QUALITY)
     return stream.getvalue()

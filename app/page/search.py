@@ -8,13 +8,12 @@ import streamlit as st
 
 from app.output import readable
 from app.page import markup, visit
-from app.page.comparison import Strip, compare, cost_of, scale_of
+from app.page.comparison import Cell, Strip, compare, cost_of, scale_of
 from app.page.looks import plain, spoken
 from app.page.opened import FEWEST_HITS, MOST_HITS
 from app.page.pictures import MAX_UPLOAD_BYTES, Query
 from app.page.visit import Shown
 
-_NARROWEST = 92
 _MOST_CLASSES = 300
 
 
@@ -60,9 +59,8 @@ def draw_strips(shown: Shown, query: Query, submodels: Sequence[str], *, key: st
     slowest_ms = max((strip.total_ms for strip in strips), default=0.0)
     labelled = any(strip.right is not None for strip in strips)
     for place, strip in enumerate(strips):
-        with st.container(key=f"{key}-{place}"):
-            _draw_head(shown, strip, slowest_ms)
-            _draw_cells(shown, strip, scale, key=f"{key}-{place}")
+        found = _hits(shown, strip, scale, f"{key}-{place}")
+        st.html(markup.strip(_head(shown, strip, slowest_ms), found))
     st.html(markup.legend(scale, labelled=labelled))
 
 
@@ -105,10 +103,10 @@ def _draw_marked(shown: Shown) -> None:
             )
 
 
-def draw_unseen_mark(shown: Shown) -> None:
-    """Draw, out of sight, where the script of the page says what was marked."""
-    with st.container(key="unseen-mark"):
-        st.text_input("mark", key="mark", on_change=visit.take_mark, args=(shown,))
+def draw_unseen_said(shown: Shown) -> None:
+    """Draw, out of sight, where the script of the page says which button of a hit was clicked."""
+    with st.container(key="unseen-said"):
+        st.text_input("said", key="said", on_change=visit.take_said, args=(shown,))
 
 
 def _draw_uploader(shown: Shown) -> None:
@@ -135,13 +133,7 @@ def _show_query(shown: Shown) -> Query | None:
     except (OSError, ValueError) as error:
         st.error(f"This cannot be used as a query: {plain(error)}")
         return None
-    with st.container(key="portrait"):
-        st.image(sight.whole, alt=readable(f"the query, {query.name}"))
-    st.html(markup.query_card(query.name, query.label))
-    with st.container(key="seen", horizontal=True, vertical_alignment="center", wrap=False):
-        st.image(sight.seen, width=76, alt="the query as the encoder sees it")
-        side = len(sight.pixels)
-        st.caption(f"All the encoder sees: {side} by {side} pixels")
+    st.html(markup.query_card(query, sight))
     return query
 
 
@@ -187,7 +179,7 @@ def _give_way() -> None:
     _ = "k" in st.session_state
 
 
-def _draw_head(shown: Shown, strip: Strip, slowest_ms: float) -> None:
+def _head(shown: Shown, strip: Strip, slowest_ms: float) -> str:
     encoder = shown.opened.retriever.encoder
     tags = [
         word
@@ -200,31 +192,23 @@ def _draw_head(shown: Shown, strip: Strip, slowest_ms: float) -> None:
     ]
     cost = cost_of(encoder.config, encoder.submodel(strip.answer.submodel))
     is_full = strip.title == shown.opened.full
-    st.html(markup.strip_head(strip, cost, tags, slowest_ms, is_full=is_full))
+    return markup.strip_head(strip, cost, tags, slowest_ms, is_full=is_full)
 
 
-def _draw_cells(shown: Shown, strip: Strip, scale: tuple[float, float], *, key: str) -> None:
+def _hits(shown: Shown, strip: Strip, scale: tuple[float, float], place: str) -> str:
     if not strip.cells:
-        st.html(markup.nothing(strip.nothing))
-        return
-    with st.grid(max(1, len(strip.cells)), min_column_width=_NARROWEST, key=f"{key}-hits"):
-        for cell in strip.cells:
-            verdict = {True: "right", False: "wrong", None: "unknown"}[cell.right]
-            path, rank = cell.hit.path, cell.hit.rank
-            with st.container(key=f"hit-{verdict}-{key}-{rank}", gap=None):
-                draw_picture(cell.picture.data, path, f"{path}, hit {rank}")
-                st.html(markup.cell_caption(cell, scale, is_full=strip.title == shown.opened.full))
-                ask_button(cell.hit.id, path, key=f"{key}-{rank}")
+        return markup.nothing(strip.nothing)
+    is_full = strip.title == shown.opened.full
+    drawn = [_hit(cell, scale, f"{place}-{cell.hit.rank}", is_full=is_full) for cell in strip.cells]
+    return markup.grid(drawn, len(drawn))
 
 
-def draw_picture(picture: bytes | None, path: str, alt: str) -> None:
-    """Draw a thumbnail, or say that there is none any more."""
-    if picture is None:
-        st.html(markup.gone(path))
-    else:
-        st.image(picture, width="stretch", alt=readable(alt))
-
-
-def ask_button(number: int, path: str, *, key: str) -> None:
-    """Put a button over a picture that asks with it; the style sheet lays it there."""
-    st.button(f"Ask with {plain(path)}", key=f"ask-{key}", on_click=visit.ask, args=(number,))
+def _hit(cell: Cell, scale: tuple[float, float], place: str, *, is_full: bool) -> str:
+    return markup.hit(
+        cell.hit.id,
+        cell.hit.path,
+        cell.picture,
+        place=place,
+        verdict={True: "right", False: "wrong", None: ""}[cell.right],
+        below=markup.cell_caption(cell, scale, is_full=is_full),
+    )

@@ -29,7 +29,7 @@ _REMEMBERED = (
     "sizes", "k", "unit", "budget", "failures", "min_score", "inside", "classes", "collapse",
     "near",
 )  # fmt: skip
-_MARK = re.compile(r"([+-])(\d{1,18})")
+_SAID = re.compile(r"([=+-])(\d{1,18})")
 _MOST_MARKS = 8
 
 
@@ -210,11 +210,15 @@ def mark(number: int, sign: str) -> None:
         state.less = (*state.less, number)
 
 
-def take_mark(shown: Shown) -> None:
-    """Mark an image as the script of the page says, whose buttons cost the server nothing."""
-    said = _MARK.fullmatch(st.session_state.mark)
-    st.session_state.mark = ""
-    if said is not None and _has(shown, int(said[2])):
+def take_said(shown: Shown) -> None:
+    """Ask with an image, or mark it, as the script of the page says: its buttons are plain HTML."""
+    said = _SAID.fullmatch(st.session_state.said)
+    st.session_state.said = ""
+    if said is None or not _has(shown, int(said[2])):
+        return
+    if said[1] == "=":
+        ask(int(said[2]))
+    else:
         mark(int(said[2]), said[1])
 
 

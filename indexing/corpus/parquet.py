@@ -22,8 +22,7 @@ from indexing.corpus.selection import Selection, Sieve
 from indexing.corpus.source import FileStat, Source, files_in
 from matvit import FileContent, is_exhaustion, modified_ns
 
-_CACHED_ROW_GROUPS = 8
-_CACHED_BYTES = 1 << 28  # one row group is kept even if it is larger
+_CACHED_BYTES = 1 << 27  # one row group is kept even if it is larger
 _TEXT = pa.large_string()
 _LAYOUT = "expected the Hugging Face layout: image.bytes (binary), image.path, label"
 
@@ -137,19 +136,24 @@ class ParquetFiles(Source):
         """Read the images of a row group, unless it is one of the last few that were read."""
         if group not in self._cached:
             self._cached[group] = self._load_group(group)
+            self._forget()
         self._cached.move_to_end(group)
-        while len(self._cached) > 1 and (
-            len(self._cached) > _CACHED_ROW_GROUPS
-            or sum(images.nbytes for images in self._cached.values()) > _CACHED_BYTES
-        ):
-            self._cached.popitem(last=False)
         return self._cached[group]
+
+    def _forget(self) -> None:
+        """Let go of what was read longest ago, if all together is too much."""
+        used = sum(images.nbytes for images in self._cached.values())
+        while len(self._cached) > 1 and used > _CACHED_BYTES:
+            used -= self._cached.popitem(last=False)[1].nbytes
 
     def _load_group(self, group: int) -> pa.ChunkedArray:
         file = self._groups[group].file
         parquet = _open_parquet(file)
         try:
-            table = parquet.read_row_group(self._groups[group].number, columns=["image"])
+            # One thread: there is one column, and somebody may be timing another.
+            table = parquet.read_row_group(
+                self._groups[group].number, columns=[_column(parquet)], use_threads=False
+            )
         except pa.ArrowException as error:
             if is_exhaustion(error):
                 raise
@@ -196,6 +200,12 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
     if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
         raise ValueError(f"{file} has images of type {image}; {_LAYOUT}")
     return parquet
+
+
+def _column(parquet: pq.ParquetFile) -> str:
+    """Name the column of the files, without the paths beside them."""
+    is_struct = pa.types.is_struct(parquet.schema_arrow.field("image").type)
+    return "image.bytes" if is_struct else "image"
 
 
 def _paths(parquet: pq.ParquetFile) -> pa.ChunkedArray | None:

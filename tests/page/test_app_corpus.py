@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import Event
 
 import pytest
-from page_driver import address, press, titles, turn_to
+from page_driver import address, ask, hits, press, titles, turn_to
 
 from app.page.evaluate import judge
 from indexing import Corpus, ImageIndex
@@ -17,15 +17,14 @@ def test_the_corpus_is_counted_shown_and_described(page, tiny_model):
     assert {each.label: each.value for each in page.metric} | {"on disk": ""} == {
         "images": "12", "not readable": "0", "classes": "3", "on disk": "",
     }  # fmt: skip
-    sampled = {button.label for button in page.button if button.key.startswith("ask-gallery")}
-    assert len(sampled) == 12
+    assert len(hits(page, "gallery-")) == 12
     assert any("Every image of the corpus could be read" in text.value for text in page.caption)
     assert tiny_model.fingerprint in str(page.table[0].value)
 
 
 def test_an_image_of_the_gallery_is_asked_with_on_the_first_tab(page):
     turn_to(page, "corpus")
-    press(page, "ask-gallery-5")
+    ask(page, "gallery-5")
     assert address(page)["query"] == ["5"]
     assert titles(page) == ["S", "M", "L", "XL"]
 
@@ -34,10 +33,10 @@ def test_other_images_can_be_drawn(follow_link, monkeypatch):
     monkeypatch.setattr("app.page.corpus._SAMPLED", 4)
     page = follow_link()
     turn_to(page, "corpus")
-    first = [button.key for button in page.button]
+    first = hits(page, "gallery-")
     press(page, "others")
-    assert len(first) == len(page.button) == 5
-    assert first != [button.key for button in page.button]
+    assert len(first) == len(hits(page, "gallery-")) == 4
+    assert first != hits(page, "gallery-")
 
 
 def test_failures_are_listed_with_reasons_page_by_page(open_page, place, tiny_model, photo_folder):

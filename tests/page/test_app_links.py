@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from page_driver import address, go_back, html, press, titles, turn_to
+from page_driver import address, ask, go_back, html, titles, turn_to
 
 from indexing import Corpus, ImageIndex
 from matvit.model import MatViT
@@ -54,7 +54,7 @@ def test_what_a_link_says_in_vain_is_one_friendly_line_once(follow_link, said, c
 
 def test_going_back_in_the_browser_shows_what_was_shown(page):
     before = address(page)
-    press(page, "ask-strip-0-1")
+    ask(page, "strip-0-1")
     assert address(page)["query"] != before["query"]
     go_back(page, before)
     assert html(page, "query")[0].startswith("apple/00.png")
@@ -73,7 +73,7 @@ def test_a_click_counts_though_the_browser_knows_only_the_address_before_the_las
 def test_two_visitors_do_not_disturb_each_other(follow_link):
     first, second = follow_link(), follow_link()
     first.pills(key="sizes").set_value(["M"]).run()
-    press(first, "ask-strip-0-1")
+    ask(first, "strip-0-1")
     second.run()
     assert titles(second) == ["S", "M", "L", "XL"]
     assert address(second)["query"] == ["0"]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from page_driver import html, press, titles
+from page_driver import ask, hits, html, press, titles
+from page_driver import say as tell
 
 from indexing import ImageIndex
 from matvit.embedding import embed
@@ -29,8 +30,7 @@ def query_vector(shared_place, index):
 
 def shown(page, strip: int) -> list[str]:
     """Names of the hits of a strip, as their buttons tell them."""
-    keys = [f"ask-strip-{strip}-{rank}" for rank in range(1, 13)]
-    return [button.label.removeprefix("Ask with ") for button in page.button if button.key in keys]
+    return [name for _, name in hits(page, f"strip-{strip}-").values()]
 
 
 def ranking(index, scores, *left_out: str) -> list[str]:
@@ -39,7 +39,7 @@ def ranking(index, scores, *left_out: str) -> list[str]:
 
 
 def say(page, mark: str) -> None:
-    page.text_input(key="mark").set_value(mark).run()
+    tell(page, mark)
     assert not page.exception
 
 
@@ -61,7 +61,7 @@ def test_more_like_one_hit_and_less_like_another(page, index, query_vector):
     disliked = stored[index.paths.index(less)]
     scores = stored @ unit((unit(query_vector) + liked) / 2 - disliked / 2)
     assert shown(page, 0) == ranking(index, scores, index.paths[0], more)[:6]
-    assert page.text_input(key="mark").value == ""
+    assert page.text_input(key="said").value == ""
     press(page, f"marked-{numbers[more]}")
     say(page, f"-{numbers[less]}")  # the same mark again takes it back
     assert shown(page, 0) == before
@@ -69,12 +69,12 @@ def test_more_like_one_hit_and_less_like_another(page, index, query_vector):
 
 def test_marks_go_with_their_query_and_nonsense_is_no_mark(page):
     before = shown(page, 3)
-    for nonsense in ("17", "+99999", "+", "+1; drop", "*3"):
+    for nonsense in ("17", "+99999", "+", "+1; drop", "*3", "=99999", "=", "=1 "):
         say(page, nonsense)
     assert shown(page, 3) == before
     say(page, "+5")
     assert page.session_state["more"] == (5,)
-    press(page, "ask-strip-3-1")
+    ask(page, "strip-3-1")
     assert page.session_state["more"] == ()
     for number in range(1, 10):
         say(page, f"+{number}")

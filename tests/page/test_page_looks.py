@@ -3,6 +3,7 @@ from __future__ import annotations
 import html
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -95,7 +96,8 @@ def test_nothing_is_fetched_from_elsewhere():
 
 
 def test_the_sign_is_a_small_picture():
-    assert looks.icon().size == (64, 64)
+    assert looks.icon().count("<rect ") == 8
+    assert ElementTree.fromstring(looks.icon()).get("viewBox") == "0 0 64 64"
 
 
 JOINER = "\u2060"

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from app.page import markup
 from app.page.comparison import Cell, Cost, Strip
-from app.page.pictures import Picture
+from app.page.pictures import Picture, Query, Sight
 from retrieval import Hit, Hits, OperatingPoint, ParetoFrontier, Step
 
 HIT = Hit(rank=2, id=1, path="a.png", score=0.5)
@@ -38,9 +40,11 @@ class Text(HTMLParser):
         super().__init__()
         self.words: list[str] = []
         self.tags: list[str] = []
+        self.attributes: set[str] = set()
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
 
     def handle_data(self, data):
         self.words.append(data)
@@ -143,7 +147,6 @@ def test_a_cost_says_whether_it_was_measured_what_it_buys():
     "html",
     [
         markup.gone(EVIL),
-        markup.query_card(EVIL, EVIL),
         markup.cell_caption(
             replace(CELL, hit=replace(HIT, label=EVIL), right=False), (0, 1), is_full=False,
         ),
@@ -158,6 +161,39 @@ def test_a_cost_says_whether_it_was_measured_what_it_buys():
 def test_names_from_files_stay_text(html):
     assert "img" not in tags(html)
     assert EVIL in read(html)
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        markup.query_card(
+            Query(data=b"", name=EVIL, label=EVIL),
+            Sight(whole=b"jpeg", seen=b"png", pixels=np.zeros((4, 4, 3), np.uint8)),
+        ),
+        markup.hit(7, EVIL, CELL.picture, place=EVIL),
+        markup.hit(7, EVIL, Picture(data=None, fetch_ms=1), place=EVIL),
+    ],
+    ids=["query", "hit", "gone"],
+)
+def test_names_beside_pictures_stay_text(html):
+    parsed = Text()
+    parsed.feed(html)
+    assert parsed.attributes <= {
+        "class", "src", "alt", "type", "data-place", "data-say",
+    }  # fmt: skip
+    assert EVIL in " ".join(parsed.words)
+
+
+def test_a_hit_is_its_picture_and_a_button_that_says_which_it_is():
+    drawn = markup.hit(
+        7, "a.png", CELL.picture, place="strip-0-1", verdict="wrong", below="<i></i>"
+    )
+    assert 'class="mv-hit mv-wrong" data-place="strip-0-1"' in drawn
+    assert f'src="data:image/jpeg;base64,{base64.b64encode(b"jpeg").decode()}" alt="a.png"' in drawn
+    assert 'data-say="=7"' in drawn
+    assert read(drawn) == "Ask with a.png"
+    assert drawn.endswith("<i></i></div>")
+    assert "img" not in tags(markup.hit(7, "a.png", Picture(data=None, fetch_ms=1), place="x"))
 
 
 def test_no_span_has_a_name_that_nobody_reads_out():

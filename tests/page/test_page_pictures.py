@@ -91,11 +91,17 @@ def png(image: Image.Image, **more: object) -> bytes:
     return stream.getvalue()
 
 
+def jpeg(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=80)
+    return stream.getvalue()
+
+
 def opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
-@pytest.mark.parametrize("size", [(10, 20), (400, 100), (160, 160)])
+@pytest.mark.parametrize("size", [(500, 1000), (2000, 500), (300, 300)])
 def test_a_portrait_keeps_the_shape_and_a_thumbnail_is_square(size):
     data = png(Image.new("RGBA", size, (255, 0, 0, 128)))
     whole = opened(portrait(data, 100))
@@ -107,7 +113,7 @@ def test_a_portrait_keeps_the_shape_and_a_thumbnail_is_square(size):
 def test_pictures_stand_upright_and_what_is_transparent_is_white():
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = png(Image.new("RGBA", (20, 10), (0, 0, 0, 0)), exif=exif)
+    data = png(Image.new("RGBA", (400, 200), (0, 0, 0, 0)), exif=exif)
     whole = opened(portrait(data, 160))
     assert whole.size == (80, 160)
     assert whole.getpixel((40, 80)) == (255, 255, 255)
@@ -115,8 +121,8 @@ def test_pictures_stand_upright_and_what_is_transparent_is_white():
 
 def test_a_thumbnail_shows_the_part_that_the_encoder_sees():
     """Black, white, black: the middle third of a wide image is all that a crop keeps."""
-    wide = Image.new("L", (90, 30), 0)
-    wide.paste(255, (30, 0, 60, 30))
+    wide = Image.new("L", (900, 300), 0)
+    wide.paste(255, (300, 0, 600, 300))
     assert np.asarray(opened(thumbnail(png(wide), SPEC)))[:, 8:-8].min() > 200
     whole = Preprocess(img_size=16, fit="squash")
     assert np.asarray(opened(thumbnail(png(wide), whole)))[:, :40].max() < 50
@@ -125,10 +131,23 @@ def test_a_thumbnail_shows_the_part_that_the_encoder_sees():
 def test_every_pixel_the_encoder_sees_becomes_one_square():
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     large = np.asarray(opened(as_seen(pixels)))
-    assert large.shape == (256, 256, 3)
+    assert large.shape == (128, 128, 3)
     for row, column in ((0, 0), (3, 7), (15, 15)):
-        square = large[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
+        square = large[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
         assert (square == pixels[row, column]).all()
+
+
+def test_a_small_image_is_not_enlarged_and_a_small_square_jpeg_is_its_own_thumbnail():
+    rng = np.random.default_rng(0)
+    wide = Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    assert opened(thumbnail(png(wide), SPEC)).size == (40, 40)
+    assert opened(portrait(png(wide), 100)).size == (60, 40)
+    square = jpeg(wide.crop((0, 0, 40, 40)))
+    assert thumbnail(square, SPEC) is square
+    assert thumbnail(jpeg(wide), SPEC) != jpeg(wide)
+    part = Preprocess(img_size=16, crop_pct=0.5)  # shows its middle only
+    assert thumbnail(square, part) != square
+    assert thumbnail(square + bytes(30_000), SPEC) != square + bytes(30_000)
 
 
 def test_what_is_no_image_or_too_large_has_no_thumbnail(monkeypatch):
@@ -195,8 +214,8 @@ def test_a_query_is_seen_by_the_encoder_and_by_a_person(queries):
     sight = Sights(SPEC).of(queries[0])
     assert np.array_equal(sight.pixels, SPEC.pixels(queries[0].data))
     seen = np.asarray(Image.open(io.BytesIO(sight.seen)))
-    assert np.array_equal(seen[8::16, 8::16], sight.pixels)
-    assert Image.open(io.BytesIO(sight.whole)).size == (448, 373)  # 24 x 20 pixels
+    assert np.array_equal(seen[4::8, 4::8], sight.pixels)
+    assert Image.open(io.BytesIO(sight.whole)).size == (24, 20)
 
 
 def test_a_query_is_decoded_once(queries, decoded):

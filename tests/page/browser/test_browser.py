@@ -22,14 +22,14 @@ def head_of(page, name: str):
 
 def first_hits(page) -> list[str]:
     """The first hit of every strip, as its button names it."""
-    buttons = page.locator("[class*='st-key-ask-strip-'][class*='-1 '] button")
+    buttons = page.locator(".mv-hit[data-place^='strip-'][data-place$='-1'] .mv-ask")
     return [text.removeprefix("Ask with ") for text in buttons.all_text_contents()]
 
 
 def test_a_visit(page, place):
     """Upload a photograph, ask with a hit, move the budget, click the chart."""
     expect = sync_api.expect
-    expect(page.locator("[class*='st-key-portrait'] img")).to_be_visible()
+    expect(page.locator(".mv-asked > img")).to_be_visible()
 
     page.set_input_files("input[type=file]", place / "queries" / "flower" / "16.jpg")
     expect(page.locator(".mv-name")).to_have_text("16.jpg")
@@ -43,9 +43,9 @@ def test_a_visit(page, place):
         page.wait_for_timeout(100)
     assert len(hits) == 4
     assert all(name.startswith("flower/") for name in hits)
-    pictures = page.locator("[class*='st-key-hit-'] img")
+    pictures = page.locator(".mv-hit img")
     expect(pictures).to_have_count(24)
-    assert pictures.first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 224
+    assert pictures.first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 200
 
     found.first.click()
     expect(page.locator(".mv-name")).to_have_text(hits[0])
@@ -167,7 +167,7 @@ def test_an_image_is_pasted_or_dropped_anywhere(page, place, tab, event, by):
 
 
 def test_a_hit_is_reached_and_asked_with_by_keyboard_alone(page):
-    button = page.locator("[class*='st-key-ask-strip-0-1 '] button")
+    button = page.locator("[data-place='strip-0-1'] .mv-ask")
     name = button.text_content().removeprefix("Ask with ")
     page.get_by_role("button", name="Another image").first.focus()
     for _ in range(40):
@@ -180,8 +180,8 @@ def test_a_hit_is_reached_and_asked_with_by_keyboard_alone(page):
 
 
 def test_a_picture_is_named_to_whoever_points_at_it(page):
-    button = page.locator("[class*='st-key-ask-strip-0-1 '] button")
-    name = button.locator("p")
+    button = page.locator("[data-place='strip-0-1'] .mv-ask")
+    name = button.locator("span")
     sync_api.expect(name).to_have_css("color", "rgba(0, 0, 0, 0)")
     button.hover()
     sync_api.expect(name).to_have_css("color", "rgb(255, 255, 255)")
@@ -214,10 +214,10 @@ def test_nothing_is_wider_than_a_telephone(page):
 
 def test_more_like_a_hit_and_back_with_the_mouse(page):
     """+ and - are plain HTML: a script hands on what they say."""
-    expect, cell = sync_api.expect, page.locator("[class*='st-key-hit-'][class*='strip-3-2']").first
+    expect, cell = sync_api.expect, page.locator("[data-place='strip-3-2']")
     page.wait_for_function(SETTLED)
     page.wait_for_function("window.matvitPaste")
-    name = cell.locator("[class*='st-key-ask-'] button").text_content().removeprefix("Ask with ")
+    name = cell.locator(".mv-ask").text_content().removeprefix("Ask with ")
     sign = cell.get_by_role("button", name="More like this")
     expect(sign.locator("xpath=..")).to_have_css("opacity", "0")
     cell.hover()
@@ -236,17 +236,17 @@ def test_keys_go_over_the_hits_mark_them_and_choose_sizes(page):
     expect = sync_api.expect
     page.wait_for_function(SETTLED)
     page.wait_for_function("window.matvitPaste")
-    here = "document.activeElement.closest(\"[class*='st-key-hit-']\")?.className ?? ''"
+    here = "document.activeElement.closest('.mv-hit')?.dataset.place ?? ''"
     page.mouse.click(700, 20)
     page.keyboard.press("ArrowRight")
-    assert "strip-0-1" in page.evaluate(here)
+    assert page.evaluate(here) == "strip-0-1"
     page.keyboard.press("ArrowRight")
-    assert "strip-0-2" in page.evaluate(here)
+    assert page.evaluate(here) == "strip-0-2"
     page.keyboard.press("ArrowDown")
-    assert "strip-1-2" in page.evaluate(here)
+    assert page.evaluate(here) == "strip-1-2"
     page.keyboard.press("ArrowUp")
     page.keyboard.press("ArrowLeft")
-    assert "strip-0-1" in page.evaluate(here)
+    assert page.evaluate(here) == "strip-0-1"
     page.keyboard.press("+")
     expect(page.locator("[class*='st-key-marked-'] button")).to_have_count(1)
     page.keyboard.press("2")
@@ -259,7 +259,7 @@ def test_keys_go_over_the_hits_mark_them_and_choose_sizes(page):
     page.keyboard.press("/")
     upload = page.locator("[data-testid='stFileUploader'] button").first
     expect(upload).to_be_focused()
-    button = page.locator("[class*='st-key-ask-strip-0-1 '] button")
+    button = page.locator("[data-place='strip-0-1'] .mv-ask")
     name = button.text_content().removeprefix("Ask with ")
     button.focus()
     page.keyboard.press("Enter")
