@@ -11,29 +11,32 @@ a server that has only just begun to answer: libraries are imported, encoder and
 `--interactions` clicks; the memory of the server is read after every tenth of all of them.
 `hasty_mb` is the memory while another visitor, with a page newly opened, then clicks as often
 without waiting for an answer, and at the end waits for one.
-`query_server_ms` is the same click without a browser, by Streamlit's own test harness, and
-`bare_ms` what the work itself takes: the same image decoded once and `Retriever.search` asked once
-with the same four sizes; the page asks three times what is quick, for the median. Of both the
-processor's time is given too (`cpu`), which other work on the machine does not lengthen as much.
+`query_server_cpu_ms` is the processor's time that the server spends on such a click, until its
+last picture is drawn, and `bare_cpu_ms` what the work itself takes: the same image read, decoded
+once and `Retriever.search` asked once with the same four sizes, in another process right after the
+click. Other work on the machine lengthens neither much. `share` is the median of `--shared` clicks
+over the median of as many bare searches; they come after the first `--interactions`, so that what
+the server keeps is there.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 from playwright.sync_api import Browser, Page
 from provenance import provenance, without_paths, write_result
-from streamlit.testing.v1 import AppTest
 from tqdm import tqdm
 from visitor import (
     PICTURES,
-    ROOT,
     chromium,
     finished,
     look,
@@ -51,7 +54,7 @@ from retrieval import Retriever
 
 _RENAMED = "before => document.querySelector('.mv-name').innerText !== before"
 SIZES, HITS = ("S", "M", "L", "XL"), 6
-_VIEWS, _TIMED, _QUERIES, _WINDOW = 3, 20, 30, (1400, 1000)
+_VIEWS, _TIMED, _WINDOW = 3, 20, (1400, 1000)
 
 
 def main() -> None:
@@ -59,29 +62,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--index", type=Path, nargs="+", required=True)
     parser.add_argument("--interactions", type=int, default=200)
+    parser.add_argument("--shared", type=int, default=30)
+    parser.add_argument("--note", default="", help="What else the machine did meanwhile.")
     given = parser.parse_args()
     about = provenance("python benchmarks/page.py " + without_paths(sys.argv[1:]))
+    if given.note:
+        about["note"] = given.note
     rows: list[dict[str, Any]] = []
     with chromium() as browser:
         for path in given.index:
-            rows.append(measure(browser, path, given.interactions))
+            rows.append(measure(browser, path, given.interactions, given.shared))
             write_result("page", {**about, "rows": sorted(rows, key=lambda row: row["images"])})
 
 
-def measure(browser: Browser, path: Path, interactions: int) -> dict[str, Any]:
+def measure(browser: Browser, path: Path, interactions: int, shared: int) -> dict[str, Any]:
     """Measure the page on one index."""
+    index = ImageIndex.open(path)
+    bare = _bare(Retriever(load_encoder_for(index), index))
     with serving(path) as (server, process):
         address = f"{server}/?k={HITS}&" + "&".join(f"submodel={size}" for size in SIZES)
         cold = _first_view(browser, address)
         views = [_first_view(browser, address) for _ in range(_VIEWS)]
         page = look(browser, address, size=_WINDOW)
         clicks, memory = _click_along(page, process, interactions)
+        costs = _click_beside(page, process, bare, shared)
         page.close()
         another = look(browser, address, size=_WINDOW)
         hasty = _click_hastily(another, process, interactions)
         another.close()
     return {
-        **_without_browser(path),
+        "images": len(index),
+        "kind": index.info()["kind"],
+        **costs,
         "first_view_cold_s": round(cold, 3),
         "first_view_s": round(median(views), 3),
         "interactions": interactions,
@@ -137,38 +149,47 @@ def _megabytes(used: list[int]) -> list[float]:
     return [round(each / 1e6, 1) for each in used]
 
 
-def _without_browser(path: Path) -> dict[str, Any]:
-    """The same queries by the test harness, and by nothing but the retriever."""
-    index = ImageIndex.open(path)
-    retriever = Retriever(load_encoder_for(index), index)
-    sys.argv = ["streamlit_app.py", "--index", str(path)]
-    page = AppTest.from_file(str(ROOT / "app" / "streamlit_app.py"), default_timeout=120).run()
-    page.pills(key="sizes").set_value(list(SIZES)).run()
-    page.slider(key="k").set_value(HITS).run()
-    served, bare = [], []
-    for _ in range(_QUERIES):
-        # One after the other, so that a machine with other work to do slows both alike.
-        start = perf_counter(), process_time()
-        page.button(key="another").click().run()
-        served.append((perf_counter() - start[0], process_time() - start[1]))
-        asked = page.session_state["asked"]
-        start = perf_counter(), process_time()
-        image = Image.fromarray(retriever.encoder.preprocess.pixels(index.image_bytes(asked)))
+def _bare(retriever: Retriever) -> Callable[[int], float]:
+    """Make what a click is held against; gives the seconds of the processor that it takes."""
+    preprocess, index = retriever.encoder.preprocess, retriever.index
+
+    def ask(number: int) -> float:
+        start = process_time()
+        image = Image.fromarray(preprocess.pixels(index.image_bytes(number)))
         for size in SIZES:
             retriever.search(image, size, MOST)
-        bare.append((perf_counter() - start[0], process_time() - start[1]))
+        return process_time() - start
+
+    ask(int(index.ids[0]))  # selects kernels and fills caches
+    return ask
+
+
+def _click_beside(
+    page: Page, process: int, bare: Callable[[int], float], times: int
+) -> dict[str, float]:
+    """Click, and ask the same without a page: one after the other, so that both see one machine."""
+    another, clicks, searches = page.get_by_role("button", name="Another image"), [], []
+    for _ in tqdm(range(times), desc="comparing", unit="query"):
+        before, start = page.locator(".mv-name").inner_text(), _processor_seconds(process)
+        another.click()
+        page.wait_for_function(_RENAMED, arg=before)
+        settle(page)
+        finished(page)
+        clicks.append(_processor_seconds(process) - start)
+        (asked,) = parse_qs(urlsplit(page.url).query)["query"]
+        searches.append(bare(int(asked)))
     return {
-        "images": len(index),
-        "kind": index.info()["kind"],
-        "query_server_ms": _median_ms(served, 0),
-        "bare_ms": _median_ms(bare, 0),
-        "query_server_cpu_ms": _median_ms(served, 1),
-        "bare_cpu_ms": _median_ms(bare, 1),
+        "query_server_cpu_ms": round(1000 * median(clicks), 1),
+        "bare_cpu_ms": round(1000 * median(searches), 1),
+        "share": round(median(clicks) / median(searches), 2),
     }
 
 
-def _median_ms(times: list[tuple[float, float]], which: int) -> float:
-    return round(1000 * median(each[which] for each in times), 1)
+def _processor_seconds(process: int) -> float:
+    """Time that the processors spent on a process, threads that ended included (Linux)."""
+    return time.clock_gettime(
+        (~process << 3) | 2
+    )  # CPUCLOCK_SCHED, as clock_getcpuclockid(3) has it
 
 
 if __name__ == "__main__":

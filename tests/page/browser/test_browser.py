@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import re
 
+import numpy as np
 import pytest
+
+from indexing import ImageIndex
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed; it comes with the extra `dev`"
@@ -264,6 +267,38 @@ def test_keys_go_over_the_hits_mark_them_and_choose_sizes(page):
     button.focus()
     page.keyboard.press("Enter")
     expect(page.locator(".mv-name")).to_have_text(name)
+
+
+def test_a_filter_leaves_what_numpy_finds_among_the_stored_vectors(page, place):
+    index = ImageIndex.open(place / "photos.index")
+    vectors, flowers = index.embeddings[:], [name.startswith("flower/") for name in index.paths]
+    order = [index.paths[row] for row in np.argsort(-(vectors @ vectors[0])) if flowers[row]]
+    page.wait_for_function(SETTLED)
+    page.get_by_role("button", name="Filter").click()
+    names = page.get_by_label("Only names like")
+    names.fill("flower/**")
+    names.press("Enter")
+    found = page.locator(".mv-hit[data-place^='strip-3-'] .mv-ask")
+    sync_api.expect(found).to_have_text([f"Ask with {name}" for name in order[:6]])
+
+
+def test_the_map_shows_the_way_of_the_query_from_the_smallest_size_to_full(page):
+    page.get_by_role("tab", name="Map").click()
+    chart = page.locator("[data-testid=stVegaLiteChart] svg")
+    for size in ("S", "M", "L", "XL"):
+        sync_api.expect(chart.get_by_text(size, exact=True)).to_be_visible()
+
+
+def test_the_focus_stays_where_it_was_when_an_answer_replaces_the_hits(page):
+    page.wait_for_function(SETTLED)
+    page.wait_for_function("window.matvitPaste")
+    button = page.locator("[data-place='strip-1-2'] .mv-ask")
+    name = button.text_content().removeprefix("Ask with ")
+    button.focus()
+    page.keyboard.press("Enter")
+    sync_api.expect(page.locator(".mv-name")).to_have_text(name)
+    page.wait_for_function(SETTLED)
+    sync_api.expect(button).to_be_focused()
 
 
 def test_keys_leave_alone_who_types(page):
