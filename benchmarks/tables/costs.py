@@ -329,6 +329,7 @@ def page() -> str:
         {
             **row,
             "query_s": row["query_browser_ms"] / 1000,
+            "share": row["query_server_cpu_ms"] / row["bare_cpu_ms"],
             "server_mb_after": row["server_mb"][-1],
             "hasty_mb_after": row["hasty_mb"][-1],
         }
