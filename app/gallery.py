@@ -45,7 +45,7 @@ class Gallery:
         preprocess: How its encoder looks at them: a picture shows the same part.
     """
 
-    def __init__(self, index: indexing.ImageIndex, preprocess: matvit.Preprocess) -> None:
+    def __init__(self, index: indexing.IndexedImages, preprocess: matvit.Preprocess) -> None:
         self._index = index
         self._preprocess = replace(preprocess, img_size=_SIDE)
         self._parts: list[str] = []

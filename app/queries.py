@@ -18,7 +18,7 @@ Query: TypeAlias = "Path | retrieval.Stored"
 
 
 def read_queries(
-    words: Iterable[str], index: indexing.ImageIndex
+    words: Iterable[str], index: indexing.IndexedImages
 ) -> Iterator[Query | OSError | ValueError]:
     """Yield the images that some words name, one at a time; an error in place of each unknown one.
 
@@ -43,7 +43,7 @@ def read_queries(
             yield error
 
 
-def all_queries(words: Iterable[str], index: indexing.ImageIndex) -> tuple[Query, ...]:
+def all_queries(words: Iterable[str], index: indexing.IndexedImages) -> tuple[Query, ...]:
     """Return all images that some words name; see `read_queries`.
 
     Raises:
@@ -57,7 +57,7 @@ def all_queries(words: Iterable[str], index: indexing.ImageIndex) -> tuple[Query
     return tuple(found)
 
 
-def _image(word: str, index: indexing.ImageIndex) -> Query:
+def _image(word: str, index: indexing.IndexedImages) -> Query:
     if Path(word).exists():
         return Path(word)
     number = word.removeprefix(_ID)

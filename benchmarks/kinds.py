@@ -37,12 +37,12 @@ from provenance import RESULTS, provenance, without_paths, write_result
 
 from indexing import KINDS, Effort, ImageIndex
 from indexing.search import gpu
-from indexing.search.engine import Engine
+from indexing.search.engine import FaissEngine
 from indexing.search.kinds import Kind, named_kind, split
 from indexing.search.making import make_searcher, read_searcher
 from indexing.search.request import KindRequest
 from indexing.search.scoring import SPARE, unit_queries
-from indexing.search.searcher import Searcher
+from indexing.search.searcher import RescoringSearcher
 from indexing.store.embeddings import Embeddings
 from indexing.store.files import store
 from indexing.store.manifest import SearchRecord
@@ -137,7 +137,7 @@ def compare(
 
 def _measure(
     folder: Path,
-    index: Searcher,
+    index: RescoringSearcher[FaissEngine],
     embeddings: Embeddings,
     kind: Kind,
     queries: NDArray[np.float32],
@@ -197,7 +197,7 @@ def _by_hand(
     if chosen.ef_search:
         graph = faiss.downcast_index(faiss_index.index).hnsw
         graph.efSearch = max(chosen.ef_search, RANKS + SPARE)
-    engine = Engine(faiss_index, on_gpu=False)
+    engine = FaissEngine(faiss_index, on_gpu=False)
     if on_gpu:
         rotation, inner = split(faiss_index)
         on_device: Any = gpu.clone(inner)

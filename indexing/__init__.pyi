@@ -35,6 +35,8 @@ from .where import parse_time as parse_time
 from .adopt import adopt_index as adopt_index
 from .compact import compact_index as compact_index
 from .given import read_given as read_given
+from .images import IndexedImages as IndexedImages
+from .images import Searcher as Searcher
 from .images import describe_index as describe_index
 from .relocate import relocate_index as relocate_index
 from .remove import remove_images as remove_images

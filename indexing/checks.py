@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
-from indexing.store.manifest import (
-    EncoderRecord,
-    Manifest,
-    PreprocessRecord,
-)
+from indexing.store.manifest import CorpusRecord, EncoderRecord, PreprocessRecord
 from matvit import COLOURS, Encoder, count_macs
+
+
+class Described(Protocol):
+    """What says by which encoder, and of which images, vectors were made; a manifest does."""
+
+    @property
+    def encoder(self) -> EncoderRecord:
+        """What embedded them."""
+        ...
+
+    @property
+    def preprocess(self) -> PreprocessRecord:
+        """How they became its input."""
+        ...
+
+    @property
+    def corpus(self) -> CorpusRecord:
+        """Where they came from."""
+        ...
 
 
 class IndexMismatchError(ValueError):
@@ -32,19 +48,19 @@ class IndexMismatchError(ValueError):
     """
 
 
-def check_encoder(path: Path, manifest: Manifest, encoder: Encoder) -> None:
+def check_encoder(path: Path, described: Described, encoder: Encoder) -> None:
     """Refuse an encoder with other weights or other preprocessing than the index was built by.
 
     Raises:
         IndexMismatchError: If it has; the message names both.
     """
-    built = manifest.encoder
+    built = described.encoder
     if encoder.fingerprint != built.fingerprint:
         raise IndexMismatchError(
             f"{path} was built by encoder {built.name} ({built.fingerprint}), but this is "
             f"{encoder.name} ({encoder.fingerprint}); build the index again or load that encoder"
         )
-    expected, found = manifest.preprocess.fingerprint, encoder.preprocess.fingerprint
+    expected, found = described.preprocess.fingerprint, encoder.preprocess.fingerprint
     if found != expected:
         raise IndexMismatchError(
             f"{path} was built with preprocessing {expected}, but encoder {encoder.name} uses "

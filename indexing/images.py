@@ -1,4 +1,4 @@
-"""What is known about an index in plain words, and about its images, one row for each."""
+"""Images that can be searched: what is known about them, one row for each, and what finds them."""
 
 from __future__ import annotations
 
@@ -6,31 +6,54 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
+from indexing.checks import Described, check_encoder
 from indexing.corpus.originals import Originals
 from indexing.records import Failure
+from indexing.search.scoring import Found, unit_queries
+from indexing.store.embeddings import Vectors
 from indexing.store.manifest import Manifest
-from indexing.store.rows import StoredRows, column, read_failures
+from indexing.store.rows import column
 from indexing.where import Where
-from matvit import COLOURS
+from matvit import COLOURS, Encoder
+
+
+class Searcher(Protocol):
+    """What finds images: FAISS, or a vector store; scores are exact whatever it is."""
+
+    def search(
+        self,
+        queries: Float32[ndarray, "queries dim"],
+        k: int,
+        among: Int64[ndarray, " some"] | None = None,
+    ) -> Found:
+        """Find the k nearest images of each query, best first, equal scores by smaller id.
+
+        Args:
+            queries: Unit vectors.
+            k: At least 1; there are no more hits than images that may be found.
+            among: Ids of the images that may be found, ascending; None for all.
+        """
+        ...
 
 
 class IndexedImages:
-    """The images of an index that were not removed, as of one generation.
+    """The images of an index or of a vector store that were not removed, as of one generation.
 
     `ids`, `paths`, `labels`, `metadata` and `embeddings` all have one row per image in the same
     order; `rows_of` turns ids into row numbers.
 
     Attributes:
-        path: The folder it is stored in.
+        path: Where they are stored.
+        described: By which encoder they were embedded, and where they came from.
         embeddings: Unit vectors, one row per image, read from disk on demand.
         metadata: pyarrow table, one row per image: id, path, position, bytes, mtime_ns, sha256,
             width, height, label.
@@ -38,17 +61,61 @@ class IndexedImages:
         ids: int64, shape (len,).
     """
 
-    def __init__(self, path: Path, manifest: Manifest, rows: StoredRows) -> None:
+    def __init__(
+        self,
+        path: Path,
+        described: Described,
+        metadata: pa.Table,
+        embeddings: Vectors,
+        searcher: Searcher,
+        failures: Sequence[Failure] = (),
+    ) -> None:
         self.path = path
-        self._manifest = manifest
-        self.metadata = rows.live_metadata()
-        self.embeddings = rows.live_embeddings()
-        self.failures = read_failures(path, manifest.failure_files)
+        self.metadata = metadata
+        self.embeddings = embeddings
+        self.failures = failures
+        self.described, self._searcher = described, searcher
         self.ids: Int64[ndarray, " images"] = column(self.metadata, "id")
         self._last_where: tuple[Where, Bool[ndarray, " images"]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def search(
+        self,
+        vectors: Float32[ndarray, "queries dim"],
+        k: int,
+        among: Bool[ndarray, " images"] | None = None,
+    ) -> tuple[Int64[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
+        """Find the k most similar images of each query.
+
+        The search is exact, unless what finds them is of an approximate kind: that finds nearly
+        all of the nearest, see `info`. Scores are cosines computed in float32, each from its own
+        query and image alone, so a result does not depend on the rest of the batch. Equal scores
+        are ordered by smaller id.
+
+        Args:
+            vectors: Queries; they need not have length one.
+            k: Images per query. An index with fewer images returns all it has, so there are
+                `min(k, len(index))` columns.
+            among: Which rows may be found, as `where` returns it; None for all. Where they are
+                few, or far from a query, each is compared: that is exact, whatever the kind.
+
+        Returns:
+            Ids and scores, best first.
+
+        Raises:
+            ValueError: If `k` is below 1, or the vectors have another dimension, are not finite
+                or are zero, or `among` has not one row per image.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        queries = unit_queries(vectors, self.embeddings.shape[1])
+        if among is None:
+            return self._searcher.search(queries, k)
+        if among.shape != self.ids.shape:
+            raise ValueError(f"among must have {len(self):,} rows, got {among.shape}")
+        return self._searcher.search(queries, k, self.ids[among])
 
     def rows_of(self, ids: Int64[ndarray, "..."]) -> Int64[ndarray, "..."]:
         """Row numbers of images in `metadata`, `labels`, `paths` and `embeddings`.
@@ -80,7 +147,7 @@ class IndexedImages:
     @property
     def class_names(self) -> list[str] | None:
         """What the class indices mean; None if the corpus has no classes."""
-        names = self._manifest.corpus.class_names
+        names = self.described.corpus.class_names
         return None if names is None else list(names)
 
     def where(self, where: Where) -> Bool[ndarray, " images"]:
@@ -125,12 +192,26 @@ class IndexedImages:
         return self._originals.read_row(self.metadata, int(self.rows_of(np.array(id))))
 
     def info(self) -> dict[str, Any]:
-        """Describe the index in plain JSON values."""
-        return describe_index(self.path, self._manifest, self.failures)
+        """Describe them in plain JSON values."""
+        return {
+            "path": str(self.path),
+            "images": len(self),
+            "encoder": msgspec.to_builtins(self.described.encoder),
+            "preprocess": msgspec.to_builtins(self.described.preprocess),
+        }
+
+    def check_encoder(self, encoder: Encoder) -> None:
+        """Make sure that an encoder speaks the language of these images.
+
+        Raises:
+            IndexMismatchError: If its weights or its preprocessing are not those the images were
+                embedded with.
+        """
+        check_encoder(self.path, self.described, encoder)
 
     @cached_property
     def _originals(self) -> Originals:
-        corpus = self._manifest.corpus
+        corpus = self.described.corpus
         return Originals(corpus.root, corpus.kind, corpus.selection)
 
 

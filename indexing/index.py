@@ -7,22 +7,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Int64
 from numpy import ndarray
 
 from indexing.checks import IndexMismatchError, check_encoder
 from indexing.compact import CompactReport, compact_index
 from indexing.corpus.corpus import Corpus
 from indexing.corpus.decoding import Decoders
-from indexing.images import IndexedImages
+from indexing.images import IndexedImages, describe_index
 from indexing.merge import AddReport
 from indexing.relocate import RelocateReport, relocate_index
 from indexing.remove import RemoveReport, remove_images
 from indexing.search.request import AUTO, KindRequest, parse_bytes
-from indexing.search.scoring import unit_queries
 from indexing.store.files import REMEDY, check_size
 from indexing.store.folder import read_finished, read_manifest, way_back_to_whole
 from indexing.store.manifest import Manifest
+from indexing.store.rows import read_failures
 from indexing.verification import VerifyReport, open_checked, verify_index
 from indexing.write import add_images, build_index, built_on
 from matvit import Encoder, Precision
@@ -72,9 +72,12 @@ class ImageIndex(IndexedImages):
         mmap: bool = False,
         report: Report | None = None,
     ) -> None:
-        rows, self._searcher = open_checked(path, manifest, device=device, mmap=mmap)
-        super().__init__(path, manifest, rows)
-        self.report = report
+        rows, searcher = open_checked(path, manifest, device=device, mmap=mmap)
+        failures = read_failures(path, manifest.failure_files)
+        super().__init__(
+            path, manifest, rows.live_metadata(), rows.live_embeddings(), searcher, failures
+        )
+        self._manifest, self.report = manifest, report
         self._device, self._mmap = device, mmap
 
     @classmethod
@@ -196,42 +199,6 @@ class ImageIndex(IndexedImages):
                 if str(error).endswith(REMEDY) and (way := way_back_to_whole(path, manifest)):
                     raise ValueError(f"{error}{way}") from error
                 raise
-
-    def search(
-        self,
-        vectors: Float32[ndarray, "queries dim"],
-        k: int,
-        among: Bool[ndarray, " images"] | None = None,
-    ) -> tuple[Int64[ndarray, "queries k"], Float32[ndarray, "queries k"]]:
-        """Find the k most similar images of each query.
-
-        The search is exact, unless the index is of an approximate kind: that finds nearly all of
-        the nearest, see `info`. Scores are cosines computed in float32, each from its own query and
-        image alone, so a result does not depend on the rest of the batch. Equal scores are
-        ordered by smaller id.
-
-        Args:
-            vectors: Queries; they need not have length one.
-            k: Images per query. An index with fewer images returns all it has, so there are
-                `min(k, len(index))` columns.
-            among: Which rows may be found, as `where` returns it; None for all. Where they are
-                few, or far from a query, each is compared: that is exact, whatever the kind.
-
-        Returns:
-            Ids and scores, best first.
-
-        Raises:
-            ValueError: If `k` is below 1, or the vectors have another dimension, are not finite
-                or are zero, or `among` has not one row per image.
-        """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        queries = unit_queries(vectors, self.embeddings.shape[1])
-        if among is None:
-            return self._searcher.search(queries, k)
-        if among.shape != self.ids.shape:
-            raise ValueError(f"among must have {len(self):,} rows, got {among.shape}")
-        return self._searcher.search(queries, k, self.ids[among])
 
     def add(
         self,
@@ -359,6 +326,10 @@ class ImageIndex(IndexedImages):
         """Read everything that is stored now and check it; see `indexing.verification`."""
         return verify_index(self.path, originals=originals, progress=progress)
 
+    def info(self) -> dict[str, Any]:
+        """Describe the index in plain JSON values."""
+        return describe_index(self.path, self._manifest, self.failures)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle where the index is; unpickling opens whatever is there by then."""
         reopen = partial(type(self).open, device=self._device, mmap=self._mmap)
@@ -367,12 +338,3 @@ class ImageIndex(IndexedImages):
     def _next(self, report: Report) -> ImageIndex:
         """Open what a change has made of the index."""
         return ImageIndex._open(self.path, device=self._device, mmap=self._mmap, report=report)
-
-    def check_encoder(self, encoder: Encoder) -> None:
-        """Make sure that an encoder speaks the language of this index.
-
-        Raises:
-            IndexMismatchError: If its weights or its preprocessing are not those the index was
-                built with.
-        """
-        check_encoder(self.path, self._manifest, encoder)

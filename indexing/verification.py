@@ -13,13 +13,16 @@ from time import perf_counter
 from typing import ParamSpec
 
 import numpy as np
+from jaxtyping import Int64
 from msgspec.structs import replace
+from numpy import ndarray
 
 from indexing.corpus.originals import Originals, complaints
+from indexing.images import Searcher
 from indexing.records import NO_LABEL
 from indexing.search.live import LiveSearcher
 from indexing.search.making import check_search_file, read_searcher, store_searcher
-from indexing.store.embeddings import Embeddings
+from indexing.store.embeddings import Embeddings, Vectors
 from indexing.store.files import REMEDY, StoredFile, check_size, damaged, is_of_machine
 from indexing.store.folder import (
     commit,
@@ -154,17 +157,38 @@ def _check_samples(
     ids = rows.ids[rows.live]
     if (np.diff(searcher.all_ids) <= 0).any() or not np.isin(ids, searcher.all_ids).all():
         raise damaged(file, "its ids are not those of the metadata")
+    exact = _is_exact(manifest.index)
+    lost = lost_rows(searcher, ids, rows.live_embeddings(), samples, exact=exact)
+    if len(lost) > _expected_misses(manifest.index, min(samples, len(ids))):
+        name = rows.metadata.column("path")[int(rows.live[lost[0]])].as_py()
+        raise damaged(file, f"image {name} does not find itself")
+
+
+def lost_rows(
+    searcher: Searcher,
+    ids: Int64[ndarray, " images"],
+    embeddings: Vectors,
+    samples: int,
+    *,
+    exact: bool,
+) -> Int64[ndarray, " rows"]:
+    """Return those of a sample of rows that do not find themselves, nor a duplicate.
+
+    Args:
+        searcher: What is asked.
+        ids: Of the images, ascending.
+        embeddings: Theirs.
+        samples: How many images are searched for.
+        exact: Whether only a duplicate will do instead; else an image that is much alike will.
+    """
     chosen = np.unique(np.linspace(0, len(ids) - 1, samples).astype(np.int64))
-    embeddings = rows.live_embeddings()
     vectors = embeddings[chosen]
     found, _ = searcher.search(vectors, k=1)
     nearest = np.minimum(np.searchsorted(ids, found[:, 0]), len(ids) - 1)
-    least = 1 - (_SAME_SCORE if _is_exact(manifest.index) else _ALIKE)
+    least = 1 - (_SAME_SCORE if exact else _ALIKE)
     same = (vectors * embeddings[nearest]).sum(axis=1) > least
-    lost = (ids[nearest] != found[:, 0]) | ~same
-    if lost.sum() > _expected_misses(manifest.index, len(chosen)):
-        name = rows.metadata.column("path")[int(rows.live[chosen[lost][0]])].as_py()
-        raise damaged(file, f"image {name} does not find itself")
+    lost: Int64[ndarray, " rows"] = chosen[(ids[nearest] != found[:, 0]) | ~same]
+    return lost
 
 
 def _expected_misses(record: SearchRecord, samples: int) -> int:

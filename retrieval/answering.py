@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
-from indexing import ImageIndex
+from indexing import IndexedImages
 from retrieval.ground_truth import rows_of_content
 from retrieval.question import Question, Stored, Together, Wish, digest_of
 
@@ -47,7 +47,7 @@ class Finder:
         ValueError: If the filter names a class that the index does not have.
     """
 
-    def __init__(self, index: ImageIndex, wish: Wish = Wish()) -> None:
+    def __init__(self, index: IndexedImages, wish: Wish = Wish()) -> None:
         self._index, self._wish = index, wish
         everything = wish.where.lets_all_through
         self._among = None if everything else index.where(wish.where)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32, Int64
 
-from indexing import ImageIndex, ImageRecord
+from indexing import ImageRecord, IndexedImages
 from retrieval import metrics
 
 _NONE = -1
@@ -42,7 +42,7 @@ class GroundTruth:
         class_names: What the labels of the queries mean; None if they have none.
     """
 
-    def __init__(self, index: ImageIndex, class_names: Sequence[str] | None) -> None:
+    def __init__(self, index: IndexedImages, class_names: Sequence[str] | None) -> None:
         names = index.class_names
         self.has_labels = names is not None and class_names is not None
         number = {name: label for label, name in enumerate(names or [])}
@@ -98,7 +98,7 @@ def rows_of_content(
 
 
 def find_others(
-    index: ImageIndex,
+    index: IndexedImages,
     vectors: Float32[np.ndarray, "queries dim"],
     own: Int64[np.ndarray, "queries copies"],
     k: int,

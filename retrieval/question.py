@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 from PIL.Image import Image as Pixels
 
-from indexing import ImageIndex, Where
+from indexing import IndexedImages, Where
 from matvit import ImageLike
 
 By = Literal["mean", "best"]
@@ -33,7 +33,7 @@ class Stored:
     id: int
 
     @classmethod
-    def named(cls, index: ImageIndex, name: str) -> Stored:
+    def named(cls, index: IndexedImages, name: str) -> Stored:
         """Find an image by its name in the index.
 
         Raises:

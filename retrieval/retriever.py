@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from indexing import ImageIndex
+from indexing import IndexedImages
 from matvit import Encoder, Granularity, ImageLike, Submodel, count_macs, embed
 from retrieval.answering import Finder, Found
 from retrieval.question import Asked, Question, Stored, Together, Wish, named, together
@@ -156,7 +156,7 @@ class Retriever:
         IndexMismatchError: If the index was built by another encoder or preprocessing.
     """
 
-    def __init__(self, encoder: Encoder, index: ImageIndex) -> None:
+    def __init__(self, encoder: Encoder, index: IndexedImages) -> None:
         index.check_encoder(encoder)
         self.encoder = encoder
         self.index = index
@@ -299,7 +299,7 @@ def full_of(encoder: Encoder) -> Submodel:
     return Submodel.uniform(Granularity.XL, depth=config.depth, hidden_dim=config.hidden_dim)
 
 
-def check_question(encoder: Encoder, index: ImageIndex, k: int) -> None:
+def check_question(encoder: Encoder, index: IndexedImages, k: int) -> None:
     """Refuse what no index can answer, and an encoder that changed under its retriever."""
     index.check_encoder(encoder)  # training or loading can do that; checking is cheap
     if k < 1:
@@ -324,7 +324,7 @@ def decode(
     return np.stack(decoded)
 
 
-def look_up(index: ImageIndex, found: Found) -> tuple[Hit, ...]:
+def look_up(index: IndexedImages, found: Found) -> tuple[Hit, ...]:
     """Say which images were found."""
     names, labels = index.class_names, index.labels
     rows = index.rows_of(found.ids) if len(found.ids) else found.ids

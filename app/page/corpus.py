@@ -16,7 +16,7 @@ from app.output import readable
 from app.page import markup
 from app.page.looks import plain
 from app.page.visit import Shown
-from indexing import Failure, ImageIndex, read_manifest
+from indexing import Failure, IndexedImages, read_manifest
 from matvit import DEFAULT_ENCODER, load_encoder
 
 FAILURES_PER_PAGE = 20
@@ -148,7 +148,7 @@ def pages(failures: Sequence[Failure]) -> int:
     return -(-len(failures) // FAILURES_PER_PAGE)
 
 
-def sample(index: ImageIndex, count: int, seed: int) -> list[int]:
+def sample(index: IndexedImages, count: int, seed: int) -> list[int]:
     """Ids of some images of the index, the same ones for the same seed."""
     chosen = random.Random(seed).sample(range(len(index)), min(count, len(index)))  # noqa: S311
     return [int(index.ids[row]) for row in chosen]

@@ -15,7 +15,7 @@ from app.page.looks import plain, spoken
 from app.page.opened import Opened
 from app.page.pictures import Query
 from app.page.visit import Shown
-from indexing import ImageIndex, Plane
+from indexing import IndexedImages, Plane
 from matvit import embed
 
 MOST_SHOWN = 4_000
@@ -51,7 +51,7 @@ def _places(opened: Opened) -> pd.DataFrame:
     return places_of(opened.index, opened.plane)
 
 
-def places_of(index: ImageIndex, plane: Plane) -> pd.DataFrame:
+def places_of(index: IndexedImages, plane: Plane) -> pd.DataFrame:
     """Names, classes and places of images, evenly spread if there are many."""
     rows = np.unique(np.linspace(0, len(index) - 1, MOST_SHOWN).astype(np.int64))
     found = plane.place(index.embeddings[rows])

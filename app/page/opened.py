@@ -18,7 +18,7 @@ from PIL import Image
 from app.options import AUTO
 from app.page.measured import Tuned, read_tuned
 from app.page.pictures import Kept, Pictures, Query, Sights
-from indexing import MANIFEST, NEARLY_SAME, ImageIndex, Plane, Where, read_manifest
+from indexing import MANIFEST, NEARLY_SAME, IndexedImages, Plane, Where, read_manifest
 from matvit import Encoder, ImageLike
 from retrieval import (
     TUNING,
@@ -178,7 +178,7 @@ class Opened:
     pictures: Pictures
 
     @property
-    def index(self) -> ImageIndex:
+    def index(self) -> IndexedImages:
         """The index."""
         return self.retriever.index
 
@@ -211,7 +211,7 @@ class Opened:
         return read_tuned(self.retriever)
 
 
-def open_all(index: ImageIndex, encoder: Encoder) -> Opened:
+def open_all(index: IndexedImages, encoder: Encoder) -> Opened:
     """Put an index and an encoder together, with nothing asked yet.
 
     Raises:

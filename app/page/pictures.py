@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from msgspec.structs import replace
 from PIL import Image
 
-from indexing import ImageIndex
+from indexing import IndexedImages
 from matvit import Preprocess, opened_upright, read_dimensions
 
 MAX_UPLOAD_BYTES = 20_000_000
@@ -172,7 +172,7 @@ class Pictures:
     """
 
     def __init__(
-        self, index: ImageIndex, preprocess: Preprocess, kept_bytes: int = KEPT_BYTES
+        self, index: IndexedImages, preprocess: Preprocess, kept_bytes: int = KEPT_BYTES
     ) -> None:
         self._index, self._preprocess = index, preprocess
         self._kept: Kept[int, Picture] = Kept(kept_bytes, lambda picture: picture.bytes)
@@ -200,7 +200,7 @@ class Pictures:
             return Picture(data=None, fetch_ms=1000 * (perf_counter() - start))
 
 
-def stored_query(index: ImageIndex, number: int) -> Query:
+def stored_query(index: IndexedImages, number: int) -> Query:
     """Ask with an image of the index.
 
     Raises:

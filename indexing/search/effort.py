@@ -15,7 +15,8 @@ from indexing.search.request import TARGET, Effort
 from indexing.search.scoring import RANKS, SPARE
 
 if TYPE_CHECKING:
-    from indexing.search.searcher import Searcher
+    from indexing.search.engine import Engine
+    from indexing.search.searcher import RescoringSearcher
 
 _QUERIES = 512
 _RESCORES = (1, 2, 4, 8, 16, 32)
@@ -24,7 +25,9 @@ _DEVIATIONS = 2.0
 _RANDOM_READ = 4  # reading scattered rows costs about this many times reading them in order
 
 
-def measure_effort(searcher: Searcher, *, target: float = TARGET, seed: int = 0) -> Effort:
+def measure_effort(
+    searcher: RescoringSearcher[Engine], *, target: float = TARGET, seed: int = 0
+) -> Effort:
     """Find the cheapest effort that reaches a target on a sample of the stored rows.
 
     A sampled row asks for its ten nearest, itself left out. An image counts as found if its score
@@ -73,7 +76,9 @@ def measure_effort(searcher: Searcher, *, target: float = TARGET, seed: int = 0)
 class _Sample:
     """Held-out rows, and the exact scores that a search for them has to find."""
 
-    def __init__(self, searcher: Searcher, rows: Int64[ndarray, " queries"], ranks: int) -> None:
+    def __init__(
+        self, searcher: RescoringSearcher[Engine], rows: Int64[ndarray, " queries"], ranks: int
+    ) -> None:
         self._searcher, self._rows, self._ranks = searcher, rows, ranks
         self._queries = searcher.embeddings[rows]
         found, scores = searcher.nearest_rows(self._queries, ranks + 1)
@@ -83,7 +88,7 @@ class _Sample:
         self, nprobe: int, ef_search: int
     ) -> Iterator[tuple[int, Float32[ndarray, " queries"]]]:
         """Recall of each query at one effort, for each depth of rescoring."""
-        depths = _RESCORES if self._searcher.engine.estimates else _RESCORES[:1]
+        depths = _RESCORES if self._searcher.engine.error else _RESCORES[:1]
         fetches = [
             min(max(self._ranks + SPARE, self._ranks * depth) + 1, len(self._searcher.ids))
             for depth in depths
@@ -101,7 +106,7 @@ class _Sample:
         return -np.sort(-others, axis=1)[:, : self._ranks]
 
 
-def _efforts(searcher: Searcher) -> Iterator[tuple[int, int]]:
+def _efforts(searcher: RescoringSearcher[Engine]) -> Iterator[tuple[int, int]]:
     """Values of nprobe and ef_search, from the least effort to the most."""
     engine = searcher.engine
     most = engine.lists or (min(_MOST_PLACES, len(searcher.ids)) if engine.is_graph else 0)
@@ -116,7 +121,7 @@ def _efforts(searcher: Searcher) -> Iterator[tuple[int, int]]:
             yield 0, step
 
 
-def _cost(searcher: Searcher, nprobe: int, ef_search: int, rescored: int) -> float:
+def _cost(searcher: RescoringSearcher[Engine], nprobe: int, ef_search: int, rescored: int) -> float:
     """Bytes read for a query, scattered reads counted for what they cost."""
     images, dim = searcher.embeddings.shape
     engine = searcher.engine

@@ -1,9 +1,9 @@
-"""Candidates from a FAISS index: the CPU's or a copy on the GPU, asked in the same way."""
+"""What proposes candidates: a FAISS index, the CPU's or a copy on the GPU, or a vector store."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypeAlias
 
 import faiss
 import numpy as np
@@ -11,12 +11,15 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from indexing.search import gpu
+from indexing.search.faiss_file import write_faiss
 from indexing.search.kinds import split
 from indexing.search.request import TARGET, Effort
 
 Queries: TypeAlias = "Float32[ndarray, 'queries dim'] | torch.Tensor"
 
 _GROWTH = 4
+_FLOAT16_ERROR = 2.0**-11 + 2.0**-20  # of a score: half a unit in the last place, and subnormals
+_GPU_ERROR = 2.0**-9  # queries are rounded too, and sums are taken in another order
 
 if TYPE_CHECKING:
     import torch
@@ -38,26 +41,50 @@ class Reach(NamedTuple):
         return Reach(*(_GROWTH * value for value in self))
 
 
-class Engine:
-    """Proposes candidates; their order and scores are FAISS's estimates.
-
-    Args:
-        index: As `make_structure` makes it.
-        on_gpu: Copy it to the GPU and search there.
+class Engine(Protocol):
+    """Proposes candidates; their order and scores are estimates, as `RescoringSearcher` knows.
 
     Attributes:
         lists: Lists of an IVF index, 0 of another.
         is_graph: Whether it is an HNSW graph.
         is_exact: Whether every vector is compared, and the errors of the estimates are bounded.
-        estimates: Whether scores are off by more than the rounding of float32.
+        error: Of the estimates, beyond the rounding of float32; 0 for none.
         labels_are_rows: Whether candidates are named by their place, not by their id.
         code_size: Bytes that are compared for each vector.
         max_fetch: Most candidates and lists that one search can have.
-        everything: Effort of a search that leaves nothing out.
         float_table: FAISS pointer to the vectors, if it keeps them as float32 row by row.
     """
 
-    def __init__(self, index: faiss.Index, *, on_gpu: bool) -> None:
+    lists: int
+    is_graph: bool
+    is_exact: bool
+    error: float
+    labels_are_rows: bool
+    code_size: int
+    max_fetch: int
+    float_table: Any
+
+    @property
+    def everything(self) -> Effort:
+        """Effort of a search that leaves nothing out."""
+        ...
+
+    def propose(
+        self, queries: Queries, reach: Reach
+    ) -> tuple[Float32[ndarray, "queries fetch"], Int64[ndarray, "queries fetch"]]:
+        """Return estimated scores and labels, best first; -1 where there is no candidate."""
+        ...
+
+
+class FaissEngine:
+    """Proposes what FAISS finds; see `Engine`.
+
+    Args:
+        index: As `make_structure` makes it.
+        on_gpu: Copy it to the GPU and search there.
+    """
+
+    def __init__(self, index: faiss.Index, *, on_gpu: bool = False) -> None:
         self._owner = index  # of the memory behind the parts
         self._rotation, inner = split(index)
         self._inner = inner
@@ -68,7 +95,11 @@ class Engine:
         flat = isinstance(storage, faiss.IndexFlat)
         half = _is_float16(storage)
         self.is_exact = (flat or half) and not self.is_graph
-        self.estimates = on_gpu or not (flat or isinstance(inner, faiss.IndexIVFFlat))
+        self.error = 0.0
+        if on_gpu:
+            self.error = _GPU_ERROR
+        elif not (flat or isinstance(inner, faiss.IndexIVFFlat)):
+            self.error = _FLOAT16_ERROR
         self.code_size = int(inner.code_size if self.lists else storage.sa_code_size())
         self.float_table = storage.get_xb() if flat else None  # type: ignore[union-attr]
         self.everything = Effort(
@@ -103,6 +134,10 @@ class Engine:
         # Not `search`: faiss.contrib.torch_utils, once imported, takes its parameters away.
         self._inner.search_c(len(asked), asked_at, reach.fetch, scores_at, labels_at, parameters)
         return scores, labels
+
+    def write(self, stream: BinaryIO) -> None:
+        """Write the CPU's copy to a stream, which unlike FAISS's own files notices a full disk."""
+        write_faiss(self._owner, stream)
 
     def _propose_on_gpu(
         self, queries: Queries, reach: Reach

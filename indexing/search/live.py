@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
+from indexing.search.engine import Engine
 from indexing.search.scoring import Found
-from indexing.search.searcher import Searcher
+from indexing.search.searcher import RescoringSearcher
 
 _NONE = -1
 _SPARE = 16
@@ -32,7 +33,7 @@ class LiveSearcher:
         all_ids: int64, those of the hidden vectors too, in the order of `searcher`.
     """
 
-    def __init__(self, searcher: Searcher, live: Int64[ndarray, " live"]) -> None:
+    def __init__(self, searcher: RescoringSearcher[Engine], live: Int64[ndarray, " live"]) -> None:
         self._searcher = searcher
         self._live = live
         self.all_ids = searcher.ids

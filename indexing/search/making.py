@@ -14,6 +14,7 @@ from numpy import ndarray
 
 from indexing.search import gpu
 from indexing.search.effort import measure_effort
+from indexing.search.engine import FaissEngine
 from indexing.search.faiss_file import held_ids, read_structure
 from indexing.search.kinds import (
     FACTORY,
@@ -27,7 +28,7 @@ from indexing.search.kinds import (
     split,
 )
 from indexing.search.request import EXACT, TARGET, KindRequest
-from indexing.search.searcher import Searcher
+from indexing.search.searcher import RescoringSearcher
 from indexing.store.embeddings import Embeddings
 from indexing.store.files import damaged, store
 from indexing.store.manifest import MANIFEST, SearchRecord
@@ -52,7 +53,7 @@ def make_searcher(
     device: str = "cpu",
     target: float = TARGET,
     progress: bool = False,
-) -> Searcher:
+) -> RescoringSearcher[FaissEngine]:
     """Train and fill a search structure, and measure how hard it must search.
 
     The same seed gives the same answers on one machine; an HNSW graph only if FAISS runs on one
@@ -83,11 +84,11 @@ def make_searcher(
             f"there are {len(ids):,}; use Flat"
         )
 
-    def make(on_gpu: bool) -> Searcher:
+    def make(on_gpu: bool) -> RescoringSearcher[FaissEngine]:
         structure = make_structure(
             embeddings, ids, kind, seed=seed, on_gpu=on_gpu, progress=progress
         )
-        return Searcher(structure, embeddings, ids, on_gpu=on_gpu)
+        return RescoringSearcher(FaissEngine(structure, on_gpu=on_gpu), embeddings, ids)
 
     on_gpu = _is_on_gpu(device, kind, embeddings.shape[1])
     searcher = _or_on_cpu(make, device, on_gpu=on_gpu)
@@ -122,7 +123,7 @@ def store_searcher(
         effort=None if kind.factory == EXACT else searcher.effort,
         request=request,
         note=note,
-        file=store(path, f"index/knn_g{generation}.faiss", len(ids), searcher.write),
+        file=store(path, f"index/knn_g{generation}.faiss", len(ids), searcher.engine.write),
     )
 
 
@@ -134,7 +135,7 @@ def read_searcher(
     *,
     device: str = "cpu",
     mmap: bool = False,
-) -> Searcher:
+) -> RescoringSearcher[FaissEngine]:
     """Load the search structure that a manifest names, once it is certain to be one of ours.
 
     Args:
@@ -162,8 +163,9 @@ def read_searcher(
             raise damaged(path / record.file.name, "its ids are not those of the metadata")
         embeddings, ids = embeddings.take(rows), held
 
-    def make(on_gpu: bool) -> Searcher:
-        return Searcher(structure, embeddings, ids, on_gpu=on_gpu, effort=record.effort)
+    def make(on_gpu: bool) -> RescoringSearcher[FaissEngine]:
+        engine = FaissEngine(structure, on_gpu=on_gpu)
+        return RescoringSearcher(engine, embeddings, ids, effort=record.effort)
 
     return _or_on_cpu(make, device, on_gpu=on_gpu)
 

@@ -17,7 +17,7 @@ from faiss.contrib.exhaustive_search import knn_ground_truth
 from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 
-from indexing.store.embeddings import Embeddings
+from indexing.store.embeddings import Vectors
 
 RANKS = 10
 """How many of the nearest images a search is measured by."""
@@ -45,7 +45,7 @@ class ExactScores:
     def __init__(
         self,
         table: Any,  # noqa: ANN401 -- a pointer has no type in Python
-        embeddings: Embeddings,
+        embeddings: Vectors,
     ) -> None:
         self._table = table
         self._embeddings = embeddings

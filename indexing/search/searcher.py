@@ -1,68 +1,62 @@
-"""`Searcher`: the one search of all kinds, with exact scores whatever FAISS estimates."""
+"""The one search of all kinds, with exact scores whatever an engine estimates."""
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from typing import Generic, TypeVar
 
-import faiss
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
 from indexing.search.engine import Engine, Queries, Reach
-from indexing.search.faiss_file import write_faiss
 from indexing.search.request import Effort
 from indexing.search.scoring import RANKS, SPARE, ExactScores, Found, best_first, rounding
-from indexing.store.embeddings import Embeddings
+from indexing.store.embeddings import Vectors
 
 _PAIRS = 1 << 16  # of queries and candidates, searched for at a time
-_FLOAT16_ERROR = 2.0**-11 + 2.0**-20  # of a score: half a unit in the last place, and subnormals
-_GPU_ERROR = 2.0**-9  # queries are rounded too, and sums are taken in another order
 
 
-class Searcher:
-    """A FAISS index of any kind over the rows of an embedding table.
+AnyEngine = TypeVar("AnyEngine", bound=Engine, covariant=True)
 
-    FAISS proposes more candidates than asked for; each gets its exact cosine, computed in float32
-    from its own query and stored embedding alone, and the best are returned, equal scores by
-    smaller id. A score is therefore the same for every kind and device; only which images are
+
+class RescoringSearcher(Generic[AnyEngine]):
+    """A FAISS index of any kind, or a vector store, over the rows of an embedding table.
+
+    The engine proposes more candidates than asked for; each gets its exact cosine, computed in
+    float32 from its own query and stored embedding alone, and the best are returned, equal scores
+    by smaller id. A score is therefore the same for every kind and device; only which images are
     found may differ. An exact kind fetches until nothing that is left out could be among the best.
     If any other finds fewer than k images it is asked again with more effort, and at last the
     table without it, so that there are always k.
 
     Args:
-        structure: What FAISS searches, as `make_structure` makes it.
+        engine: What proposes candidates.
         embeddings: The rows it was made from.
         ids: Of the rows, in their order.
-        on_gpu: Search on the GPU.
         effort: How hard to search; None for without leaving anything out.
 
     Attributes:
         ids: int64, shape (images,), as given.
         embeddings: As given.
         effort: How hard is searched.
-        engine: What asks FAISS.
+        engine: As given.
     """
 
     def __init__(
         self,
-        structure: faiss.Index,
-        embeddings: Embeddings,
+        engine: AnyEngine,
+        embeddings: Vectors,
         ids: Int64[ndarray, " images"],
         *,
-        on_gpu: bool = False,
         effort: Effort | None = None,
     ) -> None:
         self.ids = np.ascontiguousarray(ids, dtype=np.int64)
         self.embeddings = embeddings
-        self.engine = Engine(structure, on_gpu=on_gpu)
+        self.engine = engine
         self.effort = effort or self.engine.everything
-        self._structure = structure
         self._scores = ExactScores(self.engine.float_table, embeddings)
-        self._cuts = not (self.engine.estimates or self.engine.is_exact)
-        self._doubt = rounding(embeddings.shape[1])
-        if self.engine.estimates:
-            self._doubt += _GPU_ERROR if on_gpu else _FLOAT16_ERROR
+        self._cuts = not (engine.error or engine.is_exact)
+        self._doubt = rounding(embeddings.shape[1]) + engine.error
         self._rows_are_ids = bool((self.ids == np.arange(len(self.ids))).all())
         self._labels_are_rows = self._rows_are_ids or self.engine.labels_are_rows
         if not self._labels_are_rows:
@@ -89,7 +83,7 @@ class Searcher:
         while not settled.all():
             pending, before = np.flatnonzero(~settled), reach
             reach = self._reach(*reach.wider())
-            if reach == before:  # there is no more to be had of FAISS
+            if reach == before:  # the engine has no more
                 left = _on_cpu(queries[pending])
                 ids[pending], scores[pending] = self._scores.nearest(left, k, self.ids)
                 break
@@ -100,7 +94,7 @@ class Searcher:
     def candidates(
         self, queries: Queries, fetch: int, nprobe: int, ef_search: int
     ) -> tuple[Int64[ndarray, "queries fetch"], Float32[ndarray, "queries fetch"]]:
-        """Rows that FAISS proposes, in its order, with exact scores; -1 and -inf for none."""
+        """Rows that the engine proposes, in its order, with exact scores; -1 and -inf for none."""
         reach = self._reach(fetch, nprobe, ef_search)
         rows = np.full((len(queries), fetch), -1, dtype=np.int64)
         scores = np.full((len(queries), fetch), -np.inf, dtype=np.float32)
@@ -124,12 +118,8 @@ class Searcher:
         return self._scores.nearest(_on_cpu(queries), k, self.ids, rows)
 
     def nearest_rows(self, queries: Queries, k: int) -> Found:
-        """Rows and exact scores of the k nearest, found without FAISS; equal scores by row."""
+        """Rows and exact scores of the k nearest, found without the engine; equal scores by row."""
         return self._scores.nearest(_on_cpu(queries), k, np.arange(len(self.ids)))
-
-    def write(self, stream: BinaryIO) -> None:
-        """Write the CPU's copy to a stream, which unlike FAISS's own files notices a full disk."""
-        write_faiss(self._structure, stream)
 
     def _best(
         self, queries: Queries, k: int, reach: Reach
@@ -149,7 +139,7 @@ class Searcher:
         rows = labels if self._labels_are_rows else self._rows_of(labels)
         if self._cuts:
             # Those that cannot be among the best k, whatever the rounding: reading a vector here
-            # and there costs more than comparing it. What FAISS returns is sorted.
+            # and there costs more than comparing it. What engines return is sorted.
             possible = estimates >= estimates[:, k - 1 : k] - self._doubt
             rows = np.ascontiguousarray(rows[:, : possible.sum(axis=1).max()])
         exact = self._scores.of(_on_cpu(queries), rows)
@@ -170,7 +160,7 @@ class Searcher:
         )
 
     def _rows_of(self, labels: Int64[ndarray, "queries fetch"]) -> Int64[ndarray, "queries fetch"]:
-        """Rows of what FAISS names; -1 stays."""
+        """Rows of what the engine names; -1 stays."""
         places = np.minimum(np.searchsorted(self._sorted, labels), len(self.ids) - 1)
         return np.where(labels < 0, -1, self._order[places])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float16, Float32, Int64
@@ -17,6 +18,24 @@ _NORM_TOLERANCE = 0.01  # float16 leaves about 0.0005
 _WIDENED_AT_ONCE = 32_000  # values, that stay in a processor's nearest cache
 _SIGN_AND_VALUE = np.int32(-0x7000_2000)  # all bits but the three that a sign was copied into
 _BIAS = np.float32(2.0**112)  # float32 counts exponents from 127, float16 from 15
+
+
+class Vectors(Protocol):
+    """A table of unit vectors that are read on demand, as `Embeddings` and vector stores have it.
+
+    Attributes:
+        shape: Rows and dimension.
+    """
+
+    shape: tuple[int, int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(
+        self, rows: int | slice | Int64[ndarray, " rows"]
+    ) -> Float32[ndarray, "... dim"]:
+        """Read a row, or some, as float32."""
+        ...
 
 
 class Embeddings:

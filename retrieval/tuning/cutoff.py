@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from numpy import ndarray
 
-from indexing import ImageIndex
+from indexing import IndexedImages
 from retrieval.ground_truth import Wanted, find_others
 
 MAX_FALSE_ACCEPTS = 0.05
@@ -61,7 +61,7 @@ class Scores(NamedTuple):
 
 
 def best_scores(
-    index: ImageIndex,
+    index: IndexedImages,
     wanted: Wanted,
     vectors: Float32[ndarray, "queries dim"],
     *,

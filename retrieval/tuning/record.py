@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from indexing import ImageIndex
+from indexing import IndexedImages
 from matvit import Encoder, Submodel
 from retrieval.frontier import OperatingPoint, ParetoFrontier, is_int8
 from retrieval.retriever import Hits
@@ -49,7 +49,7 @@ class TunedFor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return mine == (encoder.fingerprint, encoder.weights_fingerprint)
 
     @classmethod
-    def of(cls, index: ImageIndex, encoder: Encoder) -> TunedFor:
+    def of(cls, index: IndexedImages, encoder: Encoder) -> TunedFor:
         """Describe an index and its encoder as they are now."""
         info = index.info()
         digest = hashlib.sha256(json.dumps([info["kind"], info["factory"]]).encode())
@@ -216,7 +216,7 @@ class Tuning:
     cutoff: Cutoff | None = None
 
     @classmethod
-    def of(cls, index: ImageIndex, encoder: Encoder) -> Tuning:
+    def of(cls, index: IndexedImages, encoder: Encoder) -> Tuning:
         """Read what `tune` stored with an index.
 
         Raises:
@@ -317,7 +317,7 @@ class Tuning:
             "did not choose it"
         )
 
-    def note(self, index: ImageIndex) -> str | None:
+    def note(self, index: IndexedImages) -> str | None:
         """Say how an index has changed since it was tuned; None if it has not."""
         then, generation = self.tuned_for, index.info()["generation"]
         if generation == then.generation:
@@ -364,7 +364,7 @@ class _Stored(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cutoff: Cutoff | None = None  # of what was tuned before there was one
 
 
-def read_tuning(index: ImageIndex, encoder: Encoder) -> Tuning | None:
+def read_tuning(index: IndexedImages, encoder: Encoder) -> Tuning | None:
     """Read the tuning of an index; None if it has none, or one of another encoder.
 
     Raises:

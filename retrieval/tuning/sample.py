@@ -11,7 +11,7 @@ from jaxtyping import Int64, UInt8
 from numpy import ndarray
 from PIL import Image
 
-from indexing import Corpus, ImageIndex, ImageRecord
+from indexing import Corpus, ImageRecord, IndexedImages
 from matvit import Preprocess, is_exhaustion
 from retrieval.ground_truth import GroundTruth, Wanted
 from retrieval.retriever import Retriever
@@ -162,7 +162,7 @@ def _from_corpus(
 
 
 def _from_index(
-    index: ImageIndex, preprocess: Preprocess, size: int, rng: np.random.Generator
+    index: IndexedImages, preprocess: Preprocess, size: int, rng: np.random.Generator
 ) -> _Drawn:
     """Decode images of the index in random order until there are enough, and alter them."""
     order = rng.permutation(len(index))
@@ -182,13 +182,13 @@ def _from_index(
     return _stack(list(found.values()), preprocess, unreadable)
 
 
-def _records(index: ImageIndex, rows: Int64[ndarray, " rows"]) -> list[ImageRecord]:
+def _records(index: IndexedImages, rows: Int64[ndarray, " rows"]) -> list[ImageRecord]:
     names = list(ImageRecord.__dataclass_fields__)
     return [ImageRecord(**row) for row in index.metadata.take(rows).select(names).to_pylist()]
 
 
 def _decode(
-    index: ImageIndex, preprocess: Preprocess, number: int
+    index: IndexedImages, preprocess: Preprocess, number: int
 ) -> UInt8[ndarray, "height width 3"] | None:
     """Decode an original of the index; None if it is gone, has changed or cannot be read."""
     try:

@@ -109,7 +109,7 @@ def test_no_query_finds_nothing():
 @pytest.fixture
 def stored(tmp_path):
     index = flat_searcher(grid(50, seed=10), np.arange(100, 150))
-    return store(tmp_path, NAME, 50, index.write)
+    return store(tmp_path, NAME, 50, index.engine.write)
 
 
 def read(folder, file, dim=16):
@@ -171,4 +171,4 @@ def test_file_cut_off_before_it_was_hashed_is_refused(tmp_path, stored):
 def test_full_disk_is_noticed():
     index = flat_searcher(grid(50, seed=10), np.arange(50))
     with FULL.open("wb", buffering=0) as full, pytest.raises(OSError, match="No space"):
-        index.write(full)
+        index.engine.write(full)

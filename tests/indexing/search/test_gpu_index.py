@@ -38,7 +38,7 @@ def built(request, tmp_path):
 @pytest.mark.parametrize("built", ON_GPU, indirect=True)
 def test_gpu_answers_as_the_cpu_does(request, tmp_path, built):
     name = request.node.callspec.params["built"]
-    file = store(tmp_path, NAME, ROWS, built.write)
+    file = store(tmp_path, NAME, ROWS, built.engine.write)
     record = described(sized(name), file, built.effort)
     on_cpu = read_searcher(tmp_path, record, built.embeddings, built.ids)
     queries = clustered(200, seed=4)
@@ -101,7 +101,7 @@ def test_kind_that_runs_on_a_cpu_only_says_so(tmp_path, name):
     embeddings = stored_embeddings(tmp_path, clustered(ROWS, seed=2))
     with pytest.raises(ValueError, match=rf"kind {name} .* runs on a CPU only; use device auto"):
         make_searcher(embeddings, np.arange(ROWS), sized(name), device="cuda")
-    make_searcher(embeddings, np.arange(ROWS), sized(name), device="auto").write(BytesIO())
+    make_searcher(embeddings, np.arange(ROWS), sized(name), device="auto").engine.write(BytesIO())
 
 
 @pytest.mark.skipif(gpu_count() > 0, reason="there is a GPU")
@@ -118,7 +118,7 @@ def test_gpu_that_fails_is_left_for_the_cpu_unless_it_was_asked_for(tmp_path, mo
     with pytest.raises(ValueError, match="cannot be put on the GPU, use device cpu") as error:
         build(device="cuda")
     assert "\n" not in str(error.value)
-    file = store(tmp_path, NAME, ROWS, index.write)
+    file = store(tmp_path, NAME, ROWS, index.engine.write)
     record = described(sized(name), file, index.effort)
     read = partial(read_searcher, tmp_path, record, embeddings, index.ids)
     assert read(device="auto").search(clustered(5, seed=4), 10)[0].tolist() == expected[0].tolist()

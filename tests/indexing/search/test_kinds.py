@@ -29,7 +29,7 @@ def test_memory_of_a_kind_is_the_size_of_its_faiss_file(name):
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     kind = named_kind(name, len(rows), 32)
     index = make_searcher(rows, np.arange(len(rows)), kind)
-    index.write(written := BytesIO())
+    index.engine.write(written := BytesIO())
     assert memory_bytes(kind, len(rows), 32) == pytest.approx(written.tell(), rel=0.01)
 
 

@@ -134,7 +134,7 @@ def test_no_query_finds_nothing(index):
 
 @pytest.mark.parametrize("mmap", [False, True])
 def test_index_is_read_as_it_was_written(tmp_path, index, embeddings, ids, mmap):
-    file = store(tmp_path, NAME, ROWS, index.write)
+    file = store(tmp_path, NAME, ROWS, index.engine.write)
     again = read(tmp_path, file, embeddings, ids, index, mmap=mmap)
     queries = clustered(40, seed=9)
     for k in (1, 10, 300):
@@ -257,7 +257,7 @@ def test_calibration_that_was_never_written_is_refused(changes, message):
 
 
 def test_flipped_bit_is_found_before_faiss_reads_it(tmp_path, monkeypatch, index, embeddings, ids):
-    file = store(tmp_path, NAME, ROWS, index.write)
+    file = store(tmp_path, NAME, ROWS, index.engine.write)
     content = bytearray((tmp_path / NAME).read_bytes())
     content[len(content) // 2] ^= 0x40
     (tmp_path / NAME).write_bytes(content)
@@ -267,7 +267,7 @@ def test_flipped_bit_is_found_before_faiss_reads_it(tmp_path, monkeypatch, index
 
 
 def test_file_cut_anywhere_is_refused_by_its_layout(tmp_path, index):
-    store(tmp_path, NAME, ROWS, index.write)
+    store(tmp_path, NAME, ROWS, index.engine.write)
     path = tmp_path / NAME
     content = path.read_bytes()
     check_layout(path, index.kind)
@@ -291,7 +291,7 @@ def test_other_faiss_structures_are_not_even_opened(tmp_path, monkeypatch, facto
 
 @pytest.mark.parametrize("name", [*KINDS, *FACTORIES])
 def test_structure_of_another_kind_is_not_even_opened(tmp_path, monkeypatch, index, name):
-    file = store(tmp_path, NAME, ROWS, index.write)
+    file = store(tmp_path, NAME, ROWS, index.engine.write)
     other = sized(name)
     if _alike(index.kind.factory) == _alike(other.factory):
         read_structure(tmp_path, file, other, DIM, mmap=False)
@@ -330,7 +330,7 @@ def refuses(folder, monkeypatch, other):
 def test_ids_and_sizes_that_are_not_those_of_the_rows_are_refused(tmp_path, embeddings, ids, name):
     index = make_searcher(embeddings, ids, kind := sized(name))
     index.kind = kind
-    file = store(tmp_path, NAME, ROWS, index.write)
+    file = store(tmp_path, NAME, ROWS, index.engine.write)
     narrow = stored_embeddings(tmp_path, clustered(ROWS, seed=2)[:, :16])
     with pytest.raises(ValueError, match="damaged: its ids are not those of the metadata"):
         read(tmp_path, file, embeddings, ids + 1, index)
@@ -343,7 +343,7 @@ def test_ids_and_sizes_that_are_not_those_of_the_rows_are_refused(tmp_path, embe
 def test_graph_whose_links_lead_out_of_it_is_refused(tmp_path, embeddings, ids):
     index = make_searcher(embeddings, ids, kind := sized("HNSW"))
     index.kind = kind
-    index.write(stream := BytesIO())
+    index.engine.write(stream := BytesIO())
     content = bytearray(stream.getvalue())
     loaded = faiss.deserialize_index(np.frombuffer(bytes(content), "u1"))
     graph = faiss.downcast_index(loaded.index)
