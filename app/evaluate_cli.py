@@ -13,11 +13,11 @@ import indexing
 import retrieval
 from app.gallery import Gallery
 from app.options import (
+    AskedArgument,
     Device,
     DeviceOption,
     EncoderOption,
     HitsOption,
-    IndexArgument,
     JsonOption,
     bad_usage,
     open_retriever,
@@ -30,7 +30,7 @@ _OTHERS = ("queries", "hit_rate@1", "recall@", "map@r", "overlap@", "retained_hi
 
 
 def evaluate(
-    index: IndexArgument,
+    index: AskedArgument,
     queries: Annotated[str, typer.Option(help="Folder of query images, Parquet or tar files.")],
     submodels: Annotated[
         str,
@@ -153,7 +153,7 @@ def _write_page(
 
 def _add_worst(
     page: Gallery,
-    index: indexing.ImageIndex,
+    index: indexing.IndexedImages,
     queries: indexing.Corpus,
     found: retrieval.Evaluation,
     submodel: str,
@@ -178,7 +178,7 @@ def _add_worst(
 
 def _hits(
     page: Gallery,
-    index: indexing.ImageIndex,
+    index: indexing.IndexedImages,
     found: retrieval.Evaluation,
     asked: retrieval.Disagreement,
     submodel: str,

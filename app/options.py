@@ -45,6 +45,14 @@ EncoderOption = Annotated[
     typer.Option(help="Bundled encoder or checkpoint folder [default: the index's own]."),
 ]
 IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")]
+AskedArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="INDEX",
+        help="Folder of the index, or where it was exported to: NAME.lance, NAME.qdrant, or a "
+        "Qdrant server's http://HOST:6333/NAME.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of whatever is drawn.")]
 HitsOption = Annotated[int, typer.Option("-k", min=1, help="Hits per query.")]
 
@@ -89,7 +97,7 @@ def encoder_name(path: Path, built_by: str, encoder: str | None) -> str:
 
 
 def load_encoder_for(
-    index: indexing.ImageIndex, encoder: str | None = None, device: str = "cpu"
+    index: indexing.IndexedImages, encoder: str | None = None, device: str = "cpu"
 ) -> matvit.Encoder:
     """Load the encoder that was named, or the bundled one that built the index.
 
@@ -98,7 +106,7 @@ def load_encoder_for(
         ValueError: If none was named and the index was built by one that is not bundled.
     """
     where = matvit.resolve_device(device)
-    name = encoder_name(index.path, index.info()["encoder"]["name"], encoder)
+    name = encoder_name(index.path, index.described.encoder.name, encoder)
     return matvit.load_encoder(name, device=where)
 
 
@@ -109,10 +117,14 @@ def load_whole_for(
     return load_to_build(encoder_name(index, manifest.encoder.name, encoder), device)
 
 
-def open_retriever(path: Path, encoder: str | None, device: Device) -> retrieval.Retriever:
-    """Open an index together with an encoder that may ask it."""
-    # FAISS uses the GPU where it sees one; nobody has to install it for one.
-    index = indexing.ImageIndex.open(path, device="cpu" if device is Device.CPU else "auto")
+def open_retriever(where: str | Path, encoder: str | None, device: Device) -> retrieval.Retriever:
+    """Open an index, or what it was exported to, together with an encoder that may ask it."""
+    index: indexing.IndexedImages
+    if isinstance(where, str) and indexing.is_store(where):
+        index = indexing.open_store(where)
+    else:
+        # FAISS uses the GPU where it sees one; nobody has to install it for one.
+        index = indexing.ImageIndex.open(where, device="cpu" if device is Device.CPU else "auto")
     return retrieval.Retriever(load_encoder_for(index, encoder, device.value), index)
 
 
@@ -140,6 +152,8 @@ def way_to_ask(
         chosen = None if limits or submodel == AUTO else retriever.encoder.submodel(submodel)
     except ValueError as error:
         bad_usage(error)
+    if chosen is None or calibrated:
+        _check_tunable(retriever.index)
     ask: Callable[..., retrieval.Hits] = partial(retriever.search, submodel=chosen)
     if chosen is None:
         tuning = retrieval.Tuning.of(retriever.index, retriever.encoder)
@@ -155,6 +169,19 @@ def way_to_ask(
         return ask
     on_full_scale = retrieval.Tuning.of(retriever.index, retriever.encoder).on_full_scale
     return lambda image, **wanted: on_full_scale(ask(image, **wanted))
+
+
+def _check_tunable(index: indexing.IndexedImages) -> None:
+    """Refuse what an index was exported to: what tuning found is in the index.
+
+    Raises:
+        ValueError: If it is no index.
+    """
+    if indexing.is_store(index.path):
+        raise ValueError(
+            f"{index.path} holds nothing that `matvit tune` found, which budgets, auto and "
+            "calibrated scores go by; ask the index, or name a submodel"
+        )
 
 
 def parse_sizes(text: str, config: matvit.MatViTConfig) -> list[matvit.Submodel]:

@@ -30,6 +30,8 @@ _EXTRAS = {
     "faiss": "cpu",
     **dict.fromkeys(("torch", "torchvision", "timm", "huggingface_hub", "msgpack"), "build"),
     **dict.fromkeys(("fastapi", "uvicorn", "prometheus_client"), "serve"),
+    "lancedb": "lance",
+    "qdrant_client": "qdrant",
     **dict.fromkeys(("streamlit", "altair", "pandas", "matplotlib", "sklearn"), "page"),
 }
 

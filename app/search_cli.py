@@ -14,11 +14,11 @@ from PIL import Image
 import indexing
 import retrieval
 from app.options import (
+    AskedArgument,
     Device,
     DeviceOption,
     EncoderOption,
     HitsOption,
-    IndexArgument,
     JsonOption,
     bad_usage,
     open_retriever,
@@ -32,7 +32,7 @@ _Globs = list[str] | None
 
 
 def search(
-    index: IndexArgument,
+    index: AskedArgument,
     images: Annotated[
         list[str],
         typer.Argument(
@@ -186,7 +186,7 @@ class Questions:
         together: Whether all of `like` ask one question.
     """
 
-    index: indexing.ImageIndex
+    index: indexing.IndexedImages
     like: list[str]
     unlike: tuple[str, ...]
     by: Literal["mean", "best"]

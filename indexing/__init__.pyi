@@ -25,6 +25,8 @@ from .search.request import AUTO as AUTO
 from .search.request import Effort as Effort
 from .search.request import KindRequest as KindRequest
 from .search.request import parse_bytes as parse_bytes
+from .stores.store import is_store as is_store
+from .stores.store import open_store as open_store
 from .verification import Damage as Damage
 from .verification import VerifyReport as VerifyReport
 from .where import Where as Where
@@ -46,6 +48,9 @@ from .store.lock import lock_file as lock_file
 from .store.manifest import MANIFEST as MANIFEST
 from .store.manifest import Manifest as Manifest
 from .store.rows import read_failures as read_failures
+from .stores.lance import write_lance as write_lance
+from .stores.qdrant import write_qdrant as write_qdrant
+from .stores.rows import write_parquet as write_parquet
 from .verification import verify_index as verify_index
 from .write import add_images as add_images
 from .write import reopen_corpus as reopen_corpus

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Float64
 from numpy import ndarray
 
-from indexing.store.embeddings import Embeddings
+from indexing.store.embeddings import Vectors
+from indexing.stores.rows import rows_of
 from matvit import progress_of, write_atomically
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Plane:
     shares: tuple[float, float]
 
     @classmethod
-    def of(cls, embeddings: Embeddings) -> Plane:
+    def of(cls, embeddings: Vectors) -> Plane:
         """Find it, going through the vectors twice."""
         images, dim = embeddings.shape
         mean, covariance = np.zeros(dim), np.zeros((dim, dim))
@@ -97,7 +98,7 @@ def write_atlas(
     return plane
 
 
-def _parts(embeddings: Embeddings) -> Iterator[Float32[ndarray, "images dim"]]:
+def _parts(embeddings: Vectors) -> Iterator[Float32[ndarray, "images dim"]]:
     for start in range(0, len(embeddings), _TOGETHER):
         yield embeddings[start : start + _TOGETHER]
 
@@ -124,21 +125,15 @@ def _table(
 ) -> pa.Table:
     """Some rows of the file."""
     rows = slice(start, start + _TOGETHER)
-    vectors = index.embeddings[rows]
-    places, ids = plane.place(vectors), index.ids[rows]
-    paths = index.metadata.column("path").slice(start, len(ids)).to_pylist()
-    names = index.class_names
-    columns = {
-        "id": ids,
-        "path": paths,
-        "label": [names[n] if names and n >= 0 else None for n in index.labels[rows].tolist()],
-        "x": places[:, 0],
-        "y": places[:, 1],
-        "vector": list(vectors),
-    }
+    batch = rows_of(index, rows, schema)
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    places = plane.place(index.embeddings[rows])
+    columns |= {"x": places[:, 0], "y": places[:, 1]}
     if picture is not None:
         columns["image"] = [
-            {"bytes": picture(int(number)), "path": path}
-            for number, path in zip(ids, paths, strict=True)
+            {"bytes": picture(number), "path": path}
+            for number, path in zip(
+                columns["id"].to_pylist(), columns["path"].to_pylist(), strict=True
+            )
         ]
-    return pa.table(columns, schema=schema)
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)

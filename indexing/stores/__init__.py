@@ -1,0 +1,1 @@
+"""Stores of other projects: an index written to LanceDB, Qdrant or Parquet, and asked there."""
