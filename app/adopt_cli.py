@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import indexing
-from app.index_cli import (
+from app.building import (
     ExcludeOption,
     IncludeOption,
     WorkersOption,

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import indexing
+import matvit
+from app.building import (
+    BatchOption,
+    ExcludeOption,
+    IncludeOption,
+    Numbers,
+    PrecisionOption,
+    ProcessesOption,
+    WorkersOption,
+    check_request,
+    decoders_of,
+    say_kind,
+    say_left_out,
+    stoppable,
+)
 from app.commands import group
 from app.options import (
     Device,
@@ -28,7 +38,6 @@ from app.options import (
 )
 from app.output import (
     FAILED,
-    INTERRUPTED,
     exit_with_failures,
     report_failures,
     say,
@@ -36,6 +45,7 @@ from app.output import (
     show_json,
     show_row,
 )
+from app.shard_cli import check_source, join_shards
 
 index_cli = group(
     {
@@ -49,49 +59,22 @@ index_cli = group(
         "adopt": "app.adopt_cli:index_adopt",
         "export": "app.export_cli:index_export",
         "duplicates": "app.duplicates_cli:index_duplicates",
+        "shard": "app.shard_cli:index_shard",
     },
     about="Build, update and check image indexes.",
 )
 
-BatchOption = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option(min=0, help="Images decoded side by side [default: one per CPU]."),
-]
-ProcessesOption = Annotated[
-    bool,
-    typer.Option("--processes", help="Decode in processes: a crash then costs one image."),
-]
-
-
-class Numbers(StrEnum):
-    """In which numbers an encoder computes."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-PrecisionOption = Annotated[
-    Numbers,
-    typer.Option(help="Numbers to compute in: auto is bfloat16 where it is faster, off by 0.001."),
-]
-IncludeOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="GLOB", help="Take only what it names, as '*.jpg'; may be repeated."),
-]
-ExcludeOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="GLOB", help="Leave out what it names, as 'old/**'; may be repeated."),
-]
-
 
 def index_build(
-    images: Annotated[
-        str,
-        typer.Argument(metavar="IMAGES", help="Folder of images, Parquet files or tar archives."),
-    ],
     out: Annotated[Path, typer.Option(help="Folder of the new index.")],
+    images: Annotated[
+        str | None,
+        typer.Argument(metavar="[IMAGES]", help="Folder of images, Parquet files or tar archives."),
+    ] = None,
+    shards: Annotated[
+        Path | None,
+        typer.Option(help="Instead of images: folder of what `matvit index shard` made of them."),
+    ] = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     no_labels: Annotated[
@@ -123,30 +106,38 @@ def index_build(
     """Embed all images once, at full size, into a new index; or finish one that was stopped."""
     check_request(kind, factory, max_memory, include, exclude)
     decoders = decoders_of(batch_size, workers, processes=processes)
-    model = load_to_build(encoder, device)
-    corpus = indexing.Corpus.open(
-        images, include=include, exclude=exclude, labels=False if no_labels else None
-    )
-    with stoppable(out):
-        index = indexing.ImageIndex.build(
-            model,
-            corpus,
-            out,
-            kind=kind,
-            factory=factory,
-            max_memory=max_memory,
-            search_device=search_device.value,
-            decoders=decoders,
-            precision=precision.value,
-            progress=True,
+    check_source(images, shards, chosen=bool(include or exclude or no_labels or encoder))
+    if shards is not None:
+        index = join_shards(
+            shards, out, kind, factory, max_memory, matvit.resolve_device(search_device.value)
         )
+    else:
+        assert images is not None
+        model = load_to_build(encoder, device)
+        corpus = indexing.Corpus.open(
+            images, include=include, exclude=exclude, labels=False if no_labels else None
+        )
+        with stoppable(out):
+            index = indexing.ImageIndex.build(
+                model,
+                corpus,
+                out,
+                kind=kind,
+                factory=factory,
+                max_memory=max_memory,
+                search_device=search_device.value,
+                decoders=decoders,
+                precision=precision.value,
+                progress=True,
+            )
     report_failures(index.failures)
-    say_left_out(corpus)
+    say_left_out(index.described.corpus)
     say_kind(out)
     if as_json:
         show_json(index.info())
     else:
-        show(f"{len(index):,} images in {out}, embedded by {model.name} at full size.")
+        name = index.described.encoder.name
+        show(f"{len(index):,} images in {out}, embedded by {name} at full size.")
     exit_with_failures(len(index.failures))
 
 
@@ -371,61 +362,3 @@ def index_info(
     show(f"corpus      {info['corpus']['root']}")
     for remark in info["remarks"]:
         show(f"note        {remark}")
-
-
-def check_request(
-    kind: str,
-    factory: str | None,
-    max_memory: str | None,
-    include: list[str] | None,
-    exclude: list[str] | None,
-) -> None:
-    """Refuse what cannot be meant before an encoder is loaded for it."""
-    try:
-        most = None if max_memory is None else indexing.parse_bytes(max_memory)
-        indexing.KindRequest(kind=kind, factory=factory, max_memory_bytes=most)
-        if kind not in (indexing.AUTO, *indexing.KINDS):
-            raise ValueError(
-                f"unknown kind {kind!r}; known: {indexing.AUTO}, {', '.join(indexing.KINDS)}"
-            )
-        indexing.Selection.of(include, exclude, labels=True)
-    except ValueError as error:
-        bad_usage(error)
-
-
-def say_kind(index: Path) -> None:
-    """Say how well an approximate kind searches, and why it is another one than was asked for."""
-    record = indexing.read_manifest(index).index
-    if record is not None and record.effort is not None:
-        say(f"{record.kind} ({record.factory}): {record.effort.describe()}")
-    if record is not None and record.note is not None:
-        say(record.note)
-
-
-def say_left_out(corpus: indexing.Corpus) -> None:
-    """Say what else there is where the images are."""
-    for sentence in corpus.left_out.in_words():
-        say(sentence)
-
-
-def decoders_of(batch_size: int, workers: int | None, *, processes: bool) -> indexing.Decoders:
-    """Say who decodes, and refuse processes that are none."""
-    if workers == 0 and processes:
-        bad_usage(ValueError("--processes needs at least 1 of --workers"))
-    return indexing.Decoders(workers=workers, processes=processes, batch_size=batch_size)
-
-
-@contextmanager
-def stoppable(index: Path) -> Iterator[None]:
-    """Let Ctrl-C be a clean stop that says what is stored and how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        stored = 0
-        if (index / indexing.MANIFEST).exists():
-            manifest = indexing.read_manifest(index)
-            staged = sum(shard.metadata.rows for shard in manifest.staged)
-            stored = manifest.counts.images + staged
-        again = shlex.join(["matvit", *sys.argv[1:]])
-        say(f"Stopped; {stored:,} images are stored. To go on, type again: {again}")
-        raise typer.Exit(INTERRUPTED) from None

@@ -42,10 +42,14 @@ from .images import Searcher as Searcher
 from .images import describe_index as describe_index
 from .relocate import relocate_index as relocate_index
 from .remove import remove_images as remove_images
+from .shards import build_from_shards as build_from_shards
+from .shards import embed_shard as embed_shard
+from .shards import shard_folder as shard_folder
 from .store.folder import read_finished as read_finished
 from .store.folder import read_manifest as read_manifest
 from .store.lock import lock_file as lock_file
 from .store.manifest import MANIFEST as MANIFEST
+from .store.manifest import CorpusRecord as CorpusRecord
 from .store.manifest import Manifest as Manifest
 from .store.rows import read_failures as read_failures
 from .stores.lance import write_lance as write_lance

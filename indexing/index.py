@@ -18,7 +18,7 @@ from indexing.images import IndexedImages, describe_index
 from indexing.merge import AddReport
 from indexing.relocate import RelocateReport, relocate_index
 from indexing.remove import RemoveReport, remove_images
-from indexing.search.request import AUTO, KindRequest, parse_bytes
+from indexing.search.request import AUTO, KindRequest
 from indexing.store.files import REMEDY, check_size
 from indexing.store.folder import read_finished, read_manifest, way_back_to_whole
 from indexing.store.manifest import Manifest
@@ -126,12 +126,8 @@ class ImageIndex(IndexedImages):
                 begun with another list of images, or the kind is unknown, needs more images or
                 takes more memory than it may, or the device is unknown.
         """
-        most = None if max_memory is None else parse_bytes(max_memory)
-        request = KindRequest(
-            kind=kind,
-            factory=factory,
-            max_memory_bytes=most,
-            device=built_on(encoder) if search_device == AUTO else search_device,
+        request = KindRequest.of(
+            kind, factory, max_memory, built_on(encoder) if search_device == AUTO else search_device
         )
         build_index(
             encoder,

@@ -9,53 +9,43 @@ most the shard at hand, and the same call goes on behind the last one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float16, Int64, UInt8
+from jaxtyping import Int64
 from msgspec.structs import replace
 from numpy import ndarray
 
-from indexing.changes import NEW, Changes, corpus_names, refuse_shared_names
+from indexing.changes import Changes, corpus_names, refuse_shared_names
 from indexing.checks import check_encoder, check_whole, describe
 from indexing.compact import join_small_shards
-from indexing.corpus.corpus import Corpus, DecodedBatch
-from indexing.corpus.decoding import DecodePool, Decoders
+from indexing.corpus.corpus import Corpus
+from indexing.corpus.decoding import Decoders
 from indexing.corpus.selection import Selection
 from indexing.merge import AddReport, merge_addition, merge_build, staged_failures
-from indexing.records import NO_LABEL, RECORDS, Failure
+from indexing.records import NO_LABEL
 from indexing.search.gpu import gpu_count
 from indexing.search.kinds import resolve
 from indexing.search.request import KindRequest
+from indexing.stage import Given, Stage
 from indexing.store.files import check_hash, check_size
 from indexing.store.folder import (
-    commit,
-    free_shard,
     new_index,
     read_finished,
     remove_index,
     writer_lock,
 )
-from indexing.store.manifest import CorpusRecord, Counts, Manifest, Plan, Shard
+from indexing.store.manifest import CorpusRecord, Counts, Manifest, Plan, Shard, Share
 from indexing.store.rows import (
     SHARD_SIZE,
     StoredRows,
     live_rows,
-    metadata_table,
     read_failures,
-    write_shard,
 )
-from matvit import Encoder, Precision, embed, progress_of
-
-_NORM_TOLERANCE = 1e-3
-
-Given = Callable[[Int64[ndarray, " images"]], Float16[ndarray, "images dim"]]
-"""Returns vectors that are known already."""
+from matvit import Encoder, Precision, progress_of
 
 
 def build_index(
@@ -87,26 +77,56 @@ def build_index(
         raise ValueError(f"no images to index: the corpus at {corpus.root} is empty")
     resolve(request, len(corpus), encoder.config.embed_dim)  # or hours end in an error
     with new_index(path) as begun:
-        if begun is None:
-            manifest = _begin(encoder, corpus)
-            remove_index(path)  # what is left of a build that was killed before its first commit
-        else:
-            if begun.corpus.selection.rules == 1 and not corpus.is_chosen:
-                corpus = _as_taken(corpus, begun.corpus.selection)
-            manifest = _resume(encoder, corpus, path, begun)
-        assert manifest.plan is not None
-        size = manifest.plan.shard_size
-        done = min(len(manifest.staged) * size, len(corpus))
-        stage = _Stage(
-            encoder=encoder, path=path, corpus=corpus,
-            numbers=_class_numbers(manifest.corpus, corpus), changes=None, precision=precision,
-            given=given,
+        manifest = stage_images(
+            encoder, corpus, path, begun,
+            decoders=decoders, precision=precision, given=given, progress=progress,
         )  # fmt: skip
-        with progress_of("indexing", len(corpus), unit="img", done=done, shown=progress) as bar:
-            todo = np.arange(done, len(corpus))
-            manifest = stage.store(manifest, todo, size, decoders, bar.update)
         device = "auto" if built_on(encoder) == "cuda" else "cpu"
         merge_build(path, manifest, request, device=device, progress=progress)
+
+
+def stage_images(
+    encoder: Encoder,
+    corpus: Corpus,
+    path: Path,
+    begun: Manifest | None,
+    *,
+    share: Share | None = None,
+    decoders: Decoders = Decoders(),
+    precision: Precision = "auto",
+    given: Given | None = None,
+    progress: bool = False,
+) -> Manifest:
+    """Stage all images of a build, or a share of them, or what is left of that.
+
+    Args:
+        encoder: See `build_index`, as all that is not named here.
+        corpus: All images, of a share too.
+        path: A folder that is reserved by `new_index`.
+        begun: What that found.
+        share: Which of the images; None for all.
+        decoders: Who decodes.
+        precision: In which numbers to compute.
+        given: Instead of computing.
+        progress: Show a progress bar on stderr.
+    """
+    if begun is None:
+        manifest = _begin(encoder, corpus, share)
+        remove_index(path)  # what is left of a build that was killed before its first commit
+    else:
+        if begun.corpus.selection.rules == 1 and not corpus.is_chosen:
+            corpus = _as_taken(corpus, begun.corpus.selection)
+        manifest = _resume(encoder, corpus, path, begun, share)
+    assert manifest.plan is not None
+    size, run = manifest.plan.shard_size, manifest.plan.run(len(corpus))
+    done = min(len(manifest.staged) * size, len(run))
+    stage = Stage(
+        encoder=encoder, path=path, corpus=corpus,
+        numbers=_class_numbers(manifest.corpus, corpus), changes=None, precision=precision,
+        given=given,
+    )  # fmt: skip
+    with progress_of("indexing", len(run), unit="img", done=done, shown=progress) as bar:
+        return stage.store(manifest, np.array(run[done:]), size, decoders, bar.update)
 
 
 def add_images(
@@ -139,7 +159,7 @@ def add_images(
             retry_failed=retry_failed, forgotten=before.forgotten,
             rehash=rehash, progress=progress,
         )  # fmt: skip
-        stage = _Stage(
+        stage = Stage(
             encoder=encoder, path=path, corpus=corpus,
             numbers=_class_numbers(now, corpus), changes=changes, precision=precision,
         )  # fmt: skip
@@ -172,7 +192,7 @@ def built_on(encoder: Encoder) -> str:
 # --- planning ---------------------------------------------------------------------------------
 
 
-def _begin(encoder: Encoder, corpus: Corpus) -> Manifest:
+def _begin(encoder: Encoder, corpus: Corpus, share: Share | None) -> Manifest:
     """Describe a build that has stored nothing yet."""
     by, prepared = describe(encoder)
     class_names = corpus.class_names
@@ -193,7 +213,7 @@ def _begin(encoder: Encoder, corpus: Corpus) -> Manifest:
         ),
         shards=(),
         staged=(),
-        plan=Plan(list_sha256=corpus.list_sha256, shard_size=SHARD_SIZE),
+        plan=Plan(list_sha256=corpus.list_sha256, shard_size=SHARD_SIZE, share=share),
         adding=None,
         tombstones=None,
         failures=None,
@@ -201,12 +221,14 @@ def _begin(encoder: Encoder, corpus: Corpus) -> Manifest:
     )
 
 
-def _resume(encoder: Encoder, corpus: Corpus, path: Path, begun: Manifest) -> Manifest:
+def _resume(
+    encoder: Encoder, corpus: Corpus, path: Path, begun: Manifest, share: Share | None
+) -> Manifest:
     """Check that an unfinished build is the same job, and drop shards that are damaged.
 
     Raises:
         IndexMismatchError: If it was begun by another encoder or preprocessing.
-        ValueError: If it was begun with another list of images.
+        ValueError: If it was begun with another list of images, or as another share of them.
     """
     check_encoder(path, begun, encoder)
     assert begun.plan is not None
@@ -218,11 +240,37 @@ def _resume(encoder: Encoder, corpus: Corpus, path: Path, begun: Manifest) -> Ma
             f"{len(corpus):,} in {corpus.root}; put files that were added, renamed or removed "
             "back as they were, or remove the index and start again"
         )
-    intact = tuple(takewhile(lambda shard: _is_intact(path, shard), begun.staged))
-    if intact == begun.staged:
+    share = _same_share(path, begun.plan.share, share)
+    return intact(path, replace(begun, plan=replace(begun.plan, share=share)))
+
+
+def _same_share(path: Path, begun: Share | None, share: Share | None) -> Share | None:
+    """Return a share with all that work on it, once it is certain to be the one that was begun.
+
+    Raises:
+        ValueError: If it is another one, or embeds otherwise.
+    """
+    if begun is None and share is None:
+        return None
+    if begun is None or share is None:
+        held = "the build of a whole index" if begun is None else f"shard {begun} of a build"
+        raise ValueError(f"{path} holds {held}; choose another folder")
+    if replace(share, devices=begun.devices) != begun:
+        raise ValueError(
+            f"{path} was begun as shard {begun} in batches of {begun.batch_size} and "
+            f"{begun.numbers}, now {share} in batches of {share.batch_size} and {share.numbers}; "
+            "go on with the same options, or remove it and start again"
+        )
+    return replace(share, devices=tuple(dict.fromkeys((*begun.devices, *share.devices))))
+
+
+def intact(path: Path, begun: Manifest) -> Manifest:
+    """Drop shards that are damaged, and what was staged behind them."""
+    whole = tuple(takewhile(lambda shard: _is_intact(path, shard), begun.staged))
+    if whole == begun.staged:
         return begun
-    next_id = sum(shard.metadata.rows for shard in intact)
-    return replace(begun, staged=intact, next_id=next_id, next_shard=len(intact))
+    next_id = sum(shard.metadata.rows for shard in whole)
+    return replace(begun, staged=whole, next_id=next_id, next_shard=len(whole))
 
 
 def _is_intact(path: Path, shard: Shard) -> bool:
@@ -299,135 +347,3 @@ def _class_numbers(record: CorpusRecord, corpus: Corpus) -> Int64[ndarray, " cla
     number = {name: label for label, name in enumerate(record.class_names or ())}
     named = (number[name] for name in corpus.class_names or ())
     return np.array([*named, NO_LABEL], dtype=np.int64)
-
-
-# --- staging ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Stage:
-    """Reads images and stores them as shards that wait to be merged.
-
-    Attributes:
-        encoder: A whole encoder.
-        path: The index.
-        corpus: The images.
-        numbers: Number in the index of each class of the corpus, and of no class as the last.
-        changes: Knows which images are stored already; None if none can be.
-        precision: In which numbers to compute; see `matvit.embed`.
-        given: Instead of computing: what returns the vectors of images.
-    """
-
-    encoder: Encoder
-    path: Path
-    corpus: Corpus
-    numbers: Int64[ndarray, " classes"]
-    changes: Changes | None
-    precision: Precision
-    given: Given | None = None
-
-    def store(
-        self,
-        manifest: Manifest,
-        todo: Int64[ndarray, " images"],
-        size: int,
-        decoders: Decoders,
-        advance: Callable[[int], object],
-    ) -> Manifest:
-        """Embed the images at some places of the corpus and commit them, so many to a shard."""
-        with DecodePool(self.encoder.preprocess, decoders) as pool:
-            for start in range(0, len(todo), size):
-                run = self.corpus.subset(todo[start : start + size])
-                manifest = self._store_shard(manifest, run.decode_with(pool), advance)
-        return manifest
-
-    def _store_shard(
-        self,
-        manifest: Manifest,
-        batches: Iterable[DecodedBatch],
-        advance: Callable[[int], object],
-    ) -> Manifest:
-        """Embed one run of images and commit it; the next ones are decoded meanwhile."""
-        vectors: list[Float16[ndarray, "images dim"]] = []
-        columns: list[pa.RecordBatch] = []
-        ids: list[int] = []
-        failures: list[Failure] = []
-        next_id = manifest.next_id
-        for batch in batches:
-            known, given = self._trace(batch, next_id)
-            vectors.append(self._vectors(batch, known))
-            columns.append(self._renumbered(batch.columns))
-            ids += given
-            failures += batch.failures
-            next_id = max([next_id, *(number + 1 for number in given)])
-            advance(batch.images)
-        table = metadata_table(columns, ids)
-        number = free_shard(self.path, manifest)
-        shard = write_shard(self.path, number, np.concatenate(vectors), table, failures)
-        staged = (*manifest.staged, shard)
-        manifest = replace(manifest, next_id=next_id, next_shard=number + 1, staged=staged)
-        commit(self.path, manifest)
-        return manifest
-
-    def _trace(
-        self, batch: DecodedBatch, next_id: int
-    ) -> tuple[Int64[ndarray, " images"], list[int]]:
-        """Stored row of each image, `NEW` if there is none, and the id that it gets."""
-        if self.changes is None:
-            return np.full(len(batch), NEW), list(range(next_id, next_id + len(batch)))
-        return self.changes.trace(batch.columns, next_id)
-
-    def _vectors(
-        self, batch: DecodedBatch, known: Int64[ndarray, " images"]
-    ) -> Float16[ndarray, "images dim"]:
-        """Copy the embeddings that are stored already, compute the others."""
-        if self.given is not None:
-            return self.given(np.from_dlpack(batch.columns["position"]))
-        new, names = known == NEW, batch.columns["path"]
-        if new.all():
-            return embed_whole(self.encoder, batch.pixels, names, self.precision)
-        assert self.changes is not None
-        vectors = np.empty((len(batch), self.encoder.config.embed_dim), dtype=np.float16)
-        vectors[new] = embed_whole(
-            self.encoder, batch.pixels[new], names.filter(pa.array(new)), self.precision
-        )
-        vectors[~new] = self.changes.embeddings.raw(known[~new])
-        return vectors
-
-    def _renumbered(self, columns: pa.RecordBatch) -> pa.RecordBatch:
-        """Number the classes as the index does."""
-        place = RECORDS.get_field_index("label")
-        labels = pa.array(self.numbers[columns["label"].to_numpy()])
-        return columns.set_column(place, RECORDS.field(place), labels)
-
-
-def embed_whole(
-    encoder: Encoder,
-    pixels: UInt8[ndarray, "images height width 3"],
-    names: pa.Array,
-    precision: Precision = "auto",
-) -> Float16[ndarray, "images dim"]:
-    """Embed images at full size and make sure that every row can be searched for.
-
-    Args:
-        encoder: A whole encoder.
-        pixels: Decoded images.
-        names: What to call each.
-        precision: In which numbers to compute; see `matvit.embed`.
-
-    Raises:
-        ValueError: If the encoder did not return one unit vector per image.
-    """
-    expected = (len(pixels), encoder.config.embed_dim)
-    if not len(pixels):
-        return np.empty(expected, dtype=np.float16)
-    vectors = embed(encoder, pixels, batch_size=len(pixels), precision=precision)
-    if vectors.shape != expected:
-        raise ValueError(f"encoder {encoder.name} returned {vectors.shape}, wanted {expected}")
-    norms = np.linalg.norm(vectors, axis=1)
-    for row in np.flatnonzero(~(np.abs(norms - 1) < _NORM_TOLERANCE)):  # NaN is caught too
-        raise ValueError(
-            f"encoder {encoder.name} has no direction for {names[row]}: its "
-            f"embedding has length {norms[row]}; check the weights of the encoder"
-        )
-    return vectors.astype(np.float16)

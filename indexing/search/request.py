@@ -57,6 +57,14 @@ class KindRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"an index is searched on cpu or cuda, got {self.device!r:.40}")
 
+    @classmethod
+    def of(
+        cls, kind: str, factory: str | None, max_memory: int | str | None, device: str = "cpu"
+    ) -> KindRequest:
+        """Make one of what was typed, where memory may be a size such as `"4GB"`."""
+        most = None if max_memory is None else parse_bytes(max_memory)
+        return cls(kind=kind, factory=factory, max_memory_bytes=most, device=device)
+
     @property
     def name(self) -> str:
         """What was asked for, in a word."""

@@ -59,6 +59,11 @@ def read_finished(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     if manifest.plan is not None:
+        if manifest.plan.share is not None:
+            raise ValueError(
+                f"{folder} is shard {manifest.plan.share} of an index; once all are made: "
+                f"matvit index build --shards {folder.parent} --out INDEX"
+            )
         done = min(len(manifest.staged) * manifest.plan.shard_size, manifest.corpus.images)
         raise ValueError(
             f"{folder} is unfinished: {done:,} of {manifest.corpus.images:,} images are stored; "

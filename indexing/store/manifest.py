@@ -130,16 +130,64 @@ class SearchRecord(_Part, frozen=True):
             raise ValueError(f"index.calibration is missing, which kind {self.kind!r} needs")
 
 
-class Plan(_Part, frozen=True):
+class Share(_Part, frozen=True):
+    """One of the equal shares that several workers make of a build: `--shard number/of`.
+
+    A share is a run of whole shards, so it depends on the list of images alone.
+
+    Attributes:
+        number: Of the share, from 1.
+        of: How many there are.
+        batch_size: Images that were embedded together.
+        numbers: In which numbers, as `Encoder.number_format` says.
+        devices: What embedded it: more than one if another worker went on with it.
+    """
+
+    number: Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
+    of: Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
+    batch_size: Count
+    numbers: str
+    devices: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.number > self.of:
+            raise ValueError(f"a shard is one of 1/{self.of} to {self.of}/{self.of}, got {self}")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def run(self, images: int, shard_size: int) -> range:
+        """Places in the list of its images.
+
+        Raises:
+            ValueError: If there are more shares than shards.
+        """
+        shards = -(-images // shard_size)
+        if self.of > shards:
+            raise ValueError(
+                f"{images:,} images are {shards:,} runs of {shard_size:,}, so they make no more "
+                f"shards than that; got --shard {self}"
+            )
+        first, last = ((self.number + step) * shards // self.of for step in (-1, 0))
+        return range(first * shard_size, min(last * shard_size, images))
+
+
+class Plan(_Part, frozen=True, omit_defaults=True):
     """What an unfinished build set out to do.
 
     Attributes:
         list_sha256: Of the list of images; see `list_fingerprint`.
         shard_size: Images of the list per shard.
+        share: Which of them, if several workers share a build; the key is missing if all.
     """
 
     list_sha256: str
     shard_size: Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
+    share: Share | None = None
+
+    def run(self, images: int) -> range:
+        """Places in a list of so many images of those that are to be embedded."""
+        return range(images) if self.share is None else self.share.run(images, self.shard_size)
 
 
 class Manifest(_Part, frozen=True, kw_only=True):

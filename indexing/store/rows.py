@@ -51,7 +51,7 @@ FAILURES = pa.schema(
 
 def metadata_table(batches: Sequence[pa.RecordBatch], ids: Iterable[int]) -> pa.Table:
     """Put ids before what is known about images; one row each, in the columns of `RECORDS`."""
-    records = pa.Table.from_batches(batches, RECORDS)
+    records = pa.Table.from_batches(batches, RECORDS).combine_chunks()
     return pa.table([pa.array(ids, pa.int64()), *records.columns], schema=METADATA)
 
 

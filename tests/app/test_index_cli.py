@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indexing import write
+from indexing import stage, write
 from indexing.corpus.decoding import DecodePool
 from indexing.store.folder import commit, writer_lock
 
@@ -242,7 +242,7 @@ def test_interrupted_build_says_how_to_go_on_and_does(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(write, "commit", late)
+        patch.setattr(stage, "commit", late)
         patch.setattr(write, "SHARD_SIZE", 5)
         code, out, err = matvit(*build)
     typed = " ".join(["matvit", *map(str, build)])

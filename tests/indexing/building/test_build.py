@@ -17,7 +17,7 @@ import pytest
 from building import SAME, assert_refused, assert_rows_are_their_own_images
 from toy import ToyEncoder
 
-from indexing import write
+from indexing import stage, write
 from indexing.corpus.corpus import Corpus
 from indexing.corpus.decoding import Decoders
 from indexing.index import ImageIndex
@@ -184,13 +184,13 @@ def test_embedding_without_a_direction_stops_the_build(
         vectors[5] = value
         return vectors
 
-    monkeypatch.setattr(write, "embed", broken)
+    monkeypatch.setattr(stage, "embed", broken)
     message = f"encoder tiny has no direction for {corpus.name(5)}: its embedding has length"
     assert_refused(tiny_model, corpus, tmp_path / "index", ValueError, message)
 
 
 def test_embeddings_of_another_shape_stop_the_build(tiny_model, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "embed", lambda *_, **__: np.ones((1, 16), np.float32) / 4)
+    monkeypatch.setattr(stage, "embed", lambda *_, **__: np.ones((1, 16), np.float32) / 4)
     message = r"encoder tiny returned \(1, 16\), wanted \(12, 16\)"
     assert_refused(tiny_model, corpus, tmp_path / "index", ValueError, message)
 
@@ -228,5 +228,5 @@ def test_interrupt_leaves_nothing_behind(tiny_model, corpus, tmp_path, monkeypat
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(write, "commit", interrupted)
+    monkeypatch.setattr(stage, "commit", interrupted)
     assert_refused(tiny_model, corpus, tmp_path / "index", KeyboardInterrupt)

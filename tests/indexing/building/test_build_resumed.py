@@ -8,7 +8,7 @@ import sys
 import pytest
 from building import assert_refused, assert_rows_are_their_own_images
 
-from indexing import write
+from indexing import stage, write
 from indexing.corpus.corpus import Corpus
 from indexing.index import ImageIndex, IndexMismatchError
 from indexing.store.folder import commit
@@ -28,7 +28,7 @@ def interrupted(tiny_model, corpus, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(write, "commit", late)
+        patch.setattr(stage, "commit", late)
         patch.setattr(write, "SHARD_SIZE", 4)
         with pytest.raises(KeyboardInterrupt):
             ImageIndex.build(tiny_model, corpus, tmp_path / "index")
@@ -50,7 +50,7 @@ def test_same_call_embeds_only_what_is_missing(
         embedded.append(len(pixels))
         return embed(encoder, pixels, **options)
 
-    monkeypatch.setattr(write, "embed", counting)
+    monkeypatch.setattr(stage, "embed", counting)
     resumed = ImageIndex.build(tiny_model, corpus, interrupted)
     assert sum(embedded) == 4
     monkeypatch.setattr(write, "SHARD_SIZE", 4)
