@@ -37,7 +37,7 @@ from provenance import RESULTS, provenance, without_paths, write_result
 
 from indexing import KINDS, Effort, ImageIndex
 from indexing.search import gpu
-from indexing.search.engine import FaissEngine
+from indexing.search.faiss_engine import FaissEngine
 from indexing.search.kinds import Kind, named_kind, split
 from indexing.search.making import make_searcher, read_searcher
 from indexing.search.request import KindRequest

@@ -25,8 +25,8 @@ from .search.request import AUTO as AUTO
 from .search.request import Effort as Effort
 from .search.request import KindRequest as KindRequest
 from .search.request import parse_bytes as parse_bytes
-from .stores.store import is_store as is_store
-from .stores.store import open_store as open_store
+from .stores.opening import is_store as is_store
+from .stores.opening import open_store as open_store
 from .verification import Damage as Damage
 from .verification import VerifyReport as VerifyReport
 from .where import Where as Where

@@ -13,12 +13,9 @@ from numpy import ndarray
 
 from indexing.corpus.corpus import Corpus
 from indexing.corpus.originals import complaints
-from indexing.records import UNKNOWN, Failure, is_below
+from indexing.records import NEW, UNKNOWN, Failure, is_below
 from indexing.store.embeddings import Embeddings
 from indexing.store.rows import StoredRows, column
-
-NEW = -1
-"""Instead of a row: of an image that is not stored yet."""
 
 _DIGITS = 16  # of a hash, which fit in 64 bits; the rest is compared one by one
 

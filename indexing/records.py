@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 UNKNOWN = -1
 """Size or time of a file that nobody can tell."""
 
+NEW = -1
+"""Instead of a row: of an image that is not stored yet."""
+
 NO_LABEL = -1
 """Class index of an image that has no class."""
 

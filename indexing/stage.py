@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +13,16 @@ from jaxtyping import Float16, Int64, UInt8
 from msgspec.structs import replace
 from numpy import ndarray
 
-from indexing.changes import NEW, Changes
 from indexing.corpus.corpus import Corpus, DecodedBatch
 from indexing.corpus.decoding import DecodePool, Decoders
-from indexing.records import RECORDS, Failure
+from indexing.records import NEW, RECORDS, Failure
 from indexing.store.folder import commit, free_shard
 from indexing.store.manifest import Manifest
 from indexing.store.rows import metadata_table, write_shard
 from matvit import Encoder, Precision, embed
+
+if TYPE_CHECKING:
+    from indexing.changes import Changes
 
 _NORM_TOLERANCE = 1e-3
 

@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from indexing.search import gpu
 from indexing.search.effort import measure_effort
-from indexing.search.engine import FaissEngine
+from indexing.search.faiss_engine import FaissEngine
 from indexing.search.faiss_file import held_ids, read_structure
 from indexing.search.kinds import (
     FACTORY,

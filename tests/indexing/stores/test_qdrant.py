@@ -10,8 +10,8 @@ from indexing import Corpus, ImageIndex, open_store
 
 qdrant = pytest.importorskip("qdrant_client")
 from indexing import write_qdrant  # noqa: E402 -- where it is there
+from indexing.stores.opening import images_in  # noqa: E402
 from indexing.stores.qdrant import COLLECTION, QdrantStore, fill  # noqa: E402
-from indexing.stores.store import images_in  # noqa: E402
 
 # The client does, where it finds the folder locked.
 LEAVES_ITS_LOCK_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -57,8 +57,8 @@ def stored(request, index, tmp_path_factory):
         return
     qdrant = pytest.importorskip("qdrant_client")
     from indexing import write_qdrant
+    from indexing.stores.opening import images_in
     from indexing.stores.qdrant import QdrantStore, fill
-    from indexing.stores.store import images_in
 
     if request.param == "memory":
         fill(index, "memory.qdrant", client := qdrant.QdrantClient(":memory:"))
@@ -145,7 +145,7 @@ def test_rows_outside_the_table_are_an_error(stored):
 
 
 def test_a_store_whose_images_do_not_find_themselves_does_not_open(index, stored, monkeypatch):
-    from indexing.stores.store import images_in
+    from indexing.stores.opening import images_in
 
     store = stored.embeddings._store
     first = (np.ones(1, np.float32), store.ids[:1])
