@@ -41,9 +41,9 @@ from indexing.search.faiss_engine import FaissEngine
 from indexing.search.kinds import Kind, named_kind, split
 from indexing.search.making import make_searcher, read_searcher
 from indexing.search.request import KindRequest
-from indexing.search.scoring import SPARE, unit_queries
+from indexing.search.scoring import SPARE
 from indexing.search.searcher import RescoringSearcher
-from indexing.store.embeddings import Embeddings
+from indexing.store.embeddings import Embeddings, unit_queries
 from indexing.store.files import store
 from indexing.store.manifest import SearchRecord
 

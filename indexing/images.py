@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -18,12 +18,14 @@ from numpy import ndarray
 from indexing.checks import Described, check_encoder
 from indexing.corpus.originals import Originals
 from indexing.records import Failure
-from indexing.search.scoring import Found, unit_queries
-from indexing.store.embeddings import Vectors
+from indexing.store.embeddings import Vectors, unit_queries
 from indexing.store.manifest import Manifest
 from indexing.store.rows import column
 from indexing.where import Where
 from matvit import COLOURS, Encoder
+
+if TYPE_CHECKING:
+    from indexing.search.scoring import Found
 
 
 class Searcher(Protocol):

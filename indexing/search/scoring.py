@@ -14,7 +14,7 @@ from typing import Any
 import faiss
 import numpy as np
 from faiss.contrib.exhaustive_search import knn_ground_truth
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from indexing.store.embeddings import Vectors
@@ -181,27 +181,3 @@ def best_first(
 def rounding(dim: int) -> float:
     """Twice the worst rounding error of a float32 inner product of unit vectors."""
     return dim * 2.0**-23
-
-
-def unit_queries(vectors: Float[ndarray, "queries dim"], dim: int) -> Float32[ndarray, "..."]:
-    """Check queries, since the guards of FAISS are bare asserts, and scale them to length one.
-
-    Returns:
-        float32 of shape (queries, dim).
-
-    Raises:
-        ValueError: If they are of another shape or type, not finite, or zero.
-    """
-    vectors = np.asarray(vectors)
-    if vectors.ndim != 2 or vectors.shape[1] != dim:
-        raise ValueError(f"queries must have shape (queries, {dim}), got {vectors.shape}")
-    if vectors.dtype.kind != "f":
-        raise ValueError(f"queries must be floating point, got {vectors.dtype}")
-    exact = vectors.astype(np.float64)  # so that no float32 query overflows its norm
-    norms = np.sqrt(np.vecdot(exact, exact))
-    for row in np.flatnonzero(~((norms > 0) & (norms < np.inf))):
-        raise ValueError(
-            f"query {row} is zero or not finite, so it has no direction; "
-            "check the encoder that made it"
-        )
-    return np.ascontiguousarray(exact / norms[:, np.newaxis], dtype=np.float32)

@@ -22,7 +22,7 @@ from indexing import Corpus, ImageIndex, verify_index
 from indexing.search.kinds import KINDS, memory_bytes, named_kind, resolve, resolve_again
 from indexing.search.making import store_searcher
 from indexing.search.request import KindRequest, parse_bytes
-from indexing.search.scoring import unit_queries
+from indexing.store.embeddings import unit_queries
 from indexing.store.folder import commit, read_manifest
 from indexing.store.manifest import Manifest, sealed
 

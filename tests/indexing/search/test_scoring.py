@@ -17,7 +17,8 @@ import pytest
 from vectors import stored_embeddings
 
 from indexing.search import scoring
-from indexing.search.scoring import ExactScores, best_first, pair_scores, unit_queries
+from indexing.search.scoring import ExactScores, best_first, pair_scores
+from indexing.store.embeddings import unit_queries
 
 
 @pytest.mark.parametrize("queries", [0, 1, 2, 90])

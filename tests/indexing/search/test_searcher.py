@@ -32,7 +32,7 @@ from indexing.search.faiss_file import check_layout, read_structure
 from indexing.search.kinds import KINDS, Kind, factory_kind, named_kind
 from indexing.search.making import make_searcher, read_searcher
 from indexing.search.request import Effort
-from indexing.search.scoring import unit_queries
+from indexing.store.embeddings import unit_queries
 from indexing.store.files import store
 
 FACTORIES = ("HNSW8,SQ8", "SQ8", "IVF16,SQ4")
