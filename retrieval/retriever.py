@@ -137,7 +137,7 @@ class Retriever:
 
     Examples:
         >>> from tempfile import TemporaryDirectory
-        >>> from indexing import Corpus
+        >>> from indexing import Corpus, ImageIndex
         >>> from matvit import load_encoder
         >>> folder, encoder = TemporaryDirectory(), load_encoder("matvit-tiny64")
         >>> for colour in ("red", "green", "blue"):

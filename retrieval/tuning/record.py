@@ -171,7 +171,7 @@ class Tuning:
     Examples:
         >>> from tempfile import TemporaryDirectory
         >>> from PIL import Image
-        >>> from indexing import Corpus
+        >>> from indexing import Corpus, ImageIndex
         >>> from matvit import MatViT, MatViTConfig
         >>> from retrieval import Retriever, tune
         >>> shape = dict(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
