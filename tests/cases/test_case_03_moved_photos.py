@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from toy import ToyEncoder, photo
 
-from indexing import Corpus, ImageIndex, write
+from indexing import Corpus, ImageIndex, stage
 from indexing.store.folder import commit, read_finished
 
 TOY = ToyEncoder()
@@ -36,7 +36,7 @@ def test_hits_name_the_new_place_and_nothing_is_embedded_again(
     index, photos, tmp_path, monkeypatch
 ):
     photos.rename(tmp_path / "b")
-    monkeypatch.setattr(write, "embed", None)
+    monkeypatch.setattr(stage, "embed", None)
     moved = index.relocate(tmp_path / "b")
     assert (moved.report.root, moved.report.images) == (str(tmp_path / "b"), 6)
     assert moved.report.compared == 6
@@ -54,7 +54,7 @@ def test_copies_with_other_times_are_read_but_not_embedded(index, photos, tmp_pa
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes(path.read_bytes())
     moved = index.relocate(tmp_path / "b")
-    monkeypatch.setattr(write, "embed", None)
+    monkeypatch.setattr(stage, "embed", None)
     report = moved.add(TOY, Corpus.open(tmp_path / "b")).report
     assert (report.unchanged, report.added, report.changed) == (6, 0, 0)
 
@@ -93,13 +93,13 @@ def test_unfinished_addition_moves_along(index, photos, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(write, "commit", stopped)
+        patch.setattr(stage, "commit", stopped)
         with pytest.raises(KeyboardInterrupt):
             index.add(TOY, Corpus.open(photos))
     photos.rename(tmp_path / "b")
     moved = index.relocate(tmp_path / "b")
     assert read_finished(index.path).adding.root == str(tmp_path / "b")
-    monkeypatch.setattr(write, "embed", None)
+    monkeypatch.setattr(stage, "embed", None)
     assert moved.add(TOY, Corpus.open(tmp_path / "b")).report.added == 1
 
 

@@ -12,7 +12,7 @@ import shutil
 import pytest
 from toy import ToyEncoder, photo
 
-from indexing import Corpus, ImageIndex, remove, verify_index, write
+from indexing import Corpus, ImageIndex, remove, stage, verify_index
 from indexing.store import files, folder
 from indexing.store.folder import commit, read_manifest, writer_lock
 
@@ -68,7 +68,7 @@ def test_two_writers_at_once_leave_an_index_that_opens(index, photos, monkeypatc
         return files.write_atomically(path, *given, **named)
 
     if moment == "before the commit":
-        monkeypatch.setattr(write, "commit", late)
+        monkeypatch.setattr(stage, "commit", late)
     else:
         monkeypatch.setattr(folder, "write_atomically", later)
     with pytest.raises(BlockingIOError, match=r"LOCK was deleted|was changed by another process"):

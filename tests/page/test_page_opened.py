@@ -12,7 +12,7 @@ from PIL import Image
 from app.page.comparison import compare
 from app.page.opened import Answers, encoder_stamp, open_all, out_of_the_collector, stamp
 from app.page.pictures import Query, Sights, stored_query
-from indexing import Corpus, ImageIndex, IndexMismatchError, write
+from indexing import Corpus, ImageIndex, IndexMismatchError, stage, write
 from indexing.store.folder import commit
 from matvit.extraction import extract
 from matvit.model import MatViT
@@ -82,7 +82,7 @@ def test_an_unfinished_addition_does_not_change_the_stamp(
         commit(folder, manifest)
         seen.append((stamp(folder) == before, len(manifest.staged)))
 
-    monkeypatch.setattr(write, "commit", noted)
+    monkeypatch.setattr(stage, "commit", noted)
     index.add(tiny_model, Corpus.open(photo_folder))
     assert (True, 2) in seen
     assert all(same == (staged > 0) for same, staged in seen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from toy import ToyEncoder, photo
 
-from indexing import Corpus, ImageIndex, write
+from indexing import Corpus, ImageIndex, stage
 from matvit.embedding import embed
 
 
@@ -32,7 +32,7 @@ def embedded(monkeypatch):
         counts.append(len(pixels))
         return embed(encoder, pixels, **options)
 
-    monkeypatch.setattr(write, "embed", counting)
+    monkeypatch.setattr(stage, "embed", counting)
     return counts
 
 

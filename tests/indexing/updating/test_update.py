@@ -15,7 +15,7 @@ import pytest
 from toy import ToyEncoder, photo
 from updating import assert_finds_exactly_its_photos, counts
 
-from indexing import Corpus, ImageIndex, IndexMismatchError, write
+from indexing import Corpus, ImageIndex, IndexMismatchError, stage, write
 from indexing.store.folder import commit
 
 
@@ -168,7 +168,7 @@ def test_interrupted_addition_is_not_searched_and_goes_on(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(write, "commit", late)
+        patch.setattr(stage, "commit", late)
         with pytest.raises(KeyboardInterrupt):
             add_all()
     assert sum(embedded) == 4
